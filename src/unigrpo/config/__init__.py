@@ -1,0 +1,149 @@
+"""Recipes: one experiment, whole, as frozen dataclasses read from YAML and dotted overrides.
+
+A recipe is data: the method is a dataclass whose fields are its terms, and names (of models, prompts, rewards) stay
+names here; ``unigrpo.resolve`` turns them into things. This package imports neither torch nor the rest of ``unigrpo``,
+so that the command line answers at once. Whatever cannot work raises :class:`ConfigError`, which says what was set,
+why it cannot work and what to change.
+
+sections: the keys · recipe: the whole, and whether its parts fit · notation: YAML and overrides · reading: from
+what was written to dataclasses · arithmetic: what an iteration costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import yaml
+
+from unigrpo.config.arithmetic import batch_arithmetic
+from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
+from unigrpo.config.reading import read_recipe
+from unigrpo.config.recipe import Recipe
+from unigrpo.config.sections import (
+    METHODS,
+    Advantage,
+    Checkpoint,
+    ConfigError,
+    DemonstrationData,
+    Eval,
+    FlowGRPO,
+    FlowTerm,
+    Method,
+    Mix,
+    Model,
+    Optimizer,
+    PromptData,
+    Regulariser,
+    Reward,
+    Rollout,
+    Scorer,
+    Supervised,
+    TextGRPO,
+    TextTerm,
+    UniGRPO,
+    did_you_mean,
+)
+
+__all__ = [
+    "METHODS",
+    "Advantage",
+    "Checkpoint",
+    "ConfigError",
+    "DemonstrationData",
+    "Eval",
+    "FlowGRPO",
+    "FlowTerm",
+    "Method",
+    "Mix",
+    "Model",
+    "Optimizer",
+    "PromptData",
+    "Recipe",
+    "Regulariser",
+    "Reward",
+    "Rollout",
+    "Scorer",
+    "Supervised",
+    "TextGRPO",
+    "TextTerm",
+    "UniGRPO",
+    "batch_arithmetic",
+    "from_yaml",
+    "list_recipes",
+    "load_recipe",
+    "to_yaml",
+]
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (``shapes/unigrpo``) or from a ``.yaml`` file, with overrides from the command line.
+
+    ``--method.flow.clip-range 1e-5`` and ``--method.flow.clip_range=1e-5`` are the same; values are YAML, and whole
+    sections and lists may be given (``--method "{name: text_grpo}"``). The verbs of the command line are parsed by
+    tyro; overrides are not, because the recipe, not the dataclass, decides which defaults they override.
+    Raises ConfigError, also where there is no such recipe.
+    """
+    text = _find(str(name_or_path))
+    try:
+        written = parse(text)
+        if not isinstance(written, Mapping):
+            raise ConfigError(
+                "the file holds no keys: write at least name, iterations, model, data, reward, method and eval"
+            )
+        for key, value in override_pairs(overrides):
+            written = with_key(written, key.split("."), parse(value))
+        return read_recipe(written)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name_or_path}: {error}") from None
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Return (name, description) of the shipped recipes; the description is that key, or the first comment."""
+    found = []
+    for name, path in _shipped().items():
+        text = path.read_text(encoding="utf-8")
+        comment = next((line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#")), "")
+        found.append((name, str(parse(text).get("description") or comment)))
+    return found
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Write a recipe, every key of it; ``from_yaml(to_yaml(recipe)) == recipe``."""
+    return yaml.dump(
+        asdict(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
+
+
+def from_yaml(text: str) -> Recipe:
+    """Read a recipe from YAML text; raises ConfigError."""
+    return read_recipe(parse(text))
+
+
+def _shipped() -> dict[str, Traversable]:
+    def walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                yield from walk(entry, f"{prefix}{entry.name}/")
+            elif entry.name.endswith(".yaml"):
+                yield prefix + entry.name.removesuffix(".yaml"), entry
+
+    return dict(sorted(walk(resources.files("unigrpo") / "recipes", "")))
+
+
+def _find(name: str) -> str:
+    if name.endswith((".yaml", ".yml")):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"recipe file {name} cannot be read ({error.strerror}): check the path") from error
+    shipped = _shipped()
+    if name not in shipped:
+        near = did_you_mean(name, list(shipped)) or f" (there are {', '.join(shipped)})"
+        raise ConfigError(
+            f"no recipe {name!r} ships with the package{near}: for your own, give the path of a .yaml file"
+        )
+    return shipped[name].read_text(encoding="utf-8")

@@ -1,0 +1,130 @@
+"""A recipe, whole, and the checks that its parts fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unigrpo.config.sections import (
+    Checkpoint,
+    ConfigError,
+    Count,
+    CountOrZero,
+    DemonstrationData,
+    Eval,
+    FlowGRPO,
+    Method,
+    Model,
+    Optimizer,
+    PromptData,
+    Reward,
+    Rollout,
+    Supervised,
+    TextGRPO,
+    UniGRPO,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment, whole; building one checks that its parts fit each other (ConfigError)."""
+
+    name: str
+    description: str = ""
+    seed: CountOrZero = 0
+    iterations: Count
+    model: Model
+    data: PromptData | DemonstrationData
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: Reward
+    method: Method
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    eval: Eval
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    def __post_init__(self) -> None:
+        _check_data(self)
+        _check_rewards(self)
+        _check_schedule(self)
+        if isinstance(self.method, UniGRPO | FlowGRPO):
+            _check_window(self.rollout)
+        if isinstance(self.method, UniGRPO | TextGRPO):
+            _check_thinking(self)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data, optimizer = recipe.data, recipe.optimizer
+    if isinstance(recipe.method, Supervised) != isinstance(data, DemonstrationData):
+        raise ConfigError(
+            f"method {recipe.method.name} with {type(data).__name__}: supervised runs learn from demonstrations, "
+            "RL runs from prompts; change data or method"
+        )
+    if isinstance(data, DemonstrationData):
+        for key, value in (("ppo_epochs", optimizer.ppo_epochs), ("minibatches", optimizer.minibatches)):
+            if value != 1:
+                raise ConfigError(
+                    f"optimizer.{key} = {value}: a batch of demonstrations is used once, in one step; set it to 1"
+                )
+        return
+    if data.group_size < 2:
+        raise ConfigError(
+            "data.group_size = 1: an advantage compares the samples of one prompt, and a single sample always gets 0; "
+            "set it to 2 or more"
+        )
+    if data.prompts_per_iteration % optimizer.minibatches:
+        raise ConfigError(
+            f"optimizer.minibatches = {optimizer.minibatches} does not divide data.prompts_per_iteration = "
+            f"{data.prompts_per_iteration}: a minibatch takes whole groups; change either so that it divides"
+        )
+
+
+def _check_rewards(recipe: Recipe) -> None:
+    example = "for example [{name: shapes/verifier}]"
+    if not recipe.reward.validation:
+        raise ConfigError(f"reward.validation is empty: an evaluation would measure nothing; list a reward, {example}")
+    if not recipe.reward.train and not isinstance(recipe.method, Supervised):
+        raise ConfigError(
+            f"reward.train is empty: {recipe.method.name} has nothing to optimise; list a reward, {example}"
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    warmup, decay = recipe.optimizer.warmup, recipe.optimizer.decay
+    if warmup + decay * recipe.iterations > recipe.iterations:
+        raise ConfigError(
+            f"optimizer.warmup = {warmup} iterations and optimizer.decay = {decay:g} of the run overlap in "
+            f"{recipe.iterations} iterations: shorten either, or set more iterations"
+        )
+
+
+def _check_window(rollout: Rollout) -> None:
+    (lo, hi), size = rollout.window, rollout.window_size
+    if lo + size > hi:
+        raise ConfigError(
+            f"rollout.window_size = {size} does not fit rollout.window = [{lo}, {hi}], which holds {max(hi - lo, 0)} "
+            f"steps: set window_size to at most that, or widen the window to [{lo}, {lo + size}]"
+        )
+    if hi > rollout.num_points - 2:
+        raise ConfigError(
+            f"rollout.window = [{lo}, {hi}] reaches the last of the {rollout.num_points - 1} steps of "
+            f"rollout.num_points = {rollout.num_points}, where an SDE leaves noise in the picture: end it at "
+            f"{rollout.num_points - 2} or before, or set num_points to {hi + 2} or more"
+        )
+    if rollout.noise_level == 0 or (rollout.sde == "cps" and rollout.noise_level > 1):
+        raise ConfigError(
+            f"rollout.noise_level = {rollout.noise_level:g} with rollout.sde = {rollout.sde}: without noise there is "
+            "no choice to score, and cps mixes noise by sin(pi/2 x level); set it above 0 (cps: at most 1), e.g. 0.8"
+        )
+
+
+def _check_thinking(recipe: Recipe) -> None:
+    name, rollout = recipe.method.name, recipe.rollout
+    if not rollout.think:
+        raise ConfigError(
+            f"rollout.think = false: {name} trains the thinking, and there would be none; "
+            "set it to true, or method.name to flow_grpo"
+        )
+    if rollout.temperature == 0:
+        raise ConfigError(
+            f"rollout.temperature = 0: {name} compares different chains of one prompt, and greedy ones are all "
+            "the same; set it above 0 (the paper: 1)"
+        )

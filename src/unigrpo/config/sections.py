@@ -1,0 +1,288 @@
+"""The keys of a recipe: one frozen dataclass per section, and one per method, whose fields are its terms.
+
+Defaults are those of the paper's Table 3; where the paper is silent, the docstring says so (source: design "A recipe,
+whole", spec g.1). ``num_points`` counts grid points: M points are M - 1 forwards. Numbers carry their :class:`Range`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+
+class ConfigError(ValueError):
+    """A recipe or an override that cannot work; the message is for the user."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return " (did you mean ...?)" where ``known`` has close matches of ``word``, else nothing."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed numbers: low <= x <= high, the ends excluded where ``open_*`` says so."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        return above and (number < self.high if self.open_high else number <= self.high)
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        return low if self.high == math.inf else f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open_low=True)]
+NonNegative = Annotated[float, Range(0)]
+Probability = Annotated[float, Range(0, 1)]
+Memory = Annotated[float, Range(0, 1, open_high=True)]  # of a moving average: 1 would never forget
+Guidance = Annotated[float, Range(1)]  # 1 is no guidance
+GridPoints = Annotated[int, Range(2)]
+
+BUILTIN_MODELS = ("builtin:shapes-sft", "builtin:shapes-pretrain", "init:micro")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The start checkpoint: a name of ``BUILTIN_MODELS`` or a folder; ``dtype`` is the compute precision."""
+
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: Any | None = None
+
+    def __post_init__(self) -> None:
+        if self.lora is not None:
+            raise ConfigError(
+                f"model.lora = {self.lora!r}: this version has no LoRA; set it to null, which trains all weights"
+            )
+        if not self.path:
+            raise ConfigError("model.path is empty: name a checkpoint folder or one of " + ", ".join(BUILTIN_MODELS))
+        if self.path.startswith(("builtin:", "init:")) and self.path not in BUILTIN_MODELS:
+            raise ConfigError(
+                f"model.path = {self.path!r} does not ship with the package{did_you_mean(self.path, BUILTIN_MODELS)}: "
+                f"use one of {', '.join(BUILTIN_MODELS)}, or a folder"
+            )
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """Prompts for RL: a stream (``world:split`` or a file), prompts per iteration P and samples per prompt G."""
+
+    prompts: str
+    prompts_per_iteration: Count = 32
+    group_size: Count = 24
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the demonstrations that are made imperfect on purpose (probabilities; design: MICRO).
+
+    bad_plan: the plan misses the prompt; mismatch: the picture misses the plan; no_think, unconditional: without
+    thinking, without a prompt; dense: random plans of many objects without a prompt, until the share ``dense_until``
+    of the run and ``dense_late`` after it; unsorted: plans in random order.
+    """
+
+    bad_plan: Probability = 0.0
+    mismatch: Probability = 0.0
+    no_think: Probability = 0.0
+    unconditional: Probability = 0.0
+    dense: Probability = 0.0
+    dense_late: Probability = 0.0
+    dense_until: Probability = 0.0
+    unsorted: Probability = 0.0
+
+
+@dataclass(frozen=True)
+class DemonstrationData:
+    """Demonstrations for supervised runs: whose (``shapes``), how many per step, and how imperfect."""
+
+    demonstrations: str
+    batch_size: Count = 48
+    mix: Mix = field(default_factory=Mix)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How training samples are drawn (Table 3; the paper is silent on sde, think, max_think_tokens and the noise).
+
+    window: [lo, hi), the step indices from which ``window_size`` consecutive SDE steps are drawn. noise_level: a of
+    sigma = a sqrt(t / (1 - t)), or eta of the kinds cps and dance. image_size: pixels of a side, null = the model's.
+    """
+
+    num_points: GridPoints = 25
+    shift: Positive = 3.0
+    guidance: Guidance = 1.0
+    window: tuple[CountOrZero, CountOrZero] = (0, 5)
+    window_size: Count = 3
+    noise_level: NonNegative = 0.8
+    sde: Literal["flow", "cps", "dance", "flow_cp"] = "flow"
+    temperature: NonNegative = 1.0
+    think: bool = True
+    max_think_tokens: Count = 1024
+    same_initial_noise: bool = False
+    image_size: Count | None = None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One reward by name, and its weight in the sum."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """What is optimised (train) and what is watched (validation); on_error raise: a fault ends the run."""
+
+    train: tuple[Scorer, ...] = ()
+    validation: tuple[Scorer, ...]
+    on_error: Literal["raise"] = "raise"
+
+
+@dataclass(frozen=True)
+class TextTerm:
+    """Text GRPO, Eq. 2 (the paper is silent on the clip): clip r to 1 +- clip_range, minus kl_weight k3."""
+
+    clip_range: Positive = 0.2
+    kl_weight: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class FlowTerm:
+    """Flow GRPO, Eq. 4-6; clip_range auto = 5.12e-4 / sqrt(D), the paper's 1e-6 at 1024 x 1024 (spec b.6)."""
+
+    clip_range: Positive | Literal["auto"] = "auto"
+    ratio_norm: bool = True
+    grad_reweight: Literal["none", "inv_dt", "inv_dt_norm"] = "none"
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """What keeps the velocity near the start checkpoint on the window steps, Eq. 8 (mean over D, spec e.2)."""
+
+    kind: Literal["velocity_mse", "latent_kl", "none"] = "velocity_mse"
+    weight: NonNegative = 1.5e-5
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """A = clamp((R - mean) / (std + epsilon), -clip, clip) inside a group, Eq. 1 (paper silent on both; spec b.8)."""
+
+    epsilon: NonNegative = 1e-4
+    clip: Positive = 5.0
+
+
+@dataclass(frozen=True)
+class UniGRPO:
+    """J = J_Text + lambda J_Flow, Eq. 7; image_grad_through_context is left open by the paper (spec e.4)."""
+
+    name: Literal["unigrpo"] = "unigrpo"
+    lambda_flow: NonNegative = 1.0
+    image_grad_through_context: bool = False
+    text: TextTerm = field(default_factory=TextTerm)
+    flow: FlowTerm = field(default_factory=FlowTerm)
+    regulariser: Regulariser = field(default_factory=Regulariser)
+    advantage: Advantage = field(default_factory=Advantage)
+
+
+@dataclass(frozen=True)
+class TextGRPO:
+    """J_Text alone: the picture is drawn by the ODE, and the denoising parameters stay as they are (spec f.4)."""
+
+    name: Literal["text_grpo"] = "text_grpo"
+    text: TextTerm = field(default_factory=TextTerm)
+    advantage: Advantage = field(default_factory=Advantage)
+
+
+@dataclass(frozen=True)
+class FlowGRPO:
+    """J_Flow alone: the thinking (if any) is sampled, and the reasoning parameters stay as they are (spec f.4)."""
+
+    name: Literal["flow_grpo"] = "flow_grpo"
+    flow: FlowTerm = field(default_factory=FlowTerm)
+    regulariser: Regulariser = field(default_factory=Regulariser)
+    advantage: Advantage = field(default_factory=Advantage)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """ce_weight CE(text) + mse_weight MSE(velocity) on demonstrations, each image at noisy_copies times (spec f.5).
+
+    t = sigmoid(normal) or stratified, then shifted by timestep_shift.
+    """
+
+    name: Literal["supervised"] = "supervised"
+    ce_weight: NonNegative = 1.0
+    mse_weight: NonNegative = 1.0
+    timestep_shift: Positive = 3.0
+    noisy_copies: Count = 1
+
+
+Method = UniGRPO | TextGRPO | FlowGRPO | Supervised
+METHODS: dict[str, type[Method]] = {
+    "unigrpo": UniGRPO,
+    "text_grpo": TextGRPO,
+    "flow_grpo": FlowGRPO,
+    "supervised": Supervised,
+}
+DATA: dict[str, type[PromptData | DemonstrationData]] = {"RL": PromptData, "supervised": DemonstrationData}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW per expert (learning rates and ppo_epochs: Table 3 has 1e-6, 3e-5 and 2; the paper is silent on the rest).
+
+    ppo_epochs: passes over an iteration's trajectories; minibatches: disjoint sets of whole groups in a pass, one
+    optimizer step each; micro_batch: sequences per forward. warmup: iterations of linear rise; decay: share of the run,
+    at its end, with linear fall to 0; ema: memory of the weight average, 0 = off. max_grad_norm is per expert.
+    """
+
+    lr_reasoning: NonNegative = 1e-6
+    lr_denoising: NonNegative = 3e-5
+    betas: tuple[Memory, Memory] = (0.9, 0.999)
+    eps_reasoning: Positive = 1e-8
+    eps_denoising: Positive = 1e-15
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    ppo_epochs: Count = 1
+    minibatches: Count = 1
+    micro_batch: Count = 1
+    warmup: CountOrZero = 0
+    decay: Probability = 0.0
+    ema: Memory = 0.0
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluation: during the run one picture for each of the first ``limit`` prompts, every so many iterations; before
+    and after it ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, the same draws both times.
+    """
+
+    prompts: str
+    every: Count = 25
+    limit: Count = 200
+    compare_limit: Count = 504
+    compare_samples: Count = 4
+    num_points: GridPoints = 50
+    guidance: Guidance = 1.0
+    think: bool = True
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Save every so many iterations and keep the newest ``keep``."""
+
+    every: Count = 25
+    keep: Count = 2

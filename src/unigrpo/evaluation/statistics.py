@@ -1,0 +1,96 @@
+"""Is the difference real? Bootstrap intervals over prompts (numpy only)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def paired_difference(
+    before: ArrayLike,
+    after: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    strata: ArrayLike | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, float]:
+    """Return ``{"difference", "low", "high"}`` of mean(after) - mean(before), with a percentile bootstrap interval.
+
+    Whole clusters (prompts) are drawn with replacement, the same on both sides, because images of one prompt rise and
+    fall together and both sides drew the same prompts. NaN entries (follow without a parsable plan) are left out side
+    by side: each mean is over what that side has. A side with nothing gives NaN.
+
+    before, after: [N], entry i of both from the same prompt. clusters: [N] labels; None: every entry on its own.
+    strata: [N] labels (prompt categories); the means are then means over strata of means within, as the score is, and
+    clusters are drawn within their stratum. ValueError for unequal lengths, none at all, or a cluster in two strata.
+    """
+    sides = [np.asarray(side, dtype=np.float64).ravel() for side in (before, after)]
+    size = sides[0].size
+    labels = np.arange(size) if clusters is None else np.asarray(clusters).ravel()
+    groups = np.zeros(size, dtype=np.int64) if strata is None else np.asarray(strata).ravel()
+    _check(sides[1].size, labels.size, groups.size, size, confidence, resamples)
+    cluster_names, cluster = np.unique(labels, return_inverse=True)
+    stratum_names, stratum = np.unique(groups, return_inverse=True)
+    stratum_of = _stratum_of_cluster(cluster, stratum, len(cluster_names))
+    weights = _draws(stratum_of, len(stratum_names), resamples, seed)
+    weights = np.concatenate([np.ones((1, weights.shape[1])), weights])  # row 0: the sample itself
+    means = [_means(side, cluster, stratum_of, len(stratum_names), weights) for side in sides]
+    difference = means[1] - means[0]
+    drawn = difference[1:][~np.isnan(difference[1:])]  # a draw may have met no defined entry in some stratum
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (np.nan, np.nan)
+    return {"difference": float(difference[0]), "low": float(low), "high": float(high)}
+
+
+def _check(after: int, clusters: int, strata: int, size: int, confidence: float, resamples: int) -> None:
+    if size == 0 or not after == clusters == strata == size:
+        raise ValueError(
+            f"a paired difference needs equally many entries, at least one: before has {size}, after {after}, "
+            f"clusters {clusters}, strata {strata}. Evaluate both sides on the same prompts and samples."
+        )
+    if not 0 < confidence < 1 or resamples < 1:
+        raise ValueError(f"confidence must lie in (0, 1) and resamples be at least 1, got {confidence} and {resamples}")
+
+
+def _stratum_of_cluster(cluster: NDArray[np.int64], stratum: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """[clusters] -> its stratum; ValueError if some cluster lies in two."""
+    result = np.zeros(count, dtype=np.int64)
+    result[cluster] = stratum
+    if np.any(result[cluster] != stratum):
+        raise ValueError("a cluster lies in two strata: give every prompt one category, or leave strata out")
+    return result
+
+
+def _draws(stratum_of: NDArray[np.int64], strata: int, resamples: int, seed: int) -> Array:
+    """How often each cluster is drawn: [resamples, clusters], each stratum with as many draws as it has clusters."""
+    generator = np.random.default_rng(seed)
+    weights = np.zeros((resamples, stratum_of.size))
+    for index in range(strata):
+        members = np.flatnonzero(stratum_of == index)
+        weights[:, members] = generator.multinomial(
+            members.size, np.full(members.size, 1 / members.size), size=resamples
+        )
+    return weights
+
+
+def _means(
+    side: Array, cluster: NDArray[np.int64], stratum_of: NDArray[np.int64], strata: int, weights: Array
+) -> Array:
+    """Mean over strata of the weighted means within, one per row of weights [R, clusters] -> [R].
+
+    A stratum that never has a defined entry on this side is left out; one that a draw left empty makes the draw NaN.
+    """
+    valid = ~np.isnan(side)
+    sums = np.bincount(cluster[valid], weights=side[valid], minlength=stratum_of.size)
+    counts = np.bincount(cluster[valid], minlength=stratum_of.size).astype(np.float64)
+    columns = []
+    for index in range(strata):
+        members = stratum_of == index
+        if counts[members].any():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                columns.append((weights[:, members] @ sums[members]) / (weights[:, members] @ counts[members]))
+    return np.mean(columns, axis=0) if columns else np.full(weights.shape[0], np.nan)

@@ -1,0 +1,101 @@
+"""Sizes and special tokens of a BAGEL model (spec/bagel.md, section 1); one class from 0.4 M to 14 B parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BagelConfig:
+    """All that fixes the shapes and the arithmetic of the transformer.
+
+    The latent grid of an image of H x W pixels has H / (vae_downsample * latent_patch_size) rows; each token carries
+    ``latent_patch_size**2 * latent_channels`` numbers, and has row ``row * max_latent_size + column`` of the position
+    table. ``system_prompt`` is the text that asks for thinking;
+    ``timestep_shift`` and ``num_points`` are the sampling grid that ``generate`` and ``eval`` take by default.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    latent_channels: int
+    max_latent_size: int
+    bos_token_id: int
+    eos_token_id: int
+    vision_start_id: int
+    vision_end_id: int
+    image_size: tuple[int, int]
+    latent_patch_size: int = 2
+    vae_downsample: int = 8
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    system_prompt: str = ""
+    timestep_shift: float = 3.0
+    num_points: int = 50
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"the head size is {self.head_dim}; rotary positions need an even one")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, as the position table needs")
+        self.grid_of(self.image_size)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers per attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers per latent token (p * p * z)."""
+        return self.latent_patch_size**2 * self.latent_channels
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side in pixels of what one latent token covers."""
+        return self.vae_downsample * self.latent_patch_size
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Latent rows and columns of an image of (height, width) pixels."""
+        stride, most = self.pixels_per_token, self.max_latent_size
+        for side in image_size:
+            if side <= 0 or side % stride or side // stride > most:
+                raise ValueError(
+                    f"an image of {image_size[0]} x {image_size[1]} pixels does not fit this model: "
+                    f"each side must be a multiple of {stride}, at most {stride * most}"
+                )
+        return image_size[0] // stride, image_size[1] // stride
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BagelConfig:
+        """Build from a plain mapping; unknown or missing keys are errors that name them."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown key(s) in the model config: {', '.join(unknown)}")
+        ready = dict(values)
+        if "image_size" in ready:
+            ready["image_size"] = (int(ready["image_size"][0]), int(ready["image_size"][1]))
+        try:
+            return cls(**ready)
+        except TypeError as error:
+            raise ValueError(f"the model config is incomplete: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> BagelConfig:
+        """Read ``config.json`` of a model folder."""
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        return json.dumps(asdict(self), indent=1) + "\n"

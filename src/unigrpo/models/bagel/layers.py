@@ -1,0 +1,127 @@
+"""The mixture-of-transformers layer: two experts per layer, one joint attention (spec/bagel.md, section 2).
+
+Routing is static: a stream is a pair (und [B, U, H], gen [B, G, H]); each half goes through its own weights and both
+meet in one attention. Parameter names are those of the public checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unigrpo.models.bagel.config import BagelConfig
+
+Stream = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) in fp32, cast back, times weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), without biases."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, L, 1, head_dim] of the angles p * theta^(-2j/d), duplicated [f, f] (fp32)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions.float()[..., None] * theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1)[:, :, None, :]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, llama style: x cos + [-x2, x1] sin; x is [B, L, heads, d]."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+class MoTAttention(nn.Module):
+    """Joint attention of both experts with per-head q/k norms before rope; grouped key/value heads."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        hidden, d = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, d
+        for twin in ("", "_moe_gen"):
+            self.add_module(f"q_proj{twin}", nn.Linear(hidden, self.heads * d))
+            self.add_module(f"k_proj{twin}", nn.Linear(hidden, self.kv_heads * d))
+            self.add_module(f"v_proj{twin}", nn.Linear(hidden, self.kv_heads * d))
+            self.add_module(f"o_proj{twin}", nn.Linear(self.heads * d, hidden, bias=False))
+            self.add_module(f"q_norm{twin}", RMSNorm(d, config.rms_norm_eps))
+            self.add_module(f"k_norm{twin}", RMSNorm(d, config.rms_norm_eps))
+
+    def _project(self, x: Tensor, twin: str) -> tuple[Tensor, Tensor, Tensor]:
+        b, length = x.shape[:2]
+        q = self.get_submodule(f"q_proj{twin}")(x).view(b, length, self.heads, self.head_dim)
+        k = self.get_submodule(f"k_proj{twin}")(x).view(b, length, self.kv_heads, self.head_dim)
+        v = self.get_submodule(f"v_proj{twin}")(x).view(b, length, self.kv_heads, self.head_dim)
+        return self.get_submodule(f"q_norm{twin}")(q), self.get_submodule(f"k_norm{twin}")(k), v
+
+    def project(self, stream: Stream, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, heads, L, d], k and v [B, kv heads, L, d] of a stream, und tokens first."""
+        halves = [self._project(x, twin) for x, twin in zip(stream, ("", "_moe_gen"), strict=True) if x.shape[1]]
+        q, k, v = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*halves, strict=True))
+        return rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, num_und: int) -> Stream:
+        """Attention over the given keys (mask: additive [B, 1, Lq, Lk]) and the output projections of both experts."""
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
+        out = out.transpose(1, 2).flatten(2)
+        und, gen = out[:, :num_und], out[:, num_und:]
+        return (
+            self.get_submodule("o_proj")(und) if und.shape[1] else und,
+            self.get_submodule("o_proj_moe_gen")(gen) if gen.shape[1] else gen,
+        )
+
+
+class MoTLayer(nn.Module):
+    """One layer with twins of every weight: names without suffix understand, names with ``_moe_gen`` generate."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.self_attn = MoTAttention(config)
+        for twin in ("", "_moe_gen"):
+            self.add_module(f"mlp{twin}", SwiGLU(config.hidden_size, config.intermediate_size))
+            self.add_module(f"input_layernorm{twin}", RMSNorm(config.hidden_size, config.rms_norm_eps))
+            self.add_module(f"post_attention_layernorm{twin}", RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+    def by_expert(self, name: str, stream: Stream) -> Stream:
+        """Apply the module ``name`` to the und half and its twin to the gen half; empty halves pass."""
+        und, gen = stream
+        return (
+            self.get_submodule(name)(und) if und.shape[1] else und,
+            self.get_submodule(f"{name}_moe_gen")(gen) if gen.shape[1] else gen,
+        )
+
+    def mix(self, stream: Stream) -> Stream:
+        """h + mlp(norm(h)) in each expert."""
+        return add(stream, self.by_expert("mlp", self.by_expert("post_attention_layernorm", stream)))
+
+
+def add(a: Stream, b: Stream) -> Stream:
+    """Residual sum of two streams."""
+    return a[0] + b[0], a[1] + b[1]

@@ -1,0 +1,263 @@
+"""BAGEL as a :class:`unigrpo.policy.Policy`: batched prefill, thinking, velocities, and the packed replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_range, unpatchify
+from unigrpo.models.bagel.cache import Cache
+from unigrpo.models.bagel.packing import NOISE, Block, Packed, RowBuilder, Tokens, build_block, lay_context, pack
+from unigrpo.models.bagel.tokenizer import Tokenizer
+from unigrpo.models.bagel.transformer import Bagel, plain_tokens
+from unigrpo.policy import PolicySpec, Replayed, ReplayItem
+from unigrpo.trajectory import Segment, Text
+
+DENOISING_PREFIXES = ("vae2llm.", "llm2vae.", "time_embedder.")
+FROZEN_PREFIXES = ("latent_pos_embed.", "vit_pos_embed.", "vit_model.", "connector.")
+
+
+class BagelPolicy:
+    """The model with its tokenizer and autoencoder; ``compute_dtype`` below fp32 runs under autocast."""
+
+    def __init__(
+        self,
+        model: Bagel,
+        tokenizer: Tokenizer | None,
+        autoencoder: Autoencoder | None,
+        *,
+        image_size: tuple[int, int] | None = None,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        size = image_size or model.config.image_size
+        self.model, self.tokenizer, self.autoencoder = model, tokenizer, autoencoder
+        self.config, self.compute_dtype = model.config, compute_dtype
+        self.spec = PolicySpec(model.config.grid_of(size), model.config.latent_dim, size)
+
+    @property
+    def module(self) -> nn.Module:
+        """The trainable module."""
+        return self.model
+
+    def _precision(self) -> AbstractContextManager[object]:
+        lower = self.compute_dtype != torch.float32
+        return torch.autocast(self.model.device.type, dtype=self.compute_dtype, enabled=lower)
+
+    # Words
+
+    def encode_text(self, text: str) -> Tensor:
+        """Words -> ids int64 [n] (no bos, no eos)."""
+        if self.tokenizer is None:
+            raise ValueError("this model was built without a tokenizer; it only takes token ids")
+        return self.tokenizer.encode(text)
+
+    def decode_text(self, ids: Tensor) -> str:
+        """Ids -> words, for people and logs."""
+        if self.tokenizer is None:
+            raise ValueError("this model was built without a tokenizer; it only gives token ids")
+        return self.tokenizer.decode(ids)
+
+    def prompt_segments(self, prompt: str, *, think: bool) -> tuple[Text, ...]:
+        """[system] [prompt] with thinking, else [prompt]."""
+        return (*self.unconditional_segments(think=think), Text(self.encode_text(prompt)))
+
+    def unconditional_segments(self, *, think: bool) -> tuple[Text, ...]:
+        """[system] with thinking, else nothing."""
+        return (Text(self.encode_text(self.config.system_prompt)),) if think else ()
+
+    # Reading, writing, drawing
+
+    def prefill(self, contexts: Sequence[Sequence[Segment]]) -> Cache:
+        """Read B contexts (of any lengths, also empty ones) into a new cache."""
+        cache = Cache.empty(self.config.num_layers, len(contexts), self.model.device)
+        return self.extend(cache, contexts)
+
+    def extend(self, cache: Cache, additions: Sequence[Sequence[Segment]]) -> Cache:
+        """Read further segments into a cache, one tuple per row; returns the same cache."""
+        rows = [RowBuilder(self.config) for _ in additions]
+        for row, segments in zip(rows, additions, strict=True):
+            for segment in segments:
+                lay_context(row, segment)
+        if not any(row.order for row in rows):
+            return cache
+        block = build_block(rows, self.config.latent_dim, self.model.device)
+        advance = torch.tensor([row.rope for row in rows], device=self.model.device)
+        block = _shifted(block, cache.rope)
+        with self._precision():
+            self.model([block], cache, write=True)
+        cache.commit(block.tokens.valid, cache.rope + advance)
+        return cache
+
+    def feed(self, cache: Cache, ids: Tensor, valid: Tensor) -> Tensor:
+        """Append one token per row (ids [B], rows where valid [B]); return the fp32 logits [B, V] after it."""
+        tokens = plain_tokens(ids.shape[0], 1, 0, ids.device)
+        block = Block(
+            ids=ids[:, None],
+            latents=torch.zeros((ids.shape[0], 0, self.config.latent_dim), device=ids.device),
+            t=torch.zeros((ids.shape[0], 0), device=ids.device),
+            places=ids.new_zeros((ids.shape[0], 0)),
+            rope=cache.rope[:, None],
+            tokens=tokens,
+        )
+        with self._precision():
+            ((und, _),) = self.model([block], cache, write=True)
+            logits = self.model.logits(und[:, 0])
+        cache.commit(valid[:, None], cache.rope + valid)
+        return logits
+
+    @torch.no_grad()
+    def think(self, context: Cache, *, uniforms: Tensor, temperature: float) -> tuple[list[Text], Cache]:
+        """Write one text per row by inverse-CDF sampling; eos is always fed, and is an action only where sampled."""
+        batch, cap = uniforms.shape
+        uniforms = uniforms.to(self.model.device)
+        context.reserve(cap + 2)
+        token = torch.full((batch,), self.config.bos_token_id, device=self.model.device)
+        feeding = torch.ones(batch, dtype=torch.bool, device=self.model.device)
+        chosen: list[Tensor] = []
+        scores: list[Tensor] = []
+        counts = torch.zeros(batch, dtype=torch.int64, device=self.model.device)
+        while bool(feeding.any()):
+            logits = self.feed(context, token, feeding)
+            still = feeding & (token != self.config.eos_token_id)
+            if len(chosen) < cap:
+                token, score = sample(logits, uniforms[:, len(chosen)], temperature)
+                chosen.append(token)
+                scores.append(score)
+                counts = counts + still
+            else:
+                token = torch.full_like(token, self.config.eos_token_id)
+            feeding = still
+        return self._collect(torch.stack(chosen, 1).cpu(), torch.stack(scores, 1).cpu(), counts.tolist()), context
+
+    def _collect(self, ids: Tensor, scores: Tensor, counts: list[int]) -> list[Text]:
+        texts = []
+        for row, count in enumerate(counts):
+            ended = bool(ids[row, count - 1] == self.config.eos_token_id)
+            texts.append(Text(ids[row, : count - ended].clone(), ended, scores[row, :count].clone()))
+        return texts
+
+    def velocity(self, context: Cache, x: Tensor, t: Tensor) -> Tensor:
+        """One denoising forward: [markers | latents] over the cache, which is not changed; fp32 [B, n, d]."""
+        batch, n = x.shape[:2]
+        device = x.device
+        order = torch.tensor([0, n + 1, *range(1, n + 1)], device=device).expand(batch, n + 2)
+        segment = torch.zeros_like(order)
+        block = Block(
+            ids=torch.tensor([self.config.vision_start_id, self.config.vision_end_id], device=device).expand(batch, 2),
+            latents=x,
+            t=t.to(torch.float32).reshape(-1, 1).expand(batch, n),
+            places=self.places(device).expand(batch, n),
+            rope=context.rope[:, None].expand(batch, n + 2),
+            tokens=Tokens(order, segment, segment + NOISE, torch.ones_like(order, dtype=torch.bool)),
+        )
+        with self._precision():
+            ((_, gen),) = self.model([block], context)
+            return self.model.velocity_head(gen).float()
+
+    def places(self, device: torch.device) -> Tensor:
+        """Rows of the position table for one image [n]."""
+        rows, columns = self.spec.grid
+        row = torch.arange(rows, device=device)[:, None] * self.config.max_latent_size
+        return (row + torch.arange(columns, device=device)).reshape(-1)
+
+    # Scoring
+
+    def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0) -> list[Replayed]:
+        """ONE forward over [given | thinking | image at each query]: token log-probs and all velocities, with gradients."""
+        packed = pack(items, self.config, self.model.device)
+        blocks = [packed.context] if packed.noise is None else [packed.context, packed.noise]
+        with self._precision():
+            streams = self.model(blocks)
+            log_probs, entropies = self._score_texts(packed, streams[0][0], temperature)
+            velocities = self._read_velocities(packed, streams[1][1]) if packed.noise is not None else [()] * len(items)
+        return [Replayed(*parts) for parts in zip(log_probs, entropies, velocities, strict=True)]
+
+    def _score_texts(self, packed: Packed, hidden: Tensor, temperature: float) -> tuple[list[Tensor], list[Tensor]]:
+        rows, columns, targets, sizes = [], [], [], []
+        for row, spans in enumerate(packed.texts):
+            before = len(rows)
+            for span in spans:
+                actions = span.text.ids.tolist() + [self.config.eos_token_id] * span.text.ended
+                rows.extend([row] * len(actions))
+                columns.extend(range(span.start, span.start + len(actions)))
+                targets.extend(actions)
+            sizes.append(len(rows) - before)
+        index = torch.tensor([rows, columns, targets], dtype=torch.int64, device=hidden.device).reshape(3, -1)
+        log_p = log_distribution(self.model.logits(hidden[index[0], index[1]]), temperature)
+        chosen = log_p.gather(1, index[2][:, None])[:, 0]
+        with torch.no_grad():
+            entropy = -(log_p.exp() * log_p).sum(-1)
+        return list(chosen.split(sizes)), list(entropy.split(sizes))
+
+    def _read_velocities(self, packed: Packed, hidden: Tensor) -> list[tuple[Tensor, ...]]:
+        # unbind and not indexing: its backward is one stack, where 96 slices would add 96 tensors of zeros
+        rows = self.model.velocity_head(hidden).float().unbind(0)
+        out = []
+        for row, spans in zip(rows, packed.images, strict=True):
+            parts = []
+            for span in spans:
+                count = span.copies * span.num_tokens
+                part = row if count == row.shape[0] else row[span.start : span.start + count]
+                parts.append(part.reshape(span.copies, span.num_tokens, -1))
+            out.append(tuple(parts))
+        return out
+
+    # Pixels
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] -> packed latents [B, n, d]."""
+        latents = self._autoencoder().encode(pixels * 2.0 - 1.0)
+        return patchify(latents.float(), self.config.latent_patch_size)
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """Packed latents [B, n, d] -> pixels fp32 [B, 3, H, W] in [0, 1]."""
+        maps = unpatchify(latents, self.spec.grid, self.config.latent_patch_size)
+        return to_unit_range(self._autoencoder().decode(maps))
+
+    def _autoencoder(self) -> Autoencoder:
+        if self.autoencoder is None:
+            raise ValueError("this model was built without an autoencoder; it only takes and gives latents")
+        return self.autoencoder
+
+    # Parameters
+
+    def reasoning_parameters(self) -> dict[str, nn.Parameter]:
+        """Embeddings, text head and the understanding expert."""
+        return {n: p for n, p in self.model.named_parameters() if not (is_denoising(n) or n.startswith(FROZEN_PREFIXES))}
+
+    def denoising_parameters(self) -> dict[str, nn.Parameter]:
+        """The generation expert, vae2llm, llm2vae and the time embedder."""
+        return {n: p for n, p in self.model.named_parameters() if is_denoising(n)}
+
+
+def is_denoising(name: str) -> bool:
+    """Whether a parameter belongs to the image half (design: Words)."""
+    return "_moe_gen" in name or name.startswith(DENOISING_PREFIXES)
+
+
+def log_distribution(logits: Tensor, temperature: float) -> Tensor:
+    """log_softmax(logits / T), fp32, over the whole vocabulary (spec d.2); T = 0 scores as T = 1."""
+    return torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+
+
+def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Draw one id per row by inverse CDF (fp64 sums): the first id whose cumulated probability exceeds u in [0, 1).
+
+    logits [B, V], uniforms [B] -> ids [B] int64, log-probs [B] fp32 of the very distribution drawn from. T = 0: argmax.
+    """
+    log_p = log_distribution(logits, temperature)
+    if temperature == 0:
+        ids = logits.argmax(-1)
+    else:
+        cumulated = log_p.double().exp().cumsum(-1)
+        threshold = uniforms.double()[:, None] * cumulated[:, -1:]
+        ids = (cumulated <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return ids, log_p.gather(1, ids[:, None])[:, 0]
+
+
+def _shifted(block: Block, rope: Tensor) -> Block:
+    """The same block, placed after rows whose next rope position is ``rope`` [B]."""
+    return Block(block.ids, block.latents, block.t, block.places, block.rope + rope[:, None], block.tokens)

@@ -1,0 +1,177 @@
+"""The BAGEL transformer: blocks of tokens in, hidden states out, with or without a cache (spec/bagel.md 2-4).
+
+Rollout and replay use this one forward: prefill is ``forward([context], cache, write=True)``, a denoising step is
+``forward([noisy image], cache)``, and a replay is ``forward([context, noisy images])``, where the second block sees the
+keys of the first. Because the blocks are separate streams, the text's backward pass never enters the image's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unigrpo.models.bagel.cache import Cache
+from unigrpo.models.bagel.config import BagelConfig
+from unigrpo.models.bagel.layers import MoTLayer, RMSNorm, Stream, add, rope_tables
+from unigrpo.models.bagel.packing import Block, Tokens, allowed
+
+FREQUENCIES = 256
+
+
+def sincos_table(side: int, hidden: int) -> Tensor:
+    """Position table [side * side, H]: [sin(col w), cos(col w), sin(row w), cos(row w)], w_j = 1e4^(-j / (H/4)).
+
+    Column first; row index = row * side + column (spec/bagel.md section 4). fp64 angles, fp32 out.
+    """
+    omega = 1e4 ** (-torch.arange(hidden // 4, dtype=torch.float64) / (hidden / 4))
+    place = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    one = torch.cat([place.sin(), place.cos()], dim=-1)
+    columns = one[None, :, :].expand(side, side, -1)
+    rows = one[:, None, :].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(side * side, hidden).float()
+
+
+class PositionTable(nn.Module):
+    """A frozen table of positions; stored in the checkpoint as ``pos_embed``."""
+
+    def __init__(self, side: int, hidden: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(sincos_table(side, hidden), requires_grad=False)
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Table rows [B, G] -> [B, G, H]."""
+        return self.pos_embed[places]
+
+
+class TimeEmbedder(nn.Module):
+    """t in [0, 1] (not times 1000) -> MLP([cos(t f), sin(t f)]), f_j = exp(-ln(1e4) j / 128), fp32 angles."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t [...] -> [..., H]."""
+        half = FREQUENCIES // 2
+        f = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angles = t.float()[..., None] * f
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class MoTModel(nn.Module):
+    """Embeddings, layers and the two final norms."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(MoTLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class LanguageModel(nn.Module):
+    """The decoder and its untied text head."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.model = MoTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool [B, Lq, Lk] -> additive [B, 1, Lq, Lk]; a padded query, which sees nothing, sees everything (and is unread)."""
+    blocked = ~mask & mask.any(-1, keepdim=True)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(blocked, float("-inf"))[:, None]
+
+
+class Bagel(nn.Module):
+    """Thinks with one expert and draws with the other; parameter names are those of the public checkpoint."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.language_model = LanguageModel(config)
+        self.time_embedder = TimeEmbedder(config.hidden_size)
+        self.vae2llm = nn.Linear(config.latent_dim, config.hidden_size)
+        self.llm2vae = nn.Linear(config.hidden_size, config.latent_dim)
+        self.latent_pos_embed = PositionTable(config.max_latent_size, config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vae2llm.weight.device
+
+    def embed(self, block: Block) -> Stream:
+        """Token embeddings for und; vae2llm(x) + time + place for gen."""
+        und = self.language_model.model.embed_tokens(block.ids)
+        if not block.latents.shape[1]:
+            return und, und.new_zeros((und.shape[0], 0, und.shape[2]))
+        latents = self.vae2llm(block.latents.to(self.vae2llm.weight.dtype))
+        return und, latents + self.time_embedder(block.t) + self.latent_pos_embed(block.places).to(latents.dtype)
+
+    def masks(self, blocks: Sequence[Block], cache: Cache | None, dtype: torch.dtype) -> list[Tensor]:
+        """For each block, what it may see of [cache | earlier blocks | itself], additive."""
+        out = []
+        for index, block in enumerate(blocks):
+            parts = [allowed(block.tokens, key.tokens) for key in blocks[: index + 1]]
+            if cache is not None and cache.length:
+                past = cache.valid[:, None, :].expand(-1, parts[0].shape[1], -1)
+                parts.insert(0, past & block.tokens.valid[:, :, None])
+            out.append(additive(torch.cat(parts, dim=-1), dtype))
+        return out
+
+    def forward(self, blocks: Sequence[Block], cache: Cache | None = None, *, write: bool = False) -> list[Stream]:
+        """Hidden states (after the final norms) of every block: (und [B, U, H], gen [B, G, H]).
+
+        Block i sees the cache, blocks[:i] and itself, by the rule of ``packing.allowed``. With ``write`` the keys and
+        values of the (single) block are appended to the cache.
+        """
+        if write and (cache is None or len(blocks) != 1):
+            raise ValueError("write=True appends exactly one block to a cache")
+        streams = [self.embed(block) for block in blocks]
+        dtype = streams[0][0].dtype
+        masks = self.masks(blocks, cache, dtype)
+        ropes = [rope_tables(block.rope, self.config.head_dim, self.config.rope_theta) for block in blocks]
+        for index, layer in enumerate(self.language_model.model.layers):
+            assert isinstance(layer, MoTLayer)
+            past = cache.layer(index) if cache is not None else None
+            for number, block in enumerate(blocks):
+                normed = layer.by_expert("input_layernorm", streams[number])
+                q, k, v = layer.self_attn.project(normed, *ropes[number])
+                if write and cache is not None:
+                    past = cache.append(index, k, v)
+                else:
+                    past = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
+                attended = layer.self_attn.attend(q, past[0], past[1], masks[number], block.num_und)
+                streams[number] = layer.mix(add(streams[number], attended))
+        return [self.final_norm(stream) for stream in streams]
+
+    def final_norm(self, stream: Stream) -> Stream:
+        """``norm`` for und tokens, ``norm_moe_gen`` for gen tokens."""
+        und, gen = stream
+        model = self.language_model.model
+        return model.norm(und) if und.shape[1] else und, model.norm_moe_gen(gen) if gen.shape[1] else gen
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Text logits, fp32: the head runs in the weights' dtype, the result is widened."""
+        return F.linear(hidden, self.language_model.lm_head.weight).float()
+
+    def velocity_head(self, hidden: Tensor) -> Tensor:
+        """llm2vae at latent tokens, fp32 [..., P]."""
+        return self.llm2vae(hidden).float()
+
+
+def plain_tokens(batch: int, length: int, mode: int, device: torch.device) -> Tokens:
+    """Attention facts of a block without padding that is one segment."""
+    order = torch.arange(length, device=device).expand(batch, length)
+    return Tokens(
+        order=order,
+        segment=torch.zeros_like(order),
+        mode=torch.full_like(order, mode),
+        valid=torch.ones((batch, length), dtype=torch.bool, device=device),
+    )

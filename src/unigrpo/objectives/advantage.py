@@ -1,0 +1,84 @@
+"""Group-relative advantages: how much better a sample is than the others of its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unigrpo.trajectory import Trajectory
+
+
+def group_advantages(
+    rewards: Tensor | Sequence[float], group_ids: Sequence[Hashable], *, epsilon: float = 1e-4, clip: float = 5.0
+) -> Tensor:
+    """Return A = (R - mean) / (std + epsilon) over the samples of one prompt, clamped to [-clip, clip]; fp32 [N].
+
+    Paper eq. 1, which has no epsilon and no clamp and leaves the kind of std open; these are the official code's:
+    population std (ddof 0), 1e-4 and 5 (spec b.8). Statistics are fp64. A group whose rewards are all equal, so also
+    a group of one, gets exactly 0. Raises ValueError on NaN or infinite rewards.
+    """
+    values = torch.as_tensor(rewards, dtype=torch.float64).detach()
+    if values.ndim != 1 or values.shape[0] != len(group_ids):
+        raise ValueError(
+            f"rewards {list(values.shape)} and group_ids [{len(group_ids)}] must be two lists of one length"
+        )
+    if not epsilon > 0.0 or not clip > 0.0:
+        raise ValueError(f"epsilon ({epsilon}) and clip ({clip}) must be > 0")
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"reward {row} is {float(values[row])}: an advantage needs finite rewards; check the reward function"
+        )
+    advantages = torch.zeros_like(values)
+    for rows in _groups(group_ids):
+        group = values[rows]
+        if bool(group.max() > group.min()):  # otherwise 0 exactly, whatever the rounding of the mean
+            advantages[rows] = (group - group.mean()) / (group.std(correction=0) + epsilon)
+    return advantages.clamp(-clip, clip).float()
+
+
+def assign_advantages(
+    trajectories: Sequence[Trajectory], *, epsilon: float = 1e-4, clip: float = 5.0
+) -> list[Trajectory]:
+    """Return the trajectories with their advantages; a group is all trajectories of one ``prompt.position``.
+
+    Raises ValueError if a trajectory has no reward yet.
+    """
+    rewards = [t.reward for t in trajectories]
+    known = [r for r in rewards if r is not None]
+    if len(known) < len(rewards):
+        raise ValueError("a trajectory has no reward: score all trajectories before their advantages")
+    advantages = group_advantages(known, [t.prompt.position for t in trajectories], epsilon=epsilon, clip=clip)
+    return [replace(t, advantage=a) for t, a in zip(trajectories, advantages.tolist(), strict=True)]
+
+
+def advantage_statistics(
+    rewards: Tensor | Sequence[float], advantages: Tensor | Sequence[float], group_ids: Sequence[Hashable]
+) -> dict[str, float]:
+    """Return what to log of an iteration's rewards and advantages.
+
+    reward_mean, reward_std: over everything; reward_group_std: mean of the groups' std, the signal GRPO has;
+    zero_std_ratio: share of groups without any (spec h.7); advantage_mean, advantage_std, advantage_abs_max.
+    """
+    values, scaled = (torch.as_tensor(u, dtype=torch.float64).detach() for u in (rewards, advantages))
+    groups = [values[rows] for rows in _groups(group_ids)]
+    return {
+        "reward_mean": float(values.mean()),
+        "reward_std": float(values.std(correction=0)),
+        "reward_group_std": sum(float(g.std(correction=0)) for g in groups) / len(groups),
+        "zero_std_ratio": sum(bool(g.max() == g.min()) for g in groups) / len(groups),
+        "advantage_mean": float(scaled.mean()),
+        "advantage_std": float(scaled.std(correction=0)),
+        "advantage_abs_max": float(scaled.abs().max()),
+    }
+
+
+def _groups(group_ids: Sequence[Hashable]) -> list[list[int]]:
+    rows: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(group_ids):
+        rows.setdefault(group, []).append(row)
+    return list(rows.values())

@@ -1,0 +1,233 @@
+"""Methods as data: which terms a run minimises, and with what weights.
+
+A method is a frozen dataclass whose fields are its terms. The trainer asks every method the same questions (what to
+replay, what the reference must say, what the loss is) and never which method it is. All losses are per trajectory, so
+that J = mean over the trajectories of a minibatch is a sum over micro-batches divided by their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unigrpo.objectives.settings import (
+    AdvantageSettings,
+    Answers,
+    FlowSettings,
+    RegulariserSettings,
+    TextSettings,
+    owner_means,
+    present,
+    sampled_pictures,
+)
+from unigrpo.objectives.supervised import flow_matching_mse, noised, sample_times, token_cross_entropy
+from unigrpo.objectives.terms import Statistics, Term, check_rows
+from unigrpo.trajectory import Image, Text, Trajectory
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Velocities that a method wants for the image ``segments[segment]``: at x [K, n, d] and t [K].
+
+    ``target`` [K, n, d] is what supervised training compares them with; None where the image is the model's own.
+    """
+
+    segment: int
+    x: Tensor
+    t: Tensor
+    target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What to minimise, per trajectory [B] and weighted: text_loss + image_loss; None: the method has no such part.
+
+    They stay apart, because without gradients through the context the two are sent backward into different parameters
+    (design: Gradients of the joint objective).
+    """
+
+    text_loss: Tensor | None
+    image_loss: Tensor | None
+    stats: Statistics
+
+    @property
+    def total(self) -> Tensor:
+        """text_loss + image_loss, [B]."""
+        parts = [loss for loss in (self.text_loss, self.image_loss) if loss is not None]
+        return torch.stack(parts).sum(0)
+
+
+class Method(Protocol):
+    """What the trainer asks of every method."""
+
+    @property
+    def image_grad_through_context(self) -> bool:
+        """Whether the image loss may change the reasoning parameters through the text it is conditioned on."""
+        ...
+
+    @property
+    def needs_reference_velocity(self) -> bool:
+        """Whether trajectories must carry ``reference.velocity``."""
+        ...
+
+    @property
+    def needs_reference_log_probs(self) -> bool:
+        """Whether trajectories must carry ``reference.log_probs``."""
+        ...
+
+    def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
+        """Return the velocities to ask the replay for; drawn once per trajectory, then kept over epochs."""
+        ...
+
+    def losses(
+        self,
+        trajectories: Sequence[Trajectory],
+        answers: Sequence[Answers],
+        draws: Sequence[Sequence[Draw]],
+        *,
+        tokens_per_row: float | None = None,
+    ) -> Losses:
+        """Return the losses of a micro-batch; ``tokens_per_row`` is supervised training's (see there)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """UniGRPO and its parts: a term that is None is not trained (paper eq. 2, 6-8, spec e.1, f.4).
+
+    loss_i = -J_Text,i + lambda_flow (-J_Flow,i + regulariser.weight * regulariser_i)
+    With several pictures in a trajectory, J_Flow,i is their mean. ``image_grad_through_context``: the paper is silent
+    (spec e.4); False keeps the image loss out of the reasoning parameters.
+    """
+
+    text: TextSettings | None = field(default_factory=TextSettings)
+    flow: FlowSettings | None = field(default_factory=FlowSettings)
+    regulariser: RegulariserSettings = field(default_factory=RegulariserSettings)
+    advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
+    lambda_flow: float = 1.0
+    image_grad_through_context: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a method without terms."""
+        if self.text is None and self.flow is None:
+            raise ValueError("a method needs a text term, a flow term, or both")
+
+    @property
+    def needs_reference_velocity(self) -> bool:
+        """True if there is an image term whose regulariser has a weight."""
+        return self.flow is not None and self.regulariser.weight > 0.0
+
+    @property
+    def needs_reference_log_probs(self) -> bool:
+        """True if there is a text term whose KL has a weight."""
+        return self.text is not None and self.text.kl_weight > 0.0
+
+    def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
+        """Return the stored SDE steps of every sampled picture; nothing is drawn."""
+        if self.flow is None:
+            return ()
+        images = ((i, s.path) for i, s in enumerate(trajectory.segments) if isinstance(s, Image))
+        return tuple(Draw(i, path.x, path.t) for i, path in images if path is not None)
+
+    def losses(
+        self,
+        trajectories: Sequence[Trajectory],
+        answers: Sequence[Answers],
+        draws: Sequence[Sequence[Draw]],
+        *,
+        tokens_per_row: float | None = None,
+    ) -> Losses:
+        """Return text and image loss of B trajectories; ``tokens_per_row`` has no meaning here."""
+        check_rows(trajectories=trajectories, answers=answers, draws=draws)
+        advantages = torch.tensor(present([t.advantage for t in trajectories], "an advantage"), dtype=torch.float64)
+        text = self.text.term(trajectories, answers, advantages) if self.text else None
+        image = self._image_term(trajectories, answers, advantages) if self.flow else None
+        stats = {**(text.stats if text else {}), **(image.stats if image else {})}
+        return Losses(text.loss if text else None, self.lambda_flow * image.loss if image else None, stats)
+
+    def _image_term(self, trajectories: Sequence[Trajectory], answers: Sequence[Answers], advantages: Tensor) -> Term:
+        assert self.flow is not None
+        pictures = sampled_pictures(trajectories, answers)
+        surrogate = self.flow.term(pictures, advantages[pictures.owners])
+        loss, stats = surrogate.loss, surrogate.stats
+        if self.needs_reference_velocity:
+            regulariser = self.regulariser.term(pictures)
+            loss = loss + self.regulariser.weight * regulariser.loss
+            stats = {**stats, **regulariser.stats}
+        return Term(owner_means(loss, pictures.owners, len(trajectories)), stats)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Fine-tuning on given trajectories: cross-entropy on target texts, flow matching on target images (spec f.5).
+
+    loss = ce_weight * (mean over all target tokens) + mse_weight * (mean over pictures of the velocity's squared error)
+    ``times_per_image`` velocities per picture and pass, at sigmoid-normal times shifted by ``shift``.
+    """
+
+    ce_weight: float = 1.0
+    mse_weight: float = 1.0
+    shift: float = 1.0
+    times_per_image: int = 1
+    image_grad_through_context: bool = True
+    advantage: AdvantageSettings | None = field(default=None, init=False)
+    needs_reference_velocity: bool = field(default=False, init=False)
+    needs_reference_log_probs: bool = field(default=False, init=False)
+
+    def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
+        """Return noised target images at fresh times, with the velocities that would undo the noise."""
+        if self.mse_weight == 0.0:
+            return ()
+        drawn: list[Draw] = []
+        for i, segment in enumerate(trajectory.segments):
+            if isinstance(segment, Image) and segment.target:
+                t = sample_times(self.times_per_image, self.shift, generator=generator)
+                x, target = noised(segment.latents, t, generator=generator)
+                drawn.append(Draw(i, x, t, target))
+        return tuple(drawn)
+
+    def losses(
+        self,
+        trajectories: Sequence[Trajectory],
+        answers: Sequence[Answers],
+        draws: Sequence[Sequence[Draw]],
+        *,
+        tokens_per_row: float | None = None,
+    ) -> Losses:
+        """Return both losses of B trajectories.
+
+        ``tokens_per_row``: target tokens per trajectory of the whole minibatch (:func:`target_tokens` over its length);
+        None where the micro-batch is the minibatch.
+        """
+        check_rows(trajectories=trajectories, answers=answers, draws=draws)
+        text_loss = image_loss = None
+        stats: Statistics = {}
+        if self.ce_weight > 0.0:
+            text = token_cross_entropy([a.log_probs for a in answers], tokens_per_row=tokens_per_row)
+            text_loss, stats = self.ce_weight * text.loss, {**stats, **text.stats}
+        velocities = [v for a in answers for v in a.velocities]
+        if self.mse_weight > 0.0 and velocities:
+            targets = present([d.target for row in draws for d in row], "a target velocity")
+            image = flow_matching_mse(velocities, targets)
+            owners = [i for i, row in enumerate(draws) for _ in row]
+            image_loss = self.mse_weight * owner_means(image.loss, owners, len(trajectories))
+            stats = {**stats, **image.stats}
+        return Losses(text_loss, image_loss, stats)
+
+
+METHODS: dict[str, PolicyGradient | Supervised] = {
+    "unigrpo": PolicyGradient(),
+    "text_grpo": PolicyGradient(flow=None),
+    "flow_grpo": PolicyGradient(text=None),
+    "supervised": Supervised(),
+}
+"""The methods by name, with their default terms; a recipe overrides fields with ``dataclasses.replace``."""
+
+
+def target_tokens(trajectories: Sequence[Trajectory]) -> int:
+    """Return the number of tokens that supervised training learns: ids and eos of the target texts."""
+    return sum(s.num_actions for t in trajectories for s in t.segments if isinstance(s, Text) and s.target)

@@ -1,0 +1,270 @@
+"""The curves of a run: small charts, each with one question, drawn from the lines of ``metrics.jsonl``.
+
+A chart whose data a run does not have (TextGRPO has no velocities, a supervised run no reward) is left out.
+``svg(chart)`` and ``png(charts)`` turn the result into pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unigrpo.reports.rendering import BLUE, CYCLE, VERMILION, Chart, png, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Chart", "charts", "keys", "phases", "png", "series", "smooth", "svg"]
+
+
+Lines = Sequence[Mapping[str, Any]]
+Series = tuple[np.ndarray, np.ndarray]
+
+
+def series(lines: Lines, path: str) -> Series:
+    """Collect the numbers at a dotted path: iterations counted from 1 [n], values [n]; absent and null are skipped."""
+    found = [(int(line["iteration"]) + 1, _at(line, path)) for line in lines if "iteration" in line]
+    pairs = [(x, float(y)) for x, y in found if isinstance(y, int | float) and np.isfinite(y)]
+    return np.array([x for x, _ in pairs]), np.array([y for _, y in pairs])
+
+
+def _at(line: Mapping[str, Any], path: str) -> Any:
+    value: Any = line
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def keys(lines: Lines, path: str) -> list[str]:
+    """Names found in the mapping at a dotted path in any line, in order of appearance."""
+    found: dict[str, None] = {}
+    for line in lines:
+        value = _at(line, path)
+        found.update(dict.fromkeys(value if isinstance(value, Mapping) else ()))
+    return list(found)
+
+
+def smooth(y: np.ndarray) -> np.ndarray:
+    """Centred moving average over about a fifteenth of the run (at least 5 points), cut off at the ends; [n] -> [n]."""
+    half = max(2, len(y) // 30)
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    first, last = np.maximum(index - half, 0), np.minimum(index + half, len(y) - 1)
+    return (sums[last + 1] - sums[first]) / (last - first + 1)
+
+
+# ------------------------------------------------------------------------------------------------- drawing primitives
+
+
+def _line(axes: Axes, data: Series, label: str, colour: str) -> None:
+    """Draw every value faintly and the smoothed course over it."""
+    x, y = data
+    if len(x) < 8:
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
+        return
+    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
+    axes.plot(x, smooth(y), color=colour, linewidth=1.9, label=label)
+
+
+def _dots(axes: Axes, data: Series, label: str, colour: str, marker: str = "o") -> None:
+    axes.plot(*data, color=colour, linewidth=1, alpha=0.45)
+    axes.plot(*data, color=colour, linewidth=0, marker=marker, markersize=5.5, label=label)
+
+
+def _share(axes: Axes) -> None:
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+
+
+def _wide_range(axes: Axes, *all_series: Series) -> None:
+    """Use a logarithmic scale where positive values span more than a factor of 30."""
+    values = np.concatenate([y for _, y in all_series])
+    if values.size and values.min() > 0 and values.max() / values.min() > 30:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _chart(
+    lines: Lines,
+    paths: Mapping[str, str],
+    *,
+    name: str,
+    section: str,
+    title: str,
+    healthy: str,
+    unit: str,
+    dots: bool = False,
+    share: bool = False,
+) -> list[Chart]:
+    """Make the common chart, one curve per (label: path) that has data; [] if none has."""
+    found = {label: series(lines, path) for label, path in paths.items()}
+    found = {label: data for label, data in found.items() if len(data[0])}
+    if not found:
+        return []
+
+    def draw(axes: Axes) -> None:
+        for index, (label, data) in enumerate(found.items()):
+            colour = CYCLE[index % len(CYCLE)]
+            if dots:
+                _dots(axes, data, label, colour, "osD^v<>"[index % 7])
+            else:
+                _line(axes, data, label, colour)
+        if share:
+            _share(axes)
+        else:
+            _wide_range(axes, *found.values())
+        axes.set_ylabel(unit)
+
+    return [Chart(name, section, title, healthy, draw)]
+
+
+# ------------------------------------------------------------------------------------------------------- the charts
+
+
+def charts(lines: Lines) -> list[Chart]:
+    """Return every chart that the lines have data for, in reading order: is it better, is it healthy, is it fast."""
+    found = [*_progress(lines), *_policy(lines), *_optimisation(lines), *_canaries(lines), *_time(lines)]
+    last = max((int(line["iteration"]) + 1 for line in lines if "iteration" in line), default=0)
+    return [replace(chart, iterations=last) for chart in found]
+
+
+def _progress(lines: Lines) -> list[Chart]:
+    section = "Does it get better?"
+    return [
+        *_reward(lines, section),
+        *_chart(lines, {"plan right": "validation.plan_right", "follow": "validation.follow"},
+                name="halves", section=section, title="The two halves: planning and drawing",
+                healthy="Plan right rises, and follow does not pay for it.",
+                unit="share of validation pictures", dots=True, share=True),
+        *_chart(lines, {key: f"validation.by_category.{key}" for key in keys(lines, "validation.by_category")},
+                name="categories", section=section, title="Validation score by category",
+                healthy="All categories rise; none is given up for another.",
+                unit="share judged correct", dots=True, share=True),
+        *_chart(lines, {"text (cross-entropy)": "loss.ce", "image (velocity error)": "loss.mse"},
+                name="supervised", section=section, title="Supervised losses",
+                healthy="Both fall, then flatten.", unit="loss"),
+    ]  # fmt: skip
+
+
+def _reward(lines: Lines, section: str) -> list[Chart]:
+    train, score = series(lines, "reward_mean"), series(lines, "validation.score")
+    if not len(train[0]) and not len(score[0]):
+        return []
+
+    def draw(axes: Axes) -> None:
+        if len(train[0]):
+            _line(axes, train, "training reward", BLUE)
+        if len(score[0]):
+            _dots(axes, score, "validation score", VERMILION)
+        values = np.concatenate([train[1], score[1]])
+        if values.min() >= 0 and values.max() <= 1:
+            _share(axes)
+        axes.set_ylabel("reward, score")
+
+    title, healthy = "Training reward and validation score", "Reward rises; validation follows."
+    return [Chart("reward", section, title, healthy, draw)]
+
+
+def _policy(lines: Lines) -> list[Chart]:
+    section = "Does the policy move in small steps?"
+    steps = sorted({item["step"] for line in lines for item in _steps(line)})
+    clipped = {"text": "text.clip_fraction"} | {f"image, step {k}": f"steps.{k}.clip_fraction" for k in steps}
+    spread = {f"image, step {k}": f"steps.{k}.log_ratio_std" for k in steps}
+    mean = {f"image, step {k}": f"steps.{k}.log_ratio_mean" for k in steps}
+    lines = [{**line, "steps": {str(item["step"]): item for item in _steps(line)}} for line in lines]
+    return [
+        *_chart(lines, clipped, name="clipped", section=section, title="Share of ratios beyond the clip",
+                healthy="Above 0 (or the clip never acts), far below 1.", unit="share clipped"),
+        *_chart(lines, {"text": "text.ratio_max_abs_log"}, name="text-ratio", section=section,
+                title="Largest change of a token's log-probability",
+                healthy="Stays below about 1 (a factor of 3 after one update).",
+                unit="max |log ratio| (nats)"),
+        *_chart(lines, spread, name="image-ratio-spread", section=section, title="Spread of the image log-ratios",
+                healthy="Of the same size at every denoising step, and steady.", unit="standard deviation (nats)"),
+        *_chart(lines, mean, name="image-ratio-mean", section=section, title="Mean of the image log-ratios",
+                healthy="Near 0 at every step; a drift clips one side.", unit="mean (nats)"),
+        *_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
+                healthy="Grows slowly from 0.", unit="KL to the start checkpoint (nats)"),
+    ]  # fmt: skip
+
+
+def _steps(line: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return _at(line, "flow.steps") or ()
+
+
+def _optimisation(lines: Lines) -> list[Chart]:
+    section = "Is training stable?"
+    norms = {f"{key} expert": f"grad_norm.{key}" for key in keys(lines, "grad_norm")}
+    return [
+        *_chart(lines, {"velocity MSE": "flow.mse"}, name="velocity-mse", section=section,
+                title="How far the drawing has moved", healthy="Grows slowly and levels off.",
+                unit="mean squared velocity change"),
+        *_chart(lines, norms, name="gradients", section=section, title="Gradient norms, before clipping",
+                healthy="No spikes, no growth without end.", unit="L2 norm"),
+        *_chart(lines, {"thinking": "text.think_length"}, name="length", section=section,
+                title="Length of the thinking", healthy="Steady: not towards 0, not towards the cap.",
+                unit="tokens per sample"),
+        *_chart(lines, {"thinking": "text.entropy"}, name="entropy", section=section,
+                title="Randomness of the thinking", healthy="Falls slowly; 0 would end exploration.",
+                unit="entropy (nats per token)"),
+        *_chart(lines, {"groups": "zero_variance_share"}, name="zero-variance", section=section,
+                title="Groups that teach nothing", healthy="Well below 1: their samples all earned the same reward.",
+                unit="share of groups", share=True),
+    ]  # fmt: skip
+
+
+def _canaries(lines: Lines) -> list[Chart]:
+    section = "Canaries: is the reward being gamed?"
+    known = {
+        "colour_diversity": ("Variety of colours", "A fall towards 0 means one colour everywhere.", "entropy (bits)"),
+        "edge_energy": ("Sharp edges in the pictures", "Steady; a rise means noise or grid artefacts.",
+                        "mean pixel difference"),
+        "plan_diversity": ("Variety of words in the plans", "A fall means the same plan for every prompt.",
+                           "entropy (bits)"),
+    }  # fmt: skip
+    found = []
+    for key in keys(lines, "canaries"):
+        title, healthy, unit = known.get(key, (key.replace("_", " ").capitalize(), "Steady.", "value"))
+        found += _chart(lines, {title: f"canaries.{key}"}, name=f"canary-{key}", section=section, title=title,
+                        healthy=healthy, unit=unit)  # fmt: skip
+    return found
+
+
+def phases(lines: Lines) -> dict[str, Series]:
+    """Seconds of each phase (all keys of ``seconds`` but the total); what the total has beyond them is "other"."""
+    names = [key for key in keys(lines, "seconds") if key != "total"]
+    x = np.array([int(line["iteration"]) + 1 for line in lines if isinstance(line.get("seconds"), Mapping)])
+    rows = [line["seconds"] for line in lines if isinstance(line.get("seconds"), Mapping)]
+    found = {name: np.array([float(row.get(name) or 0.0) for row in rows]) for name in names}
+    known = np.sum(list(found.values()), axis=0) if found else np.zeros(len(rows))
+    other = np.array([float(row.get("total") or 0.0) for row in rows]) - known
+    if other.size and other.max() > 0.005 * max(known.max(), 1e-9):
+        found["other"] = np.maximum(other, 0.0)
+    return {name: (x, y) for name, y in found.items() if y.any()}
+
+
+def _time(lines: Lines) -> list[Chart]:
+    section = "Where does the time go?"
+    found = phases(lines)
+    speed = _chart(lines, {"samples": "samples_per_second"}, name="speed", section=section, title="Speed",
+                   healthy="Steady.", unit="samples per second")  # fmt: skip
+    if not found:
+        return speed
+
+    def draw(axes: Axes) -> None:
+        x = next(iter(found.values()))[0]
+        if len(x) == 1:
+            x = np.array([x[0] - 0.5, x[0] + 0.5])  # one iteration: a block instead of a line nobody sees
+        heights = [np.broadcast_to(smooth(y), len(x)) for _, y in found.values()]
+        axes.stackplot(x, *heights, labels=list(found), colors=[CYCLE[i % 7] for i in range(len(found))], alpha=0.85)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("seconds per iteration")
+
+    title, healthy = "Seconds per phase, stacked", "Steady; the smoothed total is the upper edge."
+    return [Chart("seconds", section, title, healthy, draw), *speed]

@@ -1,0 +1,224 @@
+"""Contact sheets: pictures with their prompt, their thinking and a verdict, as one PNG that can be taken apart again.
+
+A sheet remembers its tiles in the PNG's text, so that the HTML report can put the same prompt before and after
+training side by side, with real text below each picture.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unigrpo.reports.runlog import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+PAPER, INK, FAINT = "#ffffff", "#1f2328", "#5b6470"
+VERDICT_COLOURS: dict[bool | None, str] = {True: "#12823f", False: "#c62f26", None: "#8a929c"}
+FRAME, GAP, BADGE, TEXT_SIZE, LINE = 4, 14, 18, 13, 17  # pixels
+TILE_WIDTH = 168  # what an automatic scale aims at: about 26 letters a line
+CAPTION_LINES, THINKING_LINES = 4, 8
+TILES_KEY = "unigrpo-tiles"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet, uint8 [H, W, 3] at its own size, with what is written below it."""
+
+    picture: np.ndarray
+    caption: str
+    thinking: str
+    verdict: bool | None
+
+
+def contact_sheet(
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    verdicts: Sequence[bool | None],
+    columns: int = 6,
+    scale: int | None = None,
+    *,
+    thinking: Sequence[str] | None = None,
+) -> Image:
+    """Draw N pictures in a grid, each in a green (check), red (cross) or grey (no verdict) frame with its texts below.
+
+    pictures: uint8 [N, H, W, 3]; each is enlarged ``scale`` times with nearest neighbour (None: to about 168 pixels).
+    captions: the prompts; thinking: what the model wrote before drawing. Long texts end in "…" after 4 and 8 lines.
+    The result's ``info`` holds the tiles for :func:`read_tiles`. ValueError if counts, shape or type don't fit.
+    """
+    thoughts = list(thinking) if thinking is not None else [""] * len(captions)
+    _check(pictures, {"captions": len(captions), "verdicts": len(verdicts), "thinking": len(thoughts)}, columns, scale)
+    from PIL import Image as Images
+    from PIL import ImageDraw as Drawing
+    from PIL import ImageFont as Fonts
+
+    count, height, width = pictures.shape[:3]
+    scale = scale or max(1, round(TILE_WIDTH / width))
+    font = Fonts.load_default(size=TEXT_SIZE)
+    outer = (width * scale + 2 * FRAME, height * scale + 2 * FRAME)
+    texts = [_wrapped(font, c, t, outer[0]) for c, t in zip(captions, thoughts, strict=True)]
+    columns = min(columns, count)
+    rows = [texts[start : start + columns] for start in range(0, count, columns)]
+    heights = [outer[1] + LINE * max(len(a) + len(b) for a, b in row) + GAP + 8 for row in rows]
+    sheet = Images.new("RGB", (GAP + columns * (outer[0] + GAP), GAP + sum(heights)), PAPER)
+    draw = Drawing.Draw(sheet)
+    tiles = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        left, top = GAP + column * (outer[0] + GAP), GAP + sum(heights[:row])
+        _frame(draw, (left, top), outer, verdicts[index])
+        big = Images.fromarray(pictures[index]).resize((width * scale, height * scale), Images.Resampling.NEAREST)
+        sheet.paste(big, (left + FRAME, top + FRAME))
+        _write(draw, font, (left, top + outer[1] + 6), texts[index], verdicts[index])
+        tiles.append([left + FRAME, top + FRAME, captions[index], thoughts[index], verdicts[index]])
+    sheet.info[TILES_KEY] = json.dumps({"size": [width, height], "scale": scale, "tiles": tiles})
+    return sheet
+
+
+def record_sheet(
+    pictures: np.ndarray, records: Sequence[Mapping[str, Any]], columns: int = 6, scale: int | None = None
+) -> Image:
+    """Draw the contact sheet of evaluation records (``prompt``, ``thinking``, ``correct``), picture i for record i."""
+    return contact_sheet(
+        pictures,
+        [record["prompt"] for record in records],
+        [record.get("correct") for record in records],
+        columns,
+        scale,
+        thinking=[record.get("thinking") or "" for record in records],
+    )
+
+
+def _check(pictures: np.ndarray, counts: Mapping[str, int], columns: int, scale: int | None) -> None:
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or len(pictures) == 0:
+        raise ValueError(
+            f"pictures must be uint8 [N, H, W, 3] with N >= 1, got {pictures.dtype} {list(pictures.shape)}; "
+            "round float pictures to 0..255 and move the channels last"
+        )
+    for name, count in counts.items():
+        if count != len(pictures):
+            raise ValueError(f"{len(pictures)} pictures but {count} {name}: give one for each picture")
+    if columns < 1 or (scale is not None and scale < 1):
+        raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
+
+
+def _frame(draw: ImageDraw, corner: tuple[int, int], outer: tuple[int, int], verdict: bool | None) -> None:
+    left, top = corner
+    box = (left, top, left + outer[0] - 1, top + outer[1] - 1)
+    draw.rectangle(box, outline=VERDICT_COLOURS[verdict], width=FRAME)
+
+
+def _badge(draw: ImageDraw, corner: tuple[int, int], verdict: bool | None) -> None:
+    """Draw a check, a cross or a dash: the verdict must not hang on telling green from red."""
+    x, y = corner
+    colour = VERDICT_COLOURS[verdict]
+    draw.ellipse((x, y, x + 14, y + 14), fill=colour)
+    strokes = {
+        True: [[(3.5, 7.5), (6.2, 10.2), (10.8, 4.6)]],
+        False: [[(4.2, 4.2), (9.8, 9.8)], [(9.8, 4.2), (4.2, 9.8)]],
+        None: [[(4, 7), (10, 7)]],
+    }
+    for stroke in strokes[verdict]:
+        draw.line([(x + a, y + b) for a, b in stroke], fill=PAPER, width=2)
+
+
+def _wrapped(font: FreeTypeFont | ImageFont, caption: str, thinking: str, width: int) -> tuple[list[str], list[str]]:
+    """Return the lines of the caption (indented by the badge on the first) and of the thinking."""
+    return wrap(font, caption, width, CAPTION_LINES, indent=BADGE), wrap(font, thinking, width, THINKING_LINES)
+
+
+def wrap(font: FreeTypeFont | ImageFont, text: str, width: int, limit: int, indent: int = 0) -> list[str]:
+    """Break a text into lines of at most ``width`` pixels (the first shorter by ``indent``), at most ``limit`` lines.
+
+    Words that are wider than a line are broken; what does not fit ends in "…".
+    """
+    lines, current = [], ""
+    pieces = [piece for word in text.split() for piece in _pieces(font, word, width - indent)]
+    for piece in pieces:
+        room = width - (indent if not lines else 0)
+        longer = f"{current} {piece}".strip()
+        if current and font.getlength(longer) > room:
+            lines.append(current)
+            current = piece
+        else:
+            current = longer
+    lines += [current] if current else []
+    if len(lines) <= limit:
+        return lines
+    last = lines[limit - 1]
+    while last and font.getlength(last + "…") > width:
+        last = last[:-1]
+    return [*lines[: limit - 1], last + "…"]
+
+
+def _pieces(font: FreeTypeFont | ImageFont, word: str, width: float) -> list[str]:
+    """Cut a word wherever it would be wider than a line."""
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and font.getlength(pieces[-1] + letter) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces
+
+
+def _write(
+    draw: ImageDraw,
+    font: FreeTypeFont | ImageFont,
+    corner: tuple[int, int],
+    texts: tuple[list[str], list[str]],
+    verdict: bool | None,
+) -> None:
+    """Write badge, caption (dark) and thinking (fainter) from a corner downwards."""
+    left, top = corner
+    _badge(draw, (left, top + 1), verdict)
+    caption, thinking = texts
+    for index, line in enumerate([*caption, *thinking]):
+        colour = INK if index < len(caption) else FAINT
+        draw.text((left + (BADGE if index == 0 and caption else 0), top + index * LINE), line, fill=colour, font=font)
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def png_bytes(image: Image) -> bytes:
+    """Encode an image as PNG, with the tiles of a contact sheet in its text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    if TILES_KEY in image.info:
+        text.add_itxt(TILES_KEY, str(image.info[TILES_KEY]), zip=True)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True, pnginfo=text)
+    return buffer.getvalue()
+
+
+def save_png_atomic(image: Image, path: Path | str) -> Path:
+    """Write a PNG that is either there whole or not at all (see ``runlog.write_bytes_atomic``)."""
+    return write_bytes_atomic(path, png_bytes(image))
+
+
+def read_tiles(path: Path | str) -> list[Tile]:
+    """Take a contact sheet apart; [] for a PNG that does not remember its tiles (edited by another program)."""
+    from PIL import Image as Images
+
+    with Images.open(path) as image:
+        image.load()
+        if TILES_KEY not in image.info:
+            return []
+        pixels = np.asarray(image.convert("RGB"))
+        layout = json.loads(str(image.info[TILES_KEY]))
+    (width, height), scale = layout["size"], layout["scale"]
+    tiles = []
+    for left, top, caption, thinking, verdict in layout["tiles"]:
+        picture = pixels[top : top + height * scale : scale, left : left + width * scale : scale]
+        tiles.append(Tile(picture, caption, thinking, verdict))
+    return tiles

@@ -1,0 +1,291 @@
+"""One page that says what a run did: before and after in figures and pictures, curves, canaries, recipe, glossary.
+
+The page is one file without outside resources, made from the run folder alone, so it can be made again at any time
+and sent by mail. It also works for a run that is still going on, and says so.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from unigrpo.reports import curves, runlog
+from unigrpo.reports.grids import Tile, png_bytes, read_tiles
+
+MEASURES = (
+    ("score", "score"),
+    ("exam_score", "exam score"),
+    ("reward", "reward"),
+    ("plan_right", "plan right"),
+    ("follow", "follow"),
+    ("parsable", "parsable share"),
+)
+LARGEST_PICTURE = 256  # pixels; larger pictures are reduced, to keep the page small enough to mail
+SAMPLE_SHEETS = 3
+
+Json = Mapping[str, Any]
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write ``report.html`` into a run folder and return its path.
+
+    ValueError if the folder is not a run's, or if a file in it is damaged (it is named).
+    """
+    run_dir = Path(run_dir)
+    _require_run(run_dir)
+    import jinja2
+
+    template = resources.files("unigrpo.reports").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(template).render(report_content(run_dir))
+    return runlog.write_text_atomic(run_dir / runlog.REPORT, page)
+
+
+def _require_run(run_dir: Path) -> None:
+    if not run_dir.is_dir():
+        raise ValueError(
+            f"{run_dir} is not a folder. Give the folder of a run: the one that `unigrpo train` named as its output."
+        )
+    if not (run_dir / runlog.RECIPE).is_file():
+        raise ValueError(
+            f"{run_dir} is not the folder of a run: {runlog.RECIPE} is missing. "
+            "Give the folder that `unigrpo train` named as its output (it holds recipe.yaml and metrics.jsonl)."
+        )
+
+
+def report_content(run_dir: Path) -> dict[str, Any]:
+    """Read a run folder into everything the template shows, as text ready to print and escaped by the template."""
+    recipe_text = (run_dir / runlog.RECIPE).read_text(encoding="utf-8")
+    recipe = _parse_recipe(recipe_text, run_dir / runlog.RECIPE)
+    lines = runlog.read_metrics(run_dir)
+    summary = runlog.read_json(run_dir / runlog.SUMMARY)
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    paired = summary.get("paired") or {}
+    done, total = _iterations(lines), recipe.get("iterations")
+    drawn, pairs = curves.charts(lines), _pairs(run_dir)
+    return {
+        "name": str(recipe.get("name") or run_dir.resolve().name),
+        "folder": run_dir.resolve().name,
+        "headline": headline(before, after, paired),
+        "status": status(done, total, bool(before), bool(after), lines),
+        "finished": bool(after),
+        "pictures_judged": before.get("n"),
+        "measures": _measures(before, after, paired),
+        "categories": _categories(before, after),
+        "pairs": pairs,
+        "sheets": [] if pairs else _evaluation_sheets(run_dir),
+        "sections": [
+            (section, [(chart, curves.svg(chart)) for chart in group])
+            for section, group in groupby(drawn, key=lambda chart: chart.section)
+        ],
+        "phases": _phases(lines),
+        "first_update": _first_update(lines),
+        "samples": _samples(run_dir),
+        "recipe": recipe_text,
+        "environment": runlog.read_json(run_dir / runlog.ENVIRONMENT),
+    }
+
+
+def _parse_recipe(text: str, path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}. Restore the recipe the run was started with.") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} holds no recipe (a mapping of keys to values). Restore the one the run started with.")
+    return recipe
+
+
+def _iterations(lines: Sequence[Json]) -> int:
+    return max((int(line["iteration"]) + 1 for line in lines if "iteration" in line), default=0)
+
+
+# --------------------------------------------------------------------------------------------------------- sentences
+
+
+def headline(before: Json, after: Json, paired: Json) -> str:
+    """Say in one or two sentences what came of the run."""
+    start, end = before.get("score"), after.get("score")
+    if start is None or end is None:
+        return f"Score before training: {start:.3f}." if start is not None else "Not evaluated yet."
+    low, high = _interval(paired.get("score"))
+    if low is None or high is None:
+        return f"Score {start:.3f} → {end:.3f} ({end - start:+.3f})."
+    if low > 0:
+        meaning = "The interval lies above 0: the rise is more than chance."
+    elif high < 0:
+        meaning = "The interval lies below 0: the model got worse, by more than chance."
+    else:
+        meaning = "The interval includes 0: this may be chance."
+    return f"Score {start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}). {meaning}"
+
+
+def status(done: int, total: Any, before: bool, after: bool, lines: Sequence[Json]) -> str:
+    """Say how far the run is, and what is missing of it."""
+    length = f"{done} of {total} iterations" if isinstance(total, int) else f"{done} iterations"
+    if after:
+        return f"{length}, finished."
+    missing = "the evaluation after training" if before else "the evaluations before and after training"
+    sentence = f"This run is not finished: {length} done, {missing} missing."
+    iterations, scores = curves.series(lines, "validation.score")
+    if len(scores):
+        sentence += f" Last validation score: {scores[-1]:.3f}, at iteration {iterations[-1]}."
+    return sentence
+
+
+def _interval(entry: Any) -> tuple[float | None, float | None]:
+    return (entry.get("low"), entry.get("high")) if isinstance(entry, Mapping) else (None, None)
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def _number(value: Any, *, signed: bool = False) -> str:
+    if not isinstance(value, int | float):
+        return "-"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _difference(start: Any, end: Any) -> float | None:
+    both = isinstance(start, int | float) and isinstance(end, int | float)
+    return end - start if both else None
+
+
+def _measures(before: Json, after: Json, paired: Json) -> list[dict[str, str]]:
+    """One row for each measure that either side has: before, after, difference, interval."""
+    rows = []
+    for key, name in MEASURES:
+        start, end = before.get(key), after.get(key)
+        if start is None and end is None:
+            continue
+        low, high = _interval(paired.get(key))
+        interval = "" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+        row = {"name": name, "before": _number(start), "after": _number(end), "interval": interval}
+        rows.append(row | {"difference": _number(_difference(start, end), signed=True)})
+    return rows
+
+
+def _categories(before: Json, after: Json) -> list[dict[str, Any]]:
+    """One row for each category, with the shares as numbers too (for the bars)."""
+    starts, ends = before.get("by_category") or {}, after.get("by_category") or {}
+    rows = []
+    for name in dict.fromkeys([*starts, *ends]):
+        start, end = starts.get(name), ends.get(name)
+        row = {"name": name.replace("_", " "), "before": _number(start), "after": _number(end)}
+        row["difference"] = _number(_difference(start, end), signed=True)
+        rows.append(row | {"start": start or 0.0, "end": end or 0.0})
+    return rows
+
+
+def _phases(lines: Sequence[Json]) -> list[dict[str, str]]:
+    """Where the time went: mean seconds per iteration, share and total of each phase, most first, with a sum."""
+    found = {name: y for name, (_, y) in curves.phases(lines).items()}
+    whole = sum(float(y.sum()) for y in found.values())
+    if not whole:
+        return []
+    ordered = sorted(found, key=lambda name: -float(found[name].sum()))
+    rows = [(name, float(found[name].mean()), float(found[name].sum())) for name in ordered]
+    rows.append(("all", sum(mean for _, mean, _ in rows), whole))
+    return [
+        {"name": name, "mean": f"{mean:.3f} s", "share": f"{100 * total / whole:.0f} %", "total": f"{total:,.1f} s"}
+        for name, mean, total in rows
+    ]
+
+
+def _first_update(lines: Sequence[Json]) -> list[dict[str, str]]:
+    """Return the largest |log ratio| at first updates, over the run, of text and image."""
+    rows = []
+    for name, key in (("text", "text_log_ratio_max"), ("image", "image_log_ratio_max")):
+        _, values = curves.series(lines, f"first_update.{key}")
+        if len(values):
+            rows.append({"name": name, "value": f"{np.abs(values).max():.2g}"})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as a link that holds the picture itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _pairs(run_dir: Path) -> list[dict[str, Any]]:
+    """Pair the tiles of both contact sheets, prompt by prompt; without an after sheet, the left halves only."""
+    before, after = (_tiles(run_dir, when) for when in ("before", "after"))
+    if after and [tile.caption for tile in before] != [tile.caption for tile in after]:
+        return []  # not the same prompts: nothing to put side by side
+    records = {when: _records(run_dir, when) for when in ("before", "after")}
+    return [
+        {
+            "prompt": tile.caption,
+            "before": _picture(tile, records["before"]),
+            "after": _picture(after[index], records["after"]) if after else None,
+        }
+        for index, tile in enumerate(before)
+    ]
+
+
+def _tiles(run_dir: Path, when: Literal["before", "after"]) -> list[Tile]:
+    path = runlog.evaluation_file(run_dir, when, "png")
+    return read_tiles(path) if path.is_file() else []
+
+
+def _records(run_dir: Path, when: Literal["before", "after"]) -> dict[tuple[str, str], Json]:
+    """Return evaluation records by (prompt, thinking), which is what a tile knows of itself."""
+    records = runlog.read_records(runlog.evaluation_file(run_dir, when, "jsonl"))
+    return {(str(record.get("prompt")), str(record.get("thinking") or "")): record for record in records}
+
+
+def _picture(tile: Tile, records: Mapping[tuple[str, str], Json]) -> dict[str, Any]:
+    """Return a picture with its texts and verdict, and which half failed where its record is known."""
+    record = records.get((tile.caption, tile.thinking), {})
+    halves = ["plan cannot be read"] if record.get("parsable") is False else []
+    if record.get("plan_right") is not None and not halves:
+        halves.append("plan right" if record["plan_right"] else "plan wrong")
+    if record.get("follow") is not None:
+        halves.append("picture follows it" if record["follow"] else "picture does not follow it")
+    points = record.get("points") or []
+    return {
+        "image": data_uri(_small_png(tile.picture)),
+        "pixelated": max(tile.picture.shape[:2]) <= 128,
+        "thinking": tile.thinking,
+        "verdict": tile.verdict,
+        "halves": ", ".join(halves),
+        "missed": [str(question) for question, met in points if not met],
+    }
+
+
+def _small_png(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    return png_bytes(image)
+
+
+def _evaluation_sheets(run_dir: Path) -> list[tuple[str, str]]:
+    """Whole contact sheets, shown where they cannot be taken apart into pairs."""
+    found = []
+    for when in ("before", "after"):
+        path = runlog.evaluation_file(run_dir, when, "png")
+        if path.is_file():
+            found.append((when, data_uri(path.read_bytes())))
+    return found
+
+
+def _samples(run_dir: Path) -> list[tuple[str, str]]:
+    """Return a few sheets of training samples: the first, one from the middle, the last."""
+    paths = sorted((run_dir / "samples").glob("iteration-*.png"))
+    chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, SAMPLE_SHEETS)}) if paths else []
+    return [(str(int(paths[index].stem.split("-")[1])), data_uri(paths[index].read_bytes())) for index in chosen]

@@ -1,0 +1,180 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+ROWS = 12  # of the live table: the last iterations, few enough for a small terminal
+RECENT = 20  # iterations over which the speed is averaged, so that the time left follows a change
+
+
+class Progress:
+    """Show the metric lines of a run as they come.
+
+    On a terminal: a table of the last iterations, rewritten in place. Elsewhere (a file, CI): one line after the first
+    iteration, then every ``every`` iterations or ``seconds`` seconds, whichever comes first, and one for the last.
+    Seconds per iteration are wall-clock time between updates, so evaluations and checkpoints count, as they do for
+    the person who waits. ``clock`` is replaced in tests.
+
+    Example::
+
+        with Progress("shapes/unigrpo", total=200) as progress:
+            progress.update({"iteration": 0, "reward_mean": 0.41})
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        *,
+        start: int = 0,
+        every: int = 10,
+        seconds: float = 30.0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare for the iterations ``start`` to ``total - 1``; ``start`` > 0 in a resumed run."""
+        if every < 1 or seconds <= 0:
+            raise ValueError(f"progress lines every {every} iterations or {seconds} s: both must be above 0")
+        from rich.console import Console
+
+        self._console = console or Console(highlight=False)
+        self._name, self._total, self._done, self._every, self._seconds = name, total, start, every, seconds
+        self._clock = clock
+        self._durations: deque[float] = deque(maxlen=RECENT)
+        self._lines: deque[tuple[Mapping[str, Any], float]] = deque(maxlen=ROWS)
+        self._last_update = self._last_print = clock()
+        self._printed = 0
+        self._score: tuple[int, float] | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        """Start the live table where there is a terminal."""
+        if self._console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(self._table(), console=self._console, auto_refresh=False)
+            self._live.start()
+        self._last_update = self._last_print = self._clock()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last table on the screen."""
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, line: Mapping[str, Any]) -> None:
+        """Show one finished iteration, given as its line of ``metrics.jsonl`` (any part may be missing)."""
+        now = self._clock()
+        spent, self._last_update = now - self._last_update, now
+        self._durations.append(spent)
+        self._done = int(line["iteration"]) + 1
+        self._lines.append((line, spent))
+        score = (line.get("validation") or {}).get("score")
+        if score is not None:
+            self._score = (self._done, float(score))
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        elif self._due(now):
+            self._console.print(self.sentence(), soft_wrap=True, markup=False)
+            self._printed, self._last_print = self._done, now
+
+    def note(self, text: str) -> None:
+        """Print a message (a warning, "checkpoint saved") above the table, or between the lines."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def _due(self, now: float) -> bool:
+        first_or_last = self._printed == 0 or self._done >= self._total
+        return first_or_last or self._done - self._printed >= self._every or now - self._last_print >= self._seconds
+
+    def sentence(self) -> str:
+        """Return the state of the run as one line of plain words; iterations are counted from 1, as people do."""
+        line = self._lines[-1][0] if self._lines else {}
+        parts = [f"iteration {self._done} of {self._total}", *_measures(line)]
+        if self._score is not None:
+            parts.append(f"validation score {self._score[1]:.3f} (after iteration {self._score[0]})")
+        if self._durations:
+            parts.append(f"{_pace(self._pace())} per iteration")
+        return " | ".join([*parts, self._time_left()])
+
+    def _pace(self) -> float:
+        return sum(self._durations) / len(self._durations)
+
+    def _time_left(self) -> str:
+        left = self._total - self._done
+        if left <= 0:
+            return "all iterations done"
+        return f"about {duration(left * self._pace())} left" if self._durations else "time left not known yet"
+
+    def _table(self) -> Table:
+        """Draw the last iterations; columns nobody filled are left out."""
+        from rich.table import Table
+
+        title = f"{self._name}: iteration {self._done} of {self._total}, {self._time_left()}"
+        table = Table(title=title, title_justify="left", title_style="bold")
+        columns = [column for column in COLUMNS if any(column[1](line) for line, _ in self._lines)]
+        for header in ["iteration", *(header for header, _ in columns), "time"]:
+            table.add_column(header, justify="right", min_width=max(map(len, header.split())))  # whole words only
+        for line, spent in self._lines:
+            values = (cell(line) for _, cell in columns)
+            table.add_row(str(int(line["iteration"]) + 1), *values, _pace(spent))
+        return table
+
+
+def duration(seconds: float) -> str:
+    """Say a duration the way people do: ``8 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _pace(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 60 else duration(seconds)
+
+
+def _measures(line: Mapping[str, Any]) -> list[str]:
+    """Reward where there is one, losses where the run is supervised."""
+    parts = []
+    if line.get("reward_mean") is not None:
+        parts.append(f"training reward {line['reward_mean']:.3f}")
+    loss = line.get("loss") or {}
+    names = {"ce": "text loss", "mse": "image loss"}
+    parts.extend(f"{names.get(key, f'{key} loss')} {value:.4f}" for key, value in loss.items() if value is not None)
+    return parts
+
+
+def _number(*path: str, digits: int = 3) -> Callable[[Mapping[str, Any]], str]:
+    """Make a cell: the number at ``path`` of a metric line, or nothing."""
+
+    def cell(line: Mapping[str, Any]) -> str:
+        value: Any = line
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return "" if value is None else f"{value:.{digits}f}"
+
+    return cell
+
+
+COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("training reward", _number("reward_mean")),
+    ("validation score", _number("validation", "score")),
+    ("plan right", _number("validation", "plan_right")),
+    ("picture follows plan", _number("validation", "follow")),
+    ("tokens of thinking", _number("text", "think_length", digits=1)),
+    ("text loss", _number("loss", "ce", digits=4)),
+    ("image loss", _number("loss", "mse", digits=4)),
+)

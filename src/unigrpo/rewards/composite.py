@@ -1,0 +1,41 @@
+"""A weighted sum of rewards, with every part kept for the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unigrpo.rewards.protocol import RewardFunction, RewardInput, RewardOutput, call
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """One reward function under its name, and its weight in the sum."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class CompositeReward:
+    """R = sum of weight_i R_i; with several, each part's name is prefixed by its reward's."""
+
+    rewards: tuple[WeightedReward, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("a composite reward needs at least one reward")
+
+    def __call__(self, given: RewardInput) -> RewardOutput:
+        """Score pictures; raises RewardFault where any reward fails."""
+        outputs = [(reward, call(reward.name, reward.function, given)) for reward in self.rewards]
+        total = [0.0] * len(given.prompts)
+        parts: dict[str, Sequence[float]] = {}
+        for reward, output in outputs:
+            total = [before + reward.weight * value for before, value in zip(total, output.values, strict=True)]
+            prefix = f"{reward.name}/" if len(outputs) > 1 else ""
+            if prefix:
+                parts[reward.name] = list(output.values)
+            parts |= {prefix + name: values for name, values in output.parts.items()}
+        return RewardOutput(total, parts)

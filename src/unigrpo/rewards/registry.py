@@ -1,0 +1,26 @@
+"""Reward functions by name. A world or a reward model registers itself; recipes name it; the command line looks it up."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from unigrpo.rewards.protocol import RewardFunction
+
+_FACTORIES: dict[str, Callable[[], RewardFunction]] = {}
+
+
+def register(name: str, factory: Callable[[], RewardFunction]) -> None:
+    """Make a reward known; ``factory`` builds it when a recipe asks for it (so models load lazily)."""
+    if _FACTORIES.get(name, factory) is not factory:
+        raise ValueError(f"there is already a reward called {name!r}: choose another name")
+    _FACTORIES[name] = factory
+
+
+def build(name: str) -> RewardFunction:
+    """Build the reward of this name; ValueError lists the known ones."""
+    if name not in _FACTORIES:
+        near = difflib.get_close_matches(name, _FACTORIES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"there is no reward called {name!r}{hint}; known rewards: {', '.join(sorted(_FACTORIES))}")
+    return _FACTORIES[name]()

@@ -1,0 +1,227 @@
+"""Prompts to trajectories, all samples of all prompts together (paper section 3; FlowGRPO-Fast, spec c.1).
+
+The prompt is read once per group, the thinking continues in its cache, and the image is drawn on top of it. SDE steps
+are taken inside one window per (iteration, prompt); every other step is the plain ODE. Every draw is keyed, so a sample
+does not depend on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unigrpo import flow, seeds
+from unigrpo.policy import Context, Policy
+from unigrpo.rollout.episode import Action, Episode
+from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, GuidanceContexts, guided, prepare
+from unigrpo.trajectory import FlowPath, Image, Prompt, Text, Trajectory
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: the timestep grid, the SDE window (None: ODE everywhere), and the thinking.
+
+    ``num_points`` grid points are num_points - 1 forwards. ``window`` (lo, hi): the start is uniform in
+    lo..hi-window_size. ``same_initial_noise`` gives all members of a group one initial noise (the paper: no).
+    """
+
+    num_points: int
+    shift: float
+    window: tuple[int, int] | None = None
+    window_size: int = 0
+    noise_level: float = 0.0
+    sde: str = "flow"
+    temperature: float = 1.0
+    max_think_tokens: int = 32
+    same_initial_noise: bool = False
+    guidance: Guidance = NO_GUIDANCE
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The keyed randomness of one rollout: (run seed, iteration)."""
+
+    seed: int
+    iteration: int
+
+    def generator(self, position: int, sample: int, purpose: str) -> torch.Generator:
+        """A fresh generator for one draw."""
+        return seeds.generator(self.seed, self.iteration, position, sample, purpose)
+
+
+@dataclass
+class _Step:
+    """What one SDE step saw, for the rows that took it."""
+
+    k: int
+    rows: list[int]
+    x: Tensor
+    x_next: Tensor
+    mean: Tensor
+    std: Tensor
+    log_prob: Tensor
+
+
+@dataclass
+class _Path:
+    """The denoising path of all rows: the final latents and the SDE steps."""
+
+    x: Tensor
+    steps: list[_Step] = field(default_factory=list)
+
+
+def rollout(
+    policy: Policy,
+    episode: Episode,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    group_size: int,
+    draws: Draws,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    first_sample: int = 0,
+) -> list[Trajectory]:
+    """Sample ``group_size`` trajectories per prompt; result [len(prompts) * group_size], groups adjacent.
+
+    ``on_phase`` is told "prefill", "think", "draw" as each begins (for timing). ``first_sample`` numbers the samples.
+    """
+    with torch.no_grad():
+        on_phase("prefill")
+        given = [policy.prompt_segments(prompt.text, think=episode.think) for prompt in prompts]
+        context = policy.prefill(given).expand(group_size)
+        rows = [(prompt, first_sample + s) for prompt in prompts for s in range(group_size)]
+        written: list[tuple[Text, ...]] = [()] * len(rows)
+        images: list[Image] = []
+        for action in episode.actions:
+            on_phase(action.value)
+            if action is Action.THINK:
+                texts, context = _think(policy, context, rows, sampling, draws)
+                written = [(*before, text) for before, text in zip(written, texts, strict=True)]
+            else:
+                branches = prepare(policy, prompts, group_size, sampling.guidance, think=episode.think)
+                images = _draw(policy, context, branches, rows, sampling, draws)
+    return [
+        Trajectory(prompt, sample, (*given[index // group_size], *written[index], images[index]))
+        for index, (prompt, sample) in enumerate(rows)
+    ]
+
+
+Rows = Sequence[tuple[Prompt, int]]
+
+
+def _think(policy: Policy, context: Context, rows: Rows, sampling: Sampling, draws: Draws) -> tuple[list[Text], Context]:
+    cap = sampling.max_think_tokens
+    uniforms = torch.stack([torch.rand(cap, generator=draws.generator(p.position, s, "think")) for p, s in rows])
+    return policy.think(context, uniforms=uniforms, temperature=sampling.temperature)
+
+
+def _draw(
+    policy: Policy,
+    context: Context,
+    branches: GuidanceContexts | None,
+    rows: Rows,
+    sampling: Sampling,
+    draws: Draws,
+) -> list[Image]:
+    grid = flow.timesteps(sampling.num_points, sampling.shift)
+    starts = window_starts(rows, sampling, draws)
+    noise = _sde_noise(policy, rows, sampling, draws)
+    path = _Path(_initial_noise(policy, rows, sampling, draws))
+    times = grid.tolist()
+    for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+        at = torch.full((len(rows),), t, device=path.x.device)
+        v = policy.velocity(context, path.x, at)
+        if branches is not None and sampling.guidance.active(t):
+            v = guided(policy, v, branches, path.x, at, sampling.guidance)
+        _advance(path, v, k, t, t_next, times[1], starts, noise, sampling)
+    return _collect(policy, path, grid, sampling, len(rows))
+
+
+def window_starts(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | None]:
+    """First SDE step of every row, drawn per (iteration, prompt) and shared by the group; None: no SDE step."""
+    if sampling.window is None or sampling.window_size == 0:
+        return [None] * len(rows)
+    starts: dict[int, int] = {}
+    for prompt, _ in rows:
+        if prompt.position not in starts:
+            source = draws.generator(prompt.position, -1, "window")
+            starts[prompt.position] = flow.sde_window(sampling.window, sampling.window_size, generator=source)
+    return [starts[prompt.position] for prompt, _ in rows]
+
+
+def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: Draws) -> Tensor:
+    shape = (policy.spec.num_tokens, policy.spec.latent_dim)
+    sample_of = (lambda s: -1) if sampling.same_initial_noise else (lambda s: s)
+    noise = [torch.randn(shape, generator=draws.generator(p.position, sample_of(s), "noise")) for p, s in rows]
+    return torch.stack(noise).to(_device(policy))
+
+
+def _sde_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: Draws) -> Tensor | None:
+    if sampling.window is None or sampling.window_size == 0:
+        return None
+    shape = (sampling.window_size, policy.spec.num_tokens, policy.spec.latent_dim)
+    noise = [torch.randn(shape, generator=draws.generator(p.position, s, "sde")) for p, s in rows]
+    return torch.stack(noise).to(_device(policy))
+
+
+def _device(policy: Policy) -> torch.device:
+    return next(policy.module.parameters()).device
+
+
+def _advance(
+    path: _Path,
+    v: Tensor,
+    k: int,
+    t: float,
+    t_next: float,
+    t_second: float,
+    starts: Sequence[int | None],
+    noise: Tensor | None,
+    sampling: Sampling,
+) -> None:
+    """One step of all rows: SDE for those whose window holds step k, ODE for the others."""
+    x, path.x = path.x, flow.ode_step(path.x, v, t, t_next)
+    inside = [row for row, start in enumerate(starts) if start is not None and start <= k < start + sampling.window_size]
+    if not inside or noise is None:
+        return
+    rows = torch.tensor(inside, device=x.device)
+    offsets = torch.tensor([k - (starts[row] or 0) for row in inside], device=x.device)
+    mean, std = flow.sde_transition(
+        x[rows], v[rows], t, t_next, noise_level=sampling.noise_level, t_second=t_second, kind=sampling.sde
+    )
+    x_next = mean + std[:, None, None] * noise[rows, offsets]
+    path.x = path.x.index_copy(0, rows, x_next)
+    scores = flow.log_prob(x_next, mean, std)
+    path.steps.append(_Step(k, inside, x[rows], x_next, mean, std, scores))
+
+
+def _collect(policy: Policy, path: _Path, grid: Tensor, sampling: Sampling, count: int) -> list[Image]:
+    taken: list[list[tuple[_Step, int]]] = [[] for _ in range(count)]
+    for step in path.steps:
+        for index, row in enumerate(step.rows):
+            taken[row].append((step, index))
+    images = []
+    for row in range(count):
+        flow_path = _flow_path(taken[row], grid, sampling) if taken[row] else None
+        images.append(Image(path.x[row], policy.spec.grid, flow_path))
+    return images
+
+
+def _flow_path(taken: Sequence[tuple[_Step, int]], grid: Tensor, sampling: Sampling) -> FlowPath:
+    indices = [step.k for step, _ in taken]
+    return FlowPath(
+        steps=tuple(indices),
+        t=grid[indices],
+        t_next=grid[[k + 1 for k in indices]],
+        t_second=float(grid[1]),
+        x=torch.stack([step.x[i] for step, i in taken]),
+        x_next=torch.stack([step.x_next[i] for step, i in taken]),
+        mean=torch.stack([step.mean[i] for step, i in taken]),
+        std=torch.stack([step.std[i] for step, i in taken]),
+        log_prob=torch.stack([step.log_prob[i] for step, i in taken]),
+        noise_level=sampling.noise_level,
+        kind=sampling.sde,
+    )

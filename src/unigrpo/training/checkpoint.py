@@ -1,0 +1,101 @@
+"""Complete checkpoints or none: written under a temporary name, flushed, then renamed; the newest few are kept.
+
+A checkpoint folder is a model folder (so ``generate --model`` reads it) with the training state beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PREFIX, PARTIAL = "iteration-", ".partial-"
+STATE_TENSORS, STATE_JSON = "training_state.safetensors", "training_state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What resuming needs besides the model: tensors (optimizer, raw weights where the model is an average) and facts.
+
+    ``done`` is the number of finished iterations, that is the next iteration's index.
+    """
+
+    done: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def folder_of(run_dir: Path, done: int) -> Path:
+    """Where the checkpoint after ``done`` iterations lies."""
+    return run_dir / "checkpoints" / f"{PREFIX}{done:06d}"
+
+
+def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None], *, keep: int) -> Path:
+    """Write one checkpoint so that a kill at any moment leaves the older ones whole; then drop all but ``keep``."""
+    final = folder_of(run_dir, state.done)
+    partial = final.with_name(PARTIAL + final.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_model(partial)
+    save_file({n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}, partial / STATE_TENSORS)
+    facts = json.dumps({"done": state.done, **state.facts}, indent=1)
+    (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
+    for path in partial.iterdir():
+        _sync(path)
+    _sync(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    _sync(final.parent)
+    for old in complete(run_dir)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def complete(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path for path in (run_dir / "checkpoints").glob(f"{PREFIX}*") if (path / STATE_JSON).is_file())
+
+
+def clean(run_dir: Path) -> None:
+    """Remove what a kill left half-written."""
+    for path in (run_dir / "checkpoints").glob(f"{PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load(folder: Path) -> TrainingState:
+    """Read the training state of a checkpoint; ValueError names a damaged file."""
+    try:
+        facts = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
+        tensors = load_file(folder / STATE_TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"the checkpoint {folder} is damaged ({error}): remove this folder and resume from the one before it"
+        ) from error
+    return TrainingState(int(facts.pop("done")), tensors, facts)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names with a prefix, to keep several sets of tensors in one file."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The set that :func:`prefixed` put away."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

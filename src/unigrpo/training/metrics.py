@@ -1,0 +1,98 @@
+"""One line of ``metrics.jsonl``: what an iteration did, in names that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unigrpo.training.sources import Collected
+from unigrpo.training.update import Updated
+
+
+def metrics_line(
+    *,
+    iteration: int,
+    collected: Collected,
+    updates: Sequence[Updated],
+    rates: Mapping[str, float],
+    canaries: Mapping[str, float],
+    validation: Mapping[str, Any] | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Put together the line of one iteration; statistics are means over its optimizer steps."""
+    stats = mean_of([u.stats for u in updates])
+    line: dict[str, Any] = {"iteration": iteration, **collected.metrics}
+    text = text_part(stats, updates, collected.metrics)
+    flow = flow_part(stats)
+    loss = {name.removeprefix("sft/"): value for name, value in stats.items() if name.startswith("sft/")}
+    for name, part in (("text", text), ("flow", flow), ("loss", loss)):
+        if part:
+            line[name] = part
+    first = {
+        name: updates[0].stats[key]
+        for name, key in (("text_log_ratio_max", "text/log_ratio_max"), ("image_log_ratio_max", "flow/log_ratio_max"))
+        if key in updates[0].stats
+    }
+    if first:
+        line["first_update"] = first
+    line["grad_norm"] = mean_of([u.grad_norm for u in updates])
+    line["lr"] = dict(rates)
+    if canaries:
+        line["canaries"] = dict(canaries)
+    if validation is not None:
+        line["validation"] = dict(validation)
+    line["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
+    line["samples_per_second"] = round(len(collected.trajectories) / seconds["total"], 2)
+    return line
+
+
+def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean by name over the steps; maxima (``..._max``) stay maxima."""
+    names = rows[0] if rows else {}
+    return {
+        name: max(r[name] for r in rows) if name.endswith("_max") else sum(r[name] for r in rows) / len(rows)
+        for name in names
+    }
+
+
+def text_part(stats: Mapping[str, float], updates: Sequence[Updated], collected: Mapping[str, Any]) -> dict[str, float]:
+    """Ratios, clipping, KL, entropy and length of the thinking."""
+    part = {}
+    if "text/ratio" in stats:
+        part = {
+            "ratio_mean": stats["text/ratio"],
+            "ratio_max_abs_log": stats["text/log_ratio_max"],
+            "clip_fraction": stats["text/clip_low"] + stats["text/clip_high"],
+        }
+        if "text/kl" in stats:
+            part["kl"] = stats["text/kl"]
+    entropies = [u.entropy for u in updates if u.entropy is not None]
+    if entropies:
+        part["entropy"] = entropies[0]
+    if "think_length" in collected:
+        part["think_length"] = collected["think_length"]
+    return part
+
+
+def flow_part(stats: Mapping[str, float]) -> dict[str, Any]:
+    """Ratios, clipping and distance to the reference of the drawing, overall and per step of the window."""
+    part: dict[str, Any] = {}
+    for name, key in (("mse", "flow/velocity_mse"), ("latent_kl", "flow/latent_kl"), ("ratio_mean", "flow/ratio")):
+        if key in stats:
+            part[name] = stats[key]
+    if "flow/log_ratio" not in stats:
+        return part
+    part["ratio_max_abs_log"] = stats["flow/log_ratio_max"]
+    part["clip_fraction"] = stats["flow/clip_low"] + stats["flow/clip_high"]
+    part["steps"] = []
+    for k in range(sum(name.startswith("flow/log_ratio/") for name in stats)):
+        step = {
+            "step": k,
+            "log_ratio_mean": stats[f"flow/log_ratio/{k}"],
+            "log_ratio_std": stats[f"flow/log_ratio_std/{k}"],
+            "clip_fraction": stats[f"flow/clip_low/{k}"] + stats[f"flow/clip_high/{k}"],
+        }
+        if f"flow/velocity_mse/{k}" in stats:
+            step["mse"] = stats[f"flow/velocity_mse/{k}"]
+        part["steps"].append(step)
+    return part

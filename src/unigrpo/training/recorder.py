@@ -1,0 +1,101 @@
+"""What a run leaves in its folder while it goes on (the formats are those of ``reports.runlog``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from unigrpo.evaluation.canaries import colour_diversity, edge_energy, plan_diversity
+from unigrpo.evaluation.evaluator import Evaluation, compare, summarise
+from unigrpo.policy import Policy
+from unigrpo.reports import runlog
+from unigrpo.reports.grids import record_sheet, save_png_atomic
+from unigrpo.training.sources import Collected, thinking_of
+
+SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12
+
+
+class Recorder:
+    """Writes one run's files; every write is whole or not there."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def start(self, recipe_yaml: str) -> None:
+        """Write what the run was started with."""
+        runlog.write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
+        runlog.write_json_atomic(self.run_dir / runlog.ENVIRONMENT, runlog.environment())
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one iteration."""
+        runlog.append_metrics(self.run_dir, line)
+
+    def samples(self, policy: Policy, collected: Collected, iteration: int) -> None:
+        """Keep a few training trajectories: two groups side by side, with words, reward and picture."""
+        if collected.pictures is None:
+            return
+        some = collected.trajectories[:SAMPLED_TRAJECTORIES]
+        records = [
+            {
+                "position": t.prompt.position,
+                "sample": t.sample,
+                "prompt": t.prompt.text,
+                "thinking": thinking_of(policy, t),
+                "reward": t.reward,
+                "advantage": t.advantage,
+                "window": list(t.images[-1].path.steps) if t.images[-1].path is not None else [],
+                "correct": bool(t.verdict["correct"]) if "correct" in t.verdict else None,
+                "verdict": dict(t.verdict),
+            }
+            for t in some
+        ]
+        runlog.write_records_atomic(runlog.samples_file(self.run_dir, iteration + 1, "jsonl"), records)
+        pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
+        save_png_atomic(runlog.samples_file(self.run_dir, iteration + 1, "png"), record_sheet(pictures, records))
+
+    def evaluation(self, when: Literal["before", "after"], result: Evaluation) -> dict[str, Any]:
+        """Write records, contact sheet and summary of the evaluation before or after training; return the summary."""
+        runlog.write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), result.records)
+        # the first sample of each of the first prompts, so that both sheets show the same prompts and draws
+        chosen = [i for i, r in enumerate(result.records) if r["sample"] == 0][:SHEET_PICTURES]
+        pictures = result.pictures[chosen].permute(0, 2, 3, 1).numpy()
+        sheet = record_sheet(pictures, [result.records[i] for i in chosen])
+        save_png_atomic(runlog.evaluation_file(self.run_dir, when, "png"), sheet)
+        summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
+        summary[when] = {**summarise(result.records), "canaries": canaries(result)}
+        if when == "after":
+            before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
+            summary["paired"] = compare(before, result.records)
+        runlog.write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
+        return summary
+
+    def evaluated(self, when: Literal["before", "after"]) -> bool:
+        """Whether this evaluation is already in the folder (in a resumed run)."""
+        return when in runlog.read_json(self.run_dir / runlog.SUMMARY)
+
+
+def canaries(result: Evaluation) -> dict[str, float]:
+    """Colour diversity, edge energy and plan diversity of an evaluation."""
+    images = result.pictures.float() / 255.0
+    plans = [r["thinking"] for r in result.records if r["thinking"]]
+    return {
+        "colour_diversity": colour_diversity(images),
+        "edge_energy": edge_energy(images),
+        **({"plan_diversity": plan_diversity(plans)} if plans else {}),
+    }
+
+
+def training_canaries(policy: Policy, collected: Collected) -> dict[str, float]:
+    """The same of an iteration's training samples; empty without pictures."""
+    if collected.pictures is None:
+        return {}
+    images = collected.pictures.to(torch.float32) / 255.0
+    plans = [text for t in collected.trajectories if (text := thinking_of(policy, t)) is not None]
+    return {
+        "colour_diversity": colour_diversity(images),
+        "edge_energy": edge_energy(images),
+        **({"plan_diversity": plan_diversity(plans)} if plans else {}),
+    }

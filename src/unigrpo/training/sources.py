@@ -1,0 +1,151 @@
+"""Where an iteration's trajectories come from: rollouts that were scored, or demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unigrpo.objectives.advantage import advantage_statistics, assign_advantages
+from unigrpo.policy import Policy
+from unigrpo.rewards.protocol import RewardInput, RewardOutput
+from unigrpo.rollout.engine import Draws, Sampling, rollout
+from unigrpo.rollout.episode import Episode
+from unigrpo.training.clock import Clock
+from unigrpo.trajectory import Prompt, Trajectory
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One iteration's trajectories, what to log of them, and the pictures (uint8 [B, 3, H, W]) where there are any."""
+
+    trajectories: list[Trajectory]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    pictures: Tensor | None = None
+
+
+class Source(Protocol):
+    """Gives the trajectories of an iteration, the same for the same iteration."""
+
+    def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
+        """Make (or read) one iteration's trajectories."""
+        ...
+
+
+class PromptSource(Protocol):
+    """A stream of prompts with random access."""
+
+    def batch(self, iteration: int, n: int) -> list[Prompt]:
+        """The n prompts of an iteration."""
+        ...
+
+
+def quantise(images: Tensor) -> Tensor:
+    """[0, 1] floats -> uint8, rounded: what a PNG of the picture holds."""
+    return (images * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+def thinking_of(policy: Policy, trajectory: Trajectory) -> str | None:
+    """What the model wrote before drawing, in words; None without thinking."""
+    texts = trajectory.sampled_texts
+    return " ".join(policy.decode_text(text.ids) for text in texts) if texts else None
+
+
+@torch.no_grad()
+def decode_pictures(policy: Policy, trajectories: Sequence[Trajectory]) -> Tensor:
+    """The last picture of every trajectory, uint8 [B, 3, H, W] on the CPU."""
+    latents = torch.stack([trajectory.images[-1].latents for trajectory in trajectories])
+    return quantise(policy.decode_image(latents)).cpu()
+
+
+def score(
+    reward: Callable[[RewardInput], RewardOutput], policy: Policy, trajectories: Sequence[Trajectory], pictures: Tensor
+) -> list[Trajectory]:
+    """Give every trajectory its reward and the named parts of the verdict."""
+    given = RewardInput(
+        images=pictures.float() / 255.0,
+        prompts=[t.prompt.text for t in trajectories],
+        metadata=[t.prompt.metadata for t in trajectories],
+        thinking=[thinking_of(policy, t) for t in trajectories],
+    )
+    output = reward(given)
+    return [
+        replace(t, reward=float(value), verdict={name: part[i] for name, part in output.parts.items()})
+        for i, (t, value) in enumerate(zip(trajectories, output.values, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class RolloutSource:
+    """Think, draw, score, compare: rollouts of the policy with group advantages."""
+
+    prompts: PromptSource
+    episode: Episode
+    sampling: Sampling
+    reward: Callable[[RewardInput], RewardOutput]
+    prompts_per_iteration: int
+    group_size: int
+    seed: int
+    advantage_epsilon: float
+    advantage_clip: float
+
+    def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
+        """Sample, decode, score and assign advantages."""
+        prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
+        with clock.phase("rollout"):
+            draws = Draws(self.seed, iteration)
+            sampled = rollout(policy, self.episode, prompts, self.sampling, group_size=self.group_size, draws=draws)
+        with clock.phase("reward"):
+            pictures = decode_pictures(policy, sampled)
+            scored = score(self.reward, policy, sampled, pictures)
+        ready = assign_advantages(scored, epsilon=self.advantage_epsilon, clip=self.advantage_clip)
+        return Collected(ready, describe(ready), pictures)
+
+
+def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Reward and advantage figures of an iteration, and how long the thinking was."""
+    rewards = [t.reward or 0.0 for t in trajectories]
+    advantages = [t.advantage or 0.0 for t in trajectories]
+    figures = advantage_statistics(rewards, advantages, [t.prompt.position for t in trajectories])
+    metrics: dict[str, Any] = {
+        "reward_mean": figures["reward_mean"],
+        "reward_std": figures["reward_std"],
+        "reward_group_std": figures["reward_group_std"],
+        "zero_variance_share": figures["zero_std_ratio"],
+        "advantage_std": figures["advantage_std"],
+    }
+    categories = [t.prompt.metadata.get("category") for t in trajectories]
+    if all(isinstance(c, str) for c in categories):
+        metrics["reward_by_category"] = mean_by(categories, rewards)
+    if parts := trajectories[0].verdict:
+        metrics["reward_parts"] = {n: sum(t.verdict[n] for t in trajectories) / len(trajectories) for n in parts}
+    texts = [text for t in trajectories for text in t.sampled_texts]
+    if texts:
+        metrics["think_length"] = sum(text.num_actions for text in texts) / len(texts)
+        metrics["think_cut_share"] = sum(not text.ended for text in texts) / len(texts)
+    return metrics
+
+
+def mean_by(labels: Sequence[Any], values: Sequence[float]) -> dict[str, float]:
+    """Mean of the values of each label, labels sorted."""
+    groups: dict[str, list[float]] = {}
+    for label, value in zip(labels, values, strict=True):
+        groups.setdefault(str(label), []).append(value)
+    return {label: sum(group) / len(group) for label, group in sorted(groups.items())}
+
+
+@dataclass(frozen=True)
+class DemonstrationSource:
+    """Supervised data: ``make(policy, iteration)`` gives trajectories with targets."""
+
+    make: Callable[[Policy, int], list[Trajectory]]
+
+    def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
+        """Make one batch of demonstrations."""
+        with clock.phase("data"), torch.no_grad():
+            return Collected(self.make(policy, iteration))
+
+

@@ -1,0 +1,272 @@
+"""The loop: collect, annotate, update, log; it never asks which method it runs (design: The loop, whole)."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from unigrpo import seeds
+from unigrpo.config import Recipe
+from unigrpo.evaluation.evaluator import Evaluation, summarise
+from unigrpo.objectives.flow_grpo import resolve_clip_range
+from unigrpo.objectives.methods import Method
+from unigrpo.policy import Policy
+from unigrpo.reports.progress import Progress
+from unigrpo.reports.runlog import truncate_metrics
+from unigrpo.rewards.protocol import RewardFault
+from unigrpo.training import checkpoint
+from unigrpo.training.clock import Clock
+from unigrpo.training.metrics import metrics_line
+from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
+from unigrpo.training.recorder import Recorder, training_canaries
+from unigrpo.training.sources import Collected, Source
+from unigrpo.training.update import (
+    Batch,
+    RatioBounds,
+    Updated,
+    annotate_reference,
+    minibatches,
+    ratio_bounds,
+    rescore,
+    update,
+)
+
+
+class Evaluator(Protocol):
+    """Evaluates the policy: few pictures while training, many before and after."""
+
+    def validate(self, policy: Policy) -> Evaluation:
+        """The cadence evaluation."""
+        ...
+
+    def compare(self, policy: Policy) -> Evaluation:
+        """The large one, before and after training."""
+        ...
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of; the command line resolves a recipe's names into these."""
+
+    policy: Policy
+    reference: Policy | None
+    method: Method
+    source: Source
+    evaluator: Evaluator
+    save_model: Callable[[Path], None]
+    load_model: Callable[[Path], None]
+    compute_dtype: torch.dtype = torch.float32
+    clip_range: float | str | None = None
+
+
+@dataclass
+class Stop:
+    """Set from outside (Ctrl-C) to end the run after the iteration under way."""
+
+    requested: bool = False
+
+
+@dataclass
+class Trainer:
+    """One run in one folder."""
+
+    recipe: Recipe
+    parts: Parts
+    run_dir: Path
+    stop: Stop = field(default_factory=Stop)
+
+    def __post_init__(self) -> None:
+        recipe, policy = self.recipe, self.parts.policy
+        self.recorder = Recorder(self.run_dir)
+        self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
+        self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
+        self.done = 0
+        self.saved: int | None = None
+
+    def run(self, progress: Progress) -> bool:
+        """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
+        self._evaluate("before", progress)
+        try:
+            while self.done < self.recipe.iterations:
+                line = self.iterate(self.done)
+                self.done += 1
+                self.recorder.metrics(line)
+                progress.update(line)
+                if self.done % self.recipe.checkpoint.every == 0 or self.done == self.recipe.iterations:
+                    self.save()
+                if self.stop.requested and self.done < self.recipe.iterations:
+                    self.save()
+                    return False
+        except (RewardFault, TrainingFault):
+            self.save()
+            raise
+        self._evaluate("after", progress)
+        return True
+
+    # One iteration
+
+    def iterate(self, iteration: int) -> dict[str, Any]:
+        """Collect, annotate, update; return the metric line."""
+        clock, recipe = Clock(), self.recipe
+        started = time.perf_counter()
+        rates = self.optimizer.set_iteration(iteration)
+        collected = self.parts.source.collect(self.parts.policy, iteration, clock)
+        with clock.phase("annotate"):
+            batch = self.annotate(collected, iteration)
+        with clock.phase("update"):
+            updates = self.update(batch)
+        if self.average is not None:
+            self.average.update(iteration)
+        validation = None
+        if (iteration + 1) % recipe.eval.every == 0:
+            with clock.phase("validation"):
+                validation = summarise(self._with_average(self.parts.evaluator.validate).records)
+                self.recorder.samples(self.parts.policy, collected, iteration)
+        return metrics_line(
+            iteration=iteration,
+            collected=collected,
+            updates=updates,
+            rates=rates,
+            canaries=training_canaries(self.parts.policy, collected),
+            validation=validation,
+            seconds={**clock.seconds, "total": time.perf_counter() - started},
+        )
+
+    def annotate(self, collected: Collected, iteration: int) -> Batch:
+        """Fix what stays the same over epochs: the draws, the reference's answers, and in low precision the old values."""
+        method, optimizer, recipe = self.parts.method, self.recipe.optimizer, self.recipe
+        temperature = recipe.rollout.temperature
+        draws = [
+            method.draws(t, seeds.generator(recipe.seed, iteration, t.prompt.position, t.sample, "draws"))
+            for t in collected.trajectories
+        ]
+        batch = Batch(collected.trajectories, draws)
+        if method.needs_reference_velocity or method.needs_reference_log_probs:
+            if self.parts.reference is None:
+                raise ValueError("this method regularises towards a reference, but the run was built without one")
+            size = optimizer.micro_batch
+            batch = annotate_reference(self.parts.reference, batch, micro_batch=size, temperature=temperature)
+        if self.parts.compute_dtype != torch.float32 and collected.pictures is not None:
+            batch = rescore(self.parts.policy, batch, micro_batch=optimizer.micro_batch, temperature=temperature)
+        return batch
+
+    def update(self, batch: Batch) -> list[Updated]:
+        """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios."""
+        config, updates = self.recipe.optimizer, []
+        for _ in range(config.ppo_epochs):
+            for part in minibatches(batch, config.minibatches):
+                updates.append(
+                    update(
+                        self.parts.policy,
+                        self.optimizer,
+                        self.parts.method,
+                        part,
+                        micro_batch=config.micro_batch,
+                        temperature=self.recipe.rollout.temperature,
+                        check=self.bounds() if not updates else None,
+                    )
+                )
+        return updates
+
+    def bounds(self) -> RatioBounds:
+        """How far the first ratios may be from 1."""
+        clip = self.parts.clip_range
+        number = None if clip is None else resolve_clip_range(clip, self.parts.policy.spec.num_elements)
+        return ratio_bounds(self.parts.compute_dtype, number)
+
+    # Evaluation and checkpoints
+
+    def _with_average(self, measure: Callable[[Policy], Evaluation]) -> Evaluation:
+        """Evaluate the averaged weights where the run keeps an average."""
+        if self.average is None:
+            return measure(self.parts.policy)
+        self.average.swap()
+        try:
+            return measure(self.parts.policy)
+        finally:
+            self.average.swap()
+
+    def _evaluate(self, when: Any, progress: Progress) -> None:
+        if self.recorder.evaluated(when):
+            return
+        result = self._with_average(self.parts.evaluator.compare)
+        summary = self.recorder.evaluation(when, result)[when]
+        progress.note(f"{when} training: {describe_summary(summary)}")
+
+    def save(self) -> None:
+        """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
+        if self.saved == self.done:
+            return
+        tensors = checkpoint.prefixed("optimizer", self.optimizer.state())
+        if self.average is None:
+            save_model = self.parts.save_model
+        else:
+            raw = {n: p.detach().clone() for n, p in self.average.parameters.items()}
+            tensors |= checkpoint.prefixed("raw", raw)
+            save_model = self._save_averaged
+        facts = {"recipe": self.recipe.name, "reference": fingerprint(self.parts.reference)}
+        state = checkpoint.TrainingState(self.done, tensors, facts)
+        checkpoint.save(self.run_dir, state, save_model, keep=self.recipe.checkpoint.keep)
+        self.saved = self.done
+
+    def _save_averaged(self, folder: Path) -> None:
+        assert self.average is not None
+        self.average.swap()
+        try:
+            self.parts.save_model(folder)
+        finally:
+            self.average.swap()
+
+    def resume(self) -> int:
+        """Go back to the last complete checkpoint (or the start); later metric lines are cut. Return the iterations done."""
+        checkpoint.clean(self.run_dir)
+        folders = checkpoint.complete(self.run_dir)
+        if folders:
+            state = checkpoint.load(folders[-1])
+            if state.facts.get("reference") != fingerprint(self.parts.reference):
+                raise ValueError(
+                    f"the reference model of {self.run_dir} is not the one it was started with: "
+                    f"restore model.path {self.recipe.model.path}, or start a new run"
+                )
+            self.parts.load_model(folders[-1])
+            self.optimizer.load_state(checkpoint.unprefixed("optimizer", state.tensors))
+            if self.average is not None:
+                self._restore_average(checkpoint.unprefixed("raw", state.tensors))
+            self.done = self.saved = state.done
+        truncate_metrics(self.run_dir, self.done)
+        return self.done
+
+    @torch.no_grad()
+    def _restore_average(self, raw: dict[str, torch.Tensor]) -> None:
+        """The checkpoint's model is the average, and the raw weights lie beside it."""
+        assert self.average is not None
+        for name, parameter in self.average.parameters.items():
+            self.average.shadow[name].copy_(parameter)
+            parameter.copy_(raw[name])
+
+
+def fingerprint(policy: Policy | None) -> str | None:
+    """A hash of a model's weights, to notice that a reference was exchanged."""
+    if policy is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_summary(summary: dict[str, Any]) -> str:
+    """One line of plain words for an evaluation."""
+    parts = [f"score {summary['score']:.3f}"]
+    if summary["plan_right"] is not None:
+        parts.append(f"plan right {summary['plan_right']:.3f}")
+    if summary["follow"] is not None:
+        parts.append(f"picture follows plan {summary['follow']:.3f}")
+    return ", ".join([*parts, f"exam score {summary['exam_score']:.3f}", f"{summary['n']} pictures"])

@@ -1,0 +1,191 @@
+"""One optimizer step: replay in micro-batches, the method's losses, backward, clip, step (design: Gradients)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unigrpo.objectives.methods import Draw, Losses, Method
+from unigrpo.objectives.terms import merge, summarize
+from unigrpo.policy import Policy, Replayed, ReplayItem, VelocityQuery
+from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
+from unigrpo.trajectory import Image, Reference, Segment, Text, Trajectory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trajectories that are trained on together, and for each the velocities its method asks for."""
+
+    trajectories: list[Trajectory]
+    draws: list[tuple[Draw, ...]]
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def part(self, start: int, end: int) -> Batch:
+        """A slice."""
+        return Batch(self.trajectories[start:end], self.draws[start:end])
+
+    def pieces(self, size: int) -> list[Batch]:
+        """Consecutive slices of at most ``size``."""
+        return [self.part(start, start + size) for start in range(0, len(self), size)]
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What one optimizer step reports: loss statistics, gradient norms, mean token entropy."""
+
+    stats: dict[str, float]
+    grad_norm: dict[str, float]
+    entropy: float | None
+
+
+def replay(policy: Policy, batch: Batch, temperature: float) -> list[Replayed]:
+    """One packed forward over a batch: token log-probs and the velocities of every draw."""
+    items = [
+        ReplayItem(t.segments, tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws))
+        for t, draws in zip(batch.trajectories, batch.draws, strict=True)
+    ]
+    return policy.replay(items, temperature=temperature)
+
+
+def minibatches(batch: Batch, count: int) -> list[Batch]:
+    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow."""
+    starts = [i for i, t in enumerate(batch.trajectories) if i == 0 or _group(t) != _group(batch.trajectories[i - 1])]
+    if count > len(starts):
+        raise ValueError(f"optimizer.minibatches is {count}, but there are only {len(starts)} groups to share out")
+    cuts = [starts[len(starts) * k // count] for k in range(count)] + [len(batch)]
+    return [batch.part(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _group(trajectory: Trajectory) -> int:
+    return trajectory.prompt.position
+
+
+def target_tokens_per_row(batch: Batch) -> float | None:
+    """Target tokens per trajectory of a minibatch, by which supervised losses are divided; None without targets."""
+    texts = [s for t in batch.trajectories for s in t.segments if isinstance(s, Text) and s.target]
+    return sum(text.num_actions for text in texts) / len(batch) if texts else None
+
+
+def update(
+    policy: Policy,
+    optimizer: ExpertOptimizer,
+    method: Method,
+    batch: Batch,
+    *,
+    micro_batch: int,
+    temperature: float,
+    check: RatioBounds | None = None,
+) -> Updated:
+    """Accumulate the gradient of mean_i loss_i over a minibatch, check it, and step once.
+
+    ``check``: bounds of the first update's log-ratios; beyond them TrainingFault, before anything is changed.
+    """
+    optimizer.zero_grad()
+    tokens = target_tokens_per_row(batch)
+    collected, entropies = [], []
+    for part in batch.pieces(micro_batch):
+        answers = replay(policy, part, temperature)
+        losses = method.losses(part.trajectories, answers, part.draws, tokens_per_row=tokens)
+        backward(policy, method, losses, len(batch))
+        collected.append(losses.stats)
+        entropies.extend(a.entropies for a in answers)
+    stats = summarize(merge(collected))
+    if check is not None:
+        check.require(stats)
+    norms = optimizer.step()
+    tokens_seen = torch.cat(entropies) if entropies else torch.zeros(0)
+    return Updated(stats, norms, float(tokens_seen.mean()) if tokens_seen.numel() else None)
+
+
+def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None:
+    """Add the gradient of one micro-batch, its losses divided by the ``count`` trajectories of the minibatch.
+
+    With ``image_grad_through_context`` one backward of the sum. Without, the image loss sees the reasoning weights as
+    constants, though not the activations: it goes back into the denoising parameters alone, the text loss everywhere.
+    """
+    text = None if losses.text_loss is None else losses.text_loss.sum() / count
+    image = None if losses.image_loss is None else losses.image_loss.sum() / count
+    for name, loss in (("text", text), ("image", image)):
+        if loss is not None and not bool(torch.isfinite(loss.detach())):
+            raise TrainingFault(f"the {name} loss is {float(loss)}; nothing was updated")
+    if method.image_grad_through_context:
+        sum_of(text, image).backward()
+        return
+    if image is not None:
+        image.backward(inputs=list(policy.denoising_parameters().values()), retain_graph=text is not None)
+    if text is not None:
+        text.backward()
+
+
+def sum_of(*losses: Tensor | None) -> Tensor:
+    """The sum of the losses that exist."""
+    return torch.stack([loss for loss in losses if loss is not None]).sum()
+
+
+@dataclass(frozen=True)
+class RatioBounds:
+    """How far from 1 the first update's ratios may be, as max |log ratio| (design: First-update ratio)."""
+
+    text: float
+    image: float
+
+    def require(self, stats: dict[str, float]) -> None:
+        """Raise TrainingFault where the first update is not on-policy."""
+        for key, bound, what in (
+            ("text/log_ratio_max", self.text, "text"),
+            ("flow/log_ratio_max", self.image, "image"),
+        ):
+            if key in stats and not stats[key] <= bound:
+                raise TrainingFault(
+                    f"the first update's {what} ratios must be 1, but max |log ratio| is {stats[key]:.3g} (bound {bound:.3g}): "
+                    "the replay does not score what the rollout sampled (changed weights, precision or masks?); "
+                    "nothing was updated"
+                )
+
+
+def ratio_bounds(compute_dtype: torch.dtype, clip_range: float | None) -> RatioBounds:
+    """fp32: text 1e-5, image max(1e-7, 0.01 clip); below: text 1e-3, image 0.1 clip, against re-scored old values."""
+    clip = float("inf") if clip_range is None else clip_range
+    if compute_dtype == torch.float32:
+        return RatioBounds(1e-5, max(1e-7, 0.01 * clip))
+    return RatioBounds(1e-3, 0.1 * clip)
+
+
+@torch.no_grad()
+def annotate_reference(reference: Policy, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
+    """Add what the frozen start checkpoint says: v_ref on the draws and log-probs, with its own weights throughout."""
+    ready = []
+    for part in batch.pieces(micro_batch):
+        for trajectory, answer in zip(part.trajectories, replay(reference, part, temperature), strict=True):
+            velocity = answer.velocities[0] if answer.velocities else None
+            ready.append(replace(trajectory, reference=Reference(velocity, answer.log_probs)))
+    return Batch(ready, batch.draws)
+
+
+@torch.no_grad()
+def rescore(policy: Policy, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
+    """Replace the rollout's old log-probs and means by those of a replay (for compute below fp32)."""
+    from unigrpo.objectives.flow_grpo import replay_transition
+
+    ready = []
+    for part in batch.pieces(micro_batch):
+        for trajectory, answer in zip(part.trajectories, replay(policy, part, temperature), strict=True):
+            log_probs, velocities = answer.log_probs, list(answer.velocities)
+            segments: list[Segment] = []
+            for segment in trajectory.segments:
+                if isinstance(segment, Text) and segment.log_probs is not None:
+                    segment = replace(segment, log_probs=log_probs[: segment.num_actions])
+                    log_probs = log_probs[segment.num_actions :]
+                elif isinstance(segment, Image) and segment.path is not None and velocities:
+                    mean, _ = replay_transition([velocities.pop(0)], segment.path)
+                    segment = replace(segment, path=replace(segment.path, mean=mean))
+                segments.append(segment)
+            ready.append(replace(trajectory, segments=tuple(segments)))
+    return Batch(ready, batch.draws)
+
+

@@ -1,0 +1,132 @@
+"""What crosses rooms: prompts, segments and trajectories (no I/O, no model).
+
+A trajectory is a tuple of segments, and the context of segment *i* is ``segments[:i]``. A segment is *sampled* when
+it carries behaviour data (token log-probs, or a :class:`FlowPath`) and *given* otherwise. Single-round generation,
+multi-round generation, editing (a given image first) and supervised data (all given, with targets) are the same type.
+Padding and packing exist only inside a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a data stream.
+
+    ``position`` is its index in the stream; it keys the random draws (design: Seeds), not the text.
+    ``metadata`` is what a reward needs to judge the picture (for example the requirements of the prompt).
+    """
+
+    position: int
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text turn: ``bos ids eos`` in the model's context.
+
+    ``ids`` is int64 [n], without bos and eos. ``ended`` tells whether eos was sampled (given text: always True); where
+    the cap cut the sampling, eos is still fed to the model, as given context, but it is not an action.
+    ``log_probs`` is fp32 [n + ended], the behaviour log-probs of the actions (ids, then eos if ended); None: given.
+    ``target`` marks a given text that supervised training learns (all of ids and eos).
+    """
+
+    ids: Tensor
+    ended: bool = True
+    log_probs: Tensor | None = None
+    target: bool = False
+
+    @property
+    def scored(self) -> bool:
+        """Whether a replay returns log-probs for this text."""
+        return self.log_probs is not None or self.target
+
+    @property
+    def num_actions(self) -> int:
+        """Number of sampled tokens: the ids, and eos when it was sampled."""
+        return self.ids.shape[0] + int(self.ended)
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """The K stochastic (SDE) steps of one denoising path, as the sampler saw them; everything fp32 but the times.
+
+    steps: indices k into the timestep grid. t, t_next: fp64 [K], the times of x and of x_next (t > t_next).
+    t_second: the second point of the full grid, which replaces t in sigma where t == 1 (spec a.3).
+    x, x_next, mean: [K, n, d]; std, log_prob: [K]. noise_level, kind: what the transition was drawn with.
+    """
+
+    steps: tuple[int, ...]
+    t: Tensor
+    t_next: Tensor
+    t_second: float
+    x: Tensor
+    x_next: Tensor
+    mean: Tensor
+    std: Tensor
+    log_prob: Tensor
+    noise_level: float
+    kind: str = "flow"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture: ``latents`` [n, d] at t = 0 (packed patches, row-major) of a token grid (rows, columns).
+
+    ``path`` is the behaviour data of a picture that was sampled with SDE steps; None: given, or drawn by the ODE alone.
+    ``target`` marks a given image whose velocities supervised training learns.
+    """
+
+    latents: Tensor
+    grid: tuple[int, int]
+    path: FlowPath | None = None
+    target: bool = False
+
+
+Segment = Text | Image
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Frozen quantities of the start checkpoint for one trajectory, computed once per iteration.
+
+    velocity: [K, n, d], v_ref on the window steps with reference weights for the context too (spec e.3);
+    log_probs: [actions] of the sampled texts. None where the method does not ask for it.
+    """
+
+    velocity: Tensor | None = None
+    log_probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A prompt, what the model made of it, and (once scored) what it was worth.
+
+    ``sample`` is the index inside the prompt's group; trajectories with equal ``prompt.position`` form a group.
+    ``verdict`` holds named parts of the reward for people and logs; ``reward`` and ``advantage`` are scalars.
+    """
+
+    prompt: Prompt
+    sample: int
+    segments: tuple[Segment, ...]
+    reward: float | None = None
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    advantage: float | None = None
+    reference: Reference | None = None
+
+    @property
+    def sampled_texts(self) -> tuple[Text, ...]:
+        """The texts that the policy wrote itself, in order."""
+        return tuple(s for s in self.segments if isinstance(s, Text) and s.log_probs is not None)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All pictures, in order."""
+        return tuple(s for s in self.segments if isinstance(s, Image))

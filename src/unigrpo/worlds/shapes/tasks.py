@@ -1,0 +1,81 @@
+"""The shapes world as tasks for a policy: supervised trajectories, the training reward, and the evaluation's judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from unigrpo.policy import Policy
+from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory
+from unigrpo.worlds.shapes.demonstrations import Demonstration
+from unigrpo.worlds.shapes.planner import format_plan, parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.renderer import render
+from unigrpo.worlds.shapes.verifier import RewardWeights, follows, verify
+
+
+def given_segments(policy: Policy, demonstration: Demonstration) -> tuple[Segment, ...]:
+    """What stands before the picture, as the policy would see it at sampling time; a prompted plan is a target."""
+    think = demonstration.plan is not None or (demonstration.prompt is None and demonstration.system)
+    if demonstration.prompt is None:
+        before = policy.unconditional_segments(think=think)
+    else:
+        before = policy.prompt_segments(demonstration.prompt.text, think=think)
+    if demonstration.plan is None:
+        return before
+    ids = policy.encode_text(format_plan(demonstration.plan))
+    return (*before, Text(ids, target=demonstration.form == "think"))
+
+
+def supervised_trajectories(policy: Policy, demonstrations: Sequence[Demonstration]) -> list[Trajectory]:
+    """Demonstrations as trajectories with targets: the plan (where there is a prompt) and the picture's latents."""
+    latents = policy.encode_image(render([item.picture for item in demonstrations]))
+    made = []
+    for index, item in enumerate(demonstrations):
+        prompt = item.prompt or Prompt(index, "", {})
+        image = Image(latents[index], policy.spec.grid, target=True)
+        made.append(Trajectory(prompt, 0, (*given_segments(policy, item), image)))
+    return made
+
+
+def graded_reward(
+    images: Tensor,
+    metadata: Sequence[Mapping[str, Any]],
+    weights: RewardWeights = RewardWeights(),
+) -> tuple[list[float], dict[str, list[float]]]:
+    """The training reward of pictures [B, 3, 32, 32], and its parts by name."""
+    verdicts = verify(images, metadata, weights)
+    parts = {
+        "correct": [float(v.correct) for v in verdicts],
+        "exam": [v.exam for v in verdicts],
+        "evidence": [v.evidence for v in verdicts],
+        "clean": [v.cleanness for v in verdicts],
+    }
+    return [v.reward for v in verdicts], parts
+
+
+def judge_pictures(
+    images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    """One record per picture for the evaluation (design: Words).
+
+    plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
+    the plan's objects at their cells (None for an unparsable plan, or without thinking).
+    """
+    records = []
+    for verdict, prompt, text in zip(verify(images, [p.metadata for p in prompts]), prompts, thinking, strict=True):
+        plan = None if text is None else parse_plan(text)
+        records.append(
+            {
+                "category": prompt.metadata["category"],
+                "correct": verdict.correct,
+                "exam": verdict.exam,
+                "reward": verdict.reward,
+                "points": [[question, met] for question, met in verdict.points],
+                "parsable": None if text is None else plan is not None,
+                "plan_right": None if text is None else plan is not None and plan_satisfies(plan, prompt.metadata),
+                "follow": None if plan is None else follows(verdict.reading, plan),
+            }
+        )
+    return records

@@ -1,0 +1,76 @@
+"""Canaries move when they should and hold still when they should."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unigrpo.evaluation.canaries import colour_diversity, distinct_share, edge_energy, plan_diversity
+
+SIX = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]])
+
+
+def flat(colours: torch.Tensor, size: int = 8) -> torch.Tensor:
+    """One blank picture per colour: [N, 3] -> [N, 3, size, size]."""
+    return colours[:, :, None, None].expand(-1, -1, size, size).clone()
+
+
+def test_colour_diversity_is_the_entropy_of_hues() -> None:
+    assert colour_diversity(flat(SIX)) == pytest.approx(math.log2(6))
+    assert colour_diversity(flat(SIX[:2])) == pytest.approx(1.0)
+    assert colour_diversity(flat(SIX[:1])) == 0.0
+
+
+def test_colour_diversity_does_not_see_greys_darkness_and_noise() -> None:
+    greys = flat(torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5], [1, 1, 1], [0.1, 0, 0]]))
+    assert colour_diversity(greys) == 0.0
+    assert colour_diversity(torch.cat([greys, flat(SIX)])) == pytest.approx(math.log2(6))
+    noise = 0.08 * torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert colour_diversity((flat(SIX) * 0.9 + noise).clamp(0, 1)) == pytest.approx(math.log2(6), abs=0.01)
+
+
+def test_colour_diversity_counts_the_batch_not_the_picture() -> None:
+    one_each, mixed = flat(SIX), flat(SIX).transpose(0, 2)  # [8, 3, 6, 8]: every picture holds all six
+    assert colour_diversity(one_each) == pytest.approx(colour_diversity(mixed))
+
+
+def test_edge_energy_of_known_pictures() -> None:
+    assert edge_energy(flat(SIX)) == 0.0
+    stripes = torch.zeros(1, 3, 4, 4)
+    stripes[..., 1::2] = 1.0
+    assert edge_energy(stripes) == pytest.approx(0.5)  # every column pair differs by 1, no row pair does
+    checks = (torch.arange(4)[:, None] + torch.arange(4)).remainder(2).float().expand(1, 3, 4, 4)
+    assert edge_energy(checks) == pytest.approx(1.0)
+
+
+def test_edge_energy_rises_with_grid_artefacts() -> None:
+    picture = flat(SIX, 32) * 0.8
+    gridded = picture.clone()
+    gridded[..., ::4] += 0.05
+    gridded[..., ::4, :] += 0.05
+    assert edge_energy(gridded) > edge_energy(picture) + 0.01
+
+
+def test_plan_diversity_falls_when_plans_drift() -> None:
+    varied = ["red circle a1", "blue square b2", "green star c3", "yellow cross d4"]
+    drifted = ["yellow circle a1", "yellow square a1", "yellow star a1", "yellow cross a1"]
+    assert plan_diversity(varied) == pytest.approx(math.log2(12))
+    assert plan_diversity(drifted) < plan_diversity(varied) - 0.5
+    assert plan_diversity(["yes", "YES yes"]) == 0.0
+    assert plan_diversity([]) == plan_diversity([""]) == 0.0
+
+
+def test_distinct_share() -> None:
+    assert distinct_share(["a b", "a  B", "b a", "c"]) == 0.75
+    assert distinct_share([]) == 0.0
+
+
+def test_wrong_input_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
+        colour_diversity(torch.zeros(2, 8, 8, 3))
+    with pytest.raises(TypeError, match="divide by 255"):
+        edge_energy(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="2x2"):
+        edge_energy(torch.zeros(1, 3, 1, 8))

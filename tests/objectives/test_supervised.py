@@ -1,0 +1,50 @@
+"""Supervised terms: token mean over the minibatch, flow matching, training times."""
+
+import pytest
+import torch
+
+from unigrpo.objectives.supervised import flow_matching_mse, noised, sample_times, token_cross_entropy
+
+ROWS = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0]), torch.empty(0)]
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_cross_entropy_is_a_mean_over_all_target_tokens():
+    assert float(token_cross_entropy(ROWS).loss.mean()) == pytest.approx(10 / 4)
+
+
+def test_cross_entropy_does_not_depend_on_micro_batches():
+    pieces = [token_cross_entropy([row], tokens_per_row=4 / 3).loss for row in ROWS]
+    assert float(torch.cat(pieces).mean()) == pytest.approx(10 / 4)
+
+
+def test_nothing_to_learn_is_an_error():
+    with pytest.raises(ValueError, match="no target token"):
+        token_cross_entropy([torch.empty(0)])
+
+
+def test_flow_matching_is_zero_for_the_true_velocity_and_the_square_otherwise():
+    x0 = torch.randn(4, 3, generator=generator())
+    x, target = noised(x0, torch.tensor([0.2, 1.0], dtype=torch.float64), generator=generator())
+    assert x.dtype == target.dtype == torch.float32 and x.shape == (2, 4, 3)
+    torch.testing.assert_close(x[1], target[1] + x0)  # t = 1 is pure noise
+    torch.testing.assert_close(x[0], x0 + 0.2 * target[0])
+    assert float(flow_matching_mse([target], [target]).loss) == 0.0
+    found = flow_matching_mse([target, target + 0.5], [target, target]).loss
+    assert found.tolist() == pytest.approx([0.0, 0.25], rel=1e-5)
+    with pytest.raises(ValueError, match="picture 0"):
+        flow_matching_mse([target], [target[:1]])
+
+
+def test_training_times_are_a_shifted_sigmoid_of_a_normal():
+    plain = sample_times(2000, 1.0, generator=generator())
+    assert plain.dtype == torch.float64 and float(plain.min()) > 0.0 and float(plain.max()) < 1.0
+    assert float(plain.logit().mean()) == pytest.approx(0.0, abs=0.08)
+    assert float(plain.logit().std()) == pytest.approx(1.0, abs=0.06)
+    shifted = sample_times(2000, 3.0, generator=generator())
+    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+    with pytest.raises(ValueError, match="shift"):
+        sample_times(1, 0.0, generator=generator())

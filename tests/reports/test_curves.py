@@ -1,0 +1,83 @@
+"""Charts: only what has data, and the right numbers."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unigrpo.reports import curves, rendering
+
+Maker = Callable[..., dict[str, Any]]
+
+
+def without(line: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in names}
+
+
+def names(lines: list[dict[str, Any]]) -> set[str]:
+    return {chart.name for chart in curves.charts(lines)}
+
+
+def test_full_run_has_all_charts(metric_line: Maker) -> None:
+    found = names([metric_line(k) for k in range(40)])
+    expected = {"reward", "halves", "categories", "clipped", "text-ratio", "image-ratio-spread", "image-ratio-mean"}
+    expected |= {"velocity-mse", "gradients", "length", "entropy", "seconds", "speed", "canary-colour_diversity"}
+    assert expected <= found
+    assert "supervised" not in found
+
+
+def test_text_only_run_has_no_image_charts(metric_line: Maker) -> None:
+    found = names([without(metric_line(k), "flow") for k in range(5)])
+    assert found.isdisjoint({"velocity-mse", "image-ratio-spread", "image-ratio-mean"})
+    assert {"clipped", "text-ratio"} <= found
+
+
+def test_supervised_and_empty_runs() -> None:
+    assert names([{"iteration": k, "loss": {"ce": 1.0, "mse": None}} for k in range(9)]) == {"supervised"}
+    assert curves.charts([]) == [] and curves.charts([{"iteration": 0}, {}]) == []
+    with pytest.raises(ValueError, match="no metrics yet"):
+        curves.png([])
+
+
+def test_series_counts_from_one_and_skips_gaps() -> None:
+    lines = [{"iteration": 0, "a": {"b": 1}}, {"iteration": 1, "a": None}, {"iteration": 2, "a": {"b": float("nan")}}]
+    x, y = curves.series([*lines, {"iteration": 3, "a": {"b": 4}}], "a.b")
+    assert x.tolist() == [1, 4] and y.tolist() == [1, 4]
+
+
+def test_smoothing_keeps_constants_and_averages() -> None:
+    np.testing.assert_allclose(curves.smooth(np.full(50, 3.0)), 3.0)
+    y = np.arange(20.0)
+    np.testing.assert_allclose(curves.smooth(y)[2:-2], y[2:-2])
+    assert curves.smooth(y)[0] == 1.0  # mean of 0, 1, 2
+    assert curves.smooth(np.array([5.0])).tolist() == [5.0]
+
+
+def test_phases_add_up_to_the_total() -> None:
+    lines = [{"iteration": k, "seconds": {"rollout": 1.0, "update": 2.0, "total": 3.5}} for k in range(3)]
+    found = {name: y.tolist() for name, (_, y) in curves.phases(lines).items()}
+    assert found == {"rollout": [1.0] * 3, "update": [2.0] * 3, "other": [0.5] * 3}
+    assert curves.phases([{"iteration": 0}]) == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_every_chart_renders(metric_line: Maker, count: int) -> None:
+    lines = [metric_line(k) for k in range(count)]
+    lines[-1] = metric_line(19) | {"iteration": count - 1}
+    found = curves.charts(lines)
+    for chart in found:
+        text = curves.svg(chart)
+        root = ElementTree.fromstring(text)
+        assert root.tag.endswith("svg") and "currentColor" in text
+        assert rendering.INK not in text.lower()
+    if count == 2:
+        assert curves.png(found).startswith(b"\x89PNG")
+
+
+def test_svg_is_reproducible(metric_line: Maker) -> None:
+    lines = [metric_line(k) for k in range(10)]
+    assert curves.svg(curves.charts(lines)[0]) == curves.svg(curves.charts(lines)[0])

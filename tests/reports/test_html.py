@@ -1,0 +1,138 @@
+"""The report page: complete, self-contained, honest about what is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unigrpo.reports import grids, html, runlog
+
+VOID = {"meta", "img", "br", "link", "use", "path"}
+
+
+class Structure(HTMLParser):
+    """Checks nesting and collects text and links."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href"}]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.stack and self.stack[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(run_dir: Path) -> Structure:
+    return Structure(html.write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def test_full_report(make_run: Callable[..., Path]) -> None:
+    page = page_of(make_run(iterations=40))
+    assert "Score 0.600 → 0.810 (+0.210, 95 % interval +0.150 to +0.270)" in page.text
+    assert "more than chance" in page.text and "Judged on 200 pictures" in page.text
+    for word in ("Glossary", "plan right", "color attr", "Seconds per phase", "Variety of colours", "# <not markup> &"):
+        assert word in page.text
+    assert page.text.count("It thought:") == 24
+    assert "<think> red square a2" in page.text
+
+
+def test_report_needs_nothing_from_outside(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(iterations=25)
+    page = page_of(run_dir)
+    assert page.links and all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    text = (run_dir / runlog.REPORT).read_text(encoding="utf-8")
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+    targets = {link[1:] for link in page.links if link.startswith("#")}
+    assert targets <= set(re.findall(r'id="([^"]+)"', text))
+
+
+def test_unfinished_report_says_so(make_run: Callable[..., Path]) -> None:
+    page = page_of(make_run(iterations=45, after=False))
+    assert "This run is not finished: 45 of 120 iterations done, the evaluation after training missing." in page.text
+    assert "Last validation score: 0.717, at iteration 40." in page.text
+    assert "Score before training: 0.600." in page.text
+
+
+def test_bare_run_of_a_recipe_only(tmp_path: Path) -> None:
+    (tmp_path / runlog.RECIPE).write_text("iterations: 5\n")
+    page = page_of(tmp_path)
+    assert "0 of 5 iterations done, the evaluations before and after training missing" in page.text
+    assert "No iteration is logged yet." in page.text
+
+
+def test_supervised_run(tmp_path: Path) -> None:
+    (tmp_path / runlog.RECIPE).write_text("name: shapes/sft\niterations: 5\n")
+    for k in range(5):
+        runlog.append_metrics(tmp_path, {"iteration": k, "loss": {"ce": 1 / (k + 1), "mse": 0.5}})
+    assert "Supervised losses" in page_of(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.1, 0.2, "rise is more than chance"), (-0.1, 0.2, "may be chance"), (-0.2, -0.1, "got worse")],
+)
+def test_headline_reads_the_interval(low: float, high: float, words: str) -> None:
+    assert words in html.headline({"score": 0.5}, {"score": 0.6}, {"score": {"low": low, "high": high}})
+
+
+def test_headline_without_interval() -> None:
+    assert html.headline({"score": 0.5}, {"score": 0.6}, {}) == "Score 0.500 → 0.600 (+0.100)."
+    empty = {"score": {"low": None, "high": None}}
+    assert html.headline({"score": 0.5}, {"score": 0.6}, empty) == "Score 0.500 → 0.600 (+0.100)."
+
+
+def test_markup_in_model_output_is_escaped(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(iterations=1, after=False)
+    records = [{"prompt": "<script>alert(1)</script>", "thinking": "<b>x", "correct": None}]
+    sheet = grids.record_sheet(grids.np.zeros((1, 8, 8, 3), dtype="uint8"), records)
+    grids.save_png_atomic(sheet, runlog.evaluation_file(run_dir, "before", "png"))
+    html.write_report(run_dir)
+    assert "<script>" not in (run_dir / runlog.REPORT).read_text(encoding="utf-8")
+
+
+def test_sheets_that_cannot_be_paired_are_shown_whole(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(iterations=1)
+    for when in ("before", "after"):
+        Image.new("RGB", (8, 8)).save(runlog.evaluation_file(run_dir, when, "png"))
+    page = page_of(run_dir)
+    assert "after training" in page.text and "It thought:" not in page.text
+
+
+def test_a_folder_that_is_no_run_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere is not a folder\. Give the folder of a run"):
+        html.write_report(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"is not the folder of a run: recipe\.yaml is missing"):
+        html.write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files_are_named(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(iterations=1)
+    (run_dir / runlog.SUMMARY).write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json does not hold a JSON object"):
+        html.write_report(run_dir)
+    (run_dir / runlog.RECIPE).write_text("a: [")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML"):
+        html.write_report(run_dir)

@@ -1,0 +1,93 @@
+"""What the person at the terminal reads."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from unigrpo.reports.progress import Progress, duration
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(progress: Progress, clock: Clock, lines: list[dict], step: float = 2.0) -> None:
+    with progress:
+        for line in lines:
+            clock.now += step
+            progress.update(line)
+
+
+def lines_of(count: int, start: int = 0) -> list[dict]:
+    return [
+        {"iteration": k, "reward_mean": 0.5, "validation": {"score": 0.6} if k == 4 else None}
+        for k in range(start, count)
+    ]
+
+
+def test_plain_lines_come_first_every_n_and_last() -> None:
+    output, clock = io.StringIO(), Clock()
+    progress = Progress("demo", 25, every=10, seconds=1e9, console=Console(file=output, width=60), clock=clock)
+    run(progress, clock, lines_of(25))
+    printed = output.getvalue().splitlines()
+    assert [line.split(" | ")[0] for line in printed] == [f"iteration {k} of 25" for k in (1, 11, 21, 25)]
+    assert printed[1] == (
+        "iteration 11 of 25 | training reward 0.500 | validation score 0.600 (after iteration 5) | 2.00 s per iteration"
+        " | about 28 s left"
+    )
+    assert printed[3].endswith("all iterations done")
+
+
+def test_plain_lines_come_by_time_too_and_after_a_resume() -> None:
+    output, clock = io.StringIO(), Clock()
+    progress = Progress("demo", 60, start=50, every=100, seconds=5, console=Console(file=output), clock=clock)
+    run(progress, clock, lines_of(60, start=50))
+    heads = [line.split(" | ")[0] for line in output.getvalue().splitlines()]
+    assert heads == [f"iteration {k} of 60" for k in (51, 54, 57, 60)]
+
+
+def test_supervised_lines_show_their_losses() -> None:
+    output, clock = io.StringIO(), Clock()
+    progress = Progress("sft", 2, console=Console(file=output), clock=clock)
+    run(progress, clock, [{"iteration": 0, "loss": {"ce": 1.25, "mse": 0.5}}])
+    assert "text loss 1.2500 | image loss 0.5000" in output.getvalue()
+    assert "reward" not in output.getvalue()
+
+
+def test_terminal_gets_a_table_with_filled_columns_only() -> None:
+    output, clock = io.StringIO(), Clock()
+    console = Console(file=output, force_terminal=True, width=120)
+    run(Progress("demo", 25, console=console, clock=clock), clock, lines_of(6))
+    text = output.getvalue()
+    assert "demo: iteration 6 of 25, about 38 s left" in text
+    assert "training reward" in text and "validation score" in text
+    assert "text loss" not in text and "plan right" not in text
+
+
+def test_table_keeps_whole_words_on_a_narrow_terminal() -> None:
+    output, clock = io.StringIO(), Clock()
+    line = {"iteration": 0, "reward_mean": 0.5, "text": {"think_length": 9.0}}
+    line["validation"] = {"score": 0.6, "plan_right": 0.7, "follow": 0.8}
+    console = Console(file=output, force_terminal=True, width=80)
+    run(Progress("demo", 25, console=console, clock=clock), clock, [line])
+    assert "validation" in output.getvalue() and "…" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(8.4, "8 s"), (59.7, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Progress("demo", 3, every=0)
