@@ -54,7 +54,7 @@ class Recorder:
         ]
         runlog.write_records_atomic(runlog.samples_file(self.run_dir, iteration + 1, "jsonl"), records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
-        save_png_atomic(runlog.samples_file(self.run_dir, iteration + 1, "png"), record_sheet(pictures, records))
+        save_png_atomic(record_sheet(pictures, records), runlog.samples_file(self.run_dir, iteration + 1, "png"))
 
     def evaluation(self, when: Literal["before", "after"], result: Evaluation) -> dict[str, Any]:
         """Write records, contact sheet and summary of the evaluation before or after training; return the summary."""
@@ -63,7 +63,7 @@ class Recorder:
         chosen = [i for i, r in enumerate(result.records) if r["sample"] == 0][:SHEET_PICTURES]
         pictures = result.pictures[chosen].permute(0, 2, 3, 1).numpy()
         sheet = record_sheet(pictures, [result.records[i] for i in chosen])
-        save_png_atomic(runlog.evaluation_file(self.run_dir, when, "png"), sheet)
+        save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
         summary[when] = {**summarise(result.records), "canaries": canaries(result)}
         if when == "after":

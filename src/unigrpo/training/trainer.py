@@ -88,6 +88,7 @@ class Trainer:
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
         self.done = 0
         self.saved: int | None = None
+        self.trained_seconds = 0.0
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
@@ -96,6 +97,7 @@ class Trainer:
             while self.done < self.recipe.iterations:
                 line = self.iterate(self.done)
                 self.done += 1
+                self.trained_seconds += line["seconds"]["total"]
                 self.recorder.metrics(line)
                 progress.update(line)
                 if self.done % self.recipe.checkpoint.every == 0 or self.done == self.recipe.iterations:

@@ -216,6 +216,7 @@ def pack(items: Sequence[ReplayItem], config: BagelConfig, device: torch.device)
                     if isinstance(segment, Text):
                         raise ValueError(f"velocities were asked for segment {index}, which is a text")
                     start = noise.noisy_images(query.x, query.t, segment.grid)
+                    context.order = noise.order + query.x.shape[1] + 2  # the clean copy comes after its noisy ones
                     noise_spans[number] = NoiseSpan(start, query.x.shape[0], query.x.shape[1])
             if index <= last:
                 start = lay_context(context, segment)
