@@ -87,10 +87,18 @@ class MoTAttention(nn.Module):
         q, k, v = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*halves, strict=True))
         return rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, num_und: int) -> Stream:
-        """Attention over the given keys (mask: additive [B, 1, Lq, Lk]) and the output projections of both experts."""
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int) -> Stream:
+        """Attention over the given keys (mask: additive [B, 1, Lq, Lk]) and the output projections of both experts.
+
+        Text on a CPU in fp32 attends in fp64: a decoded token and the same token in a packed replay sum over keys of
+        different padding, and those roundings alone made rare tokens differ by more than the 1e-5 that a first update
+        may (with it: not at all; LOG.md). Images, whose blocks have one shape, need no such care.
+        """
+        wide = num_und == q.shape[2] and q.dtype == torch.float32 and q.device.type == "cpu"
+        if wide:
+            q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
-        out = out.transpose(1, 2).flatten(2)
+        out = out.transpose(1, 2).flatten(2).to(torch.float32 if wide else out.dtype)
         und, gen = out[:, :num_und], out[:, num_und:]
         return (
             self.get_submodule("o_proj")(und) if und.shape[1] else und,

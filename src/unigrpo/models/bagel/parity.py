@@ -86,7 +86,9 @@ class Golden:
         try:
             self.values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             config = read_config(self.values)
-        except (KeyError, json.JSONDecodeError) as error:
+            self.num_points, self.shift = int(self.values["num_timesteps"]), float(self.values["timestep_shift"])
+            self.first_length = int(self.values["meta"]["train_sample_lens"][0])
+        except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{folder / 'config.json'} is not a parity config: {error!r}") from error
         self.data = read_weights(folder / "golden.safetensors")
         model = Bagel(config)
@@ -196,7 +198,7 @@ def velocities(golden: Golden) -> Iterator[Check]:
 
 def euler(golden: Golden) -> Iterator[Check]:
     """The whole ODE, without guidance and with (text 4, image 1.5, interval [0.4, 1], global)."""
-    times = flow.timesteps(golden.values["num_timesteps"], golden.values["timestep_shift"]).tolist()
+    times = flow.timesteps(golden.num_points, golden.shift).tolist()
     yield Check("t2i euler timesteps", difference(torch.tensor(times[:-1]), golden["t2i.euler.timesteps"]), TOLERANCE)
     for guided, tolerance in ((False, TOLERANCE), (True, GUIDED_TOLERANCE)):
         x, xs, vs = golden["t2i.noise"], [], []
@@ -249,7 +251,7 @@ def unit(golden: Golden) -> Iterator[Check]:
 def packed(golden: Golden) -> Iterator[Check]:
     """The packed training forward of sample 0: hidden states, CE and velocity of its noise tokens."""
     policy, n = golden.policy, golden.policy.spec.num_tokens
-    size = golden.values["meta"]["train_sample_lens"][0]
+    size = golden.first_length
     latents = _first_latents(golden)
     t = golden["train.shifted_timesteps"][0]
     x = flow.interpolate(latents[None], golden["train.noise"][None, :n], t.reshape(1)).float()
