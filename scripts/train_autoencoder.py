@@ -1,6 +1,6 @@
 """Train the micro model's autoencoder on dense scenes of the shapes world (first step of ``make base``).
 
-    python scripts/train_autoencoder.py OUT_DIR [--seconds 120]
+    python scripts/train_autoencoder.py OUT_DIR [--steps 5000]
 
 Writes autoencoder.json and ae.safetensors, and prints what share of reconstructed pictures the verifier reads right.
 """
@@ -91,7 +91,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model = train(args.steps, args.seed)

@@ -136,6 +136,7 @@ def method(chosen: config.Method) -> methods.Method:
             mse_weight=chosen.mse_weight,
             shift=chosen.timestep_shift,
             times_per_image=chosen.noisy_copies,
+            times=chosen.times,
         )
     advantage = settings.AdvantageSettings(chosen.advantage.epsilon, chosen.advantage.clip)
     if isinstance(chosen, config.TextGRPO):

@@ -220,7 +220,7 @@ class FlowGRPO:
 class Supervised:
     """ce_weight CE(text) + mse_weight MSE(velocity) on demonstrations, each image at noisy_copies times (spec f.5).
 
-    t = sigmoid(normal) or stratified, then shifted by timestep_shift.
+    times: the distribution of t (logit_normal is BAGEL's), stratified over the copies, then shifted by timestep_shift.
     """
 
     name: Literal["supervised"] = "supervised"
@@ -228,6 +228,7 @@ class Supervised:
     mse_weight: NonNegative = 1.0
     timestep_shift: Positive = 3.0
     noisy_copies: Count = 1
+    times: Literal["logit_normal", "uniform"] = "logit_normal"
 
 
 Method = UniGRPO | TextGRPO | FlowGRPO | Supervised

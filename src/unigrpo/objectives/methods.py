@@ -24,7 +24,7 @@ from unigrpo.objectives.settings import (
     present,
     sampled_pictures,
 )
-from unigrpo.objectives.supervised import flow_matching_mse, noised, sample_times, token_cross_entropy
+from unigrpo.objectives.supervised import Times, flow_matching_mse, noised, sample_times, token_cross_entropy
 from unigrpo.objectives.terms import Statistics, Term, check_rows
 from unigrpo.trajectory import Image, Text, Trajectory
 
@@ -166,13 +166,15 @@ class Supervised:
     """Fine-tuning on given trajectories: cross-entropy on target texts, flow matching on target images (spec f.5).
 
     loss = ce_weight * (mean over all target tokens) + mse_weight * (mean over pictures of the velocity's squared error)
-    ``times_per_image`` velocities per picture and pass, at sigmoid-normal times shifted by ``shift``.
+    ``times_per_image`` velocities per picture and pass, at stratified times (``supervised.sample_times``) shifted by
+    ``shift``.
     """
 
     ce_weight: float = 1.0
     mse_weight: float = 1.0
     shift: float = 1.0
     times_per_image: int = 1
+    times: Times = "logit_normal"
     image_grad_through_context: bool = True
     advantage: AdvantageSettings | None = field(default=None, init=False)
     needs_reference_velocity: bool = field(default=False, init=False)
@@ -185,7 +187,7 @@ class Supervised:
         drawn: list[Draw] = []
         for i, segment in enumerate(trajectory.segments):
             if isinstance(segment, Image) and segment.target:
-                t = sample_times(self.times_per_image, self.shift, generator=generator)
+                t = sample_times(self.times_per_image, self.shift, generator=generator, times=self.times)
                 x, target = noised(segment.latents, t, generator=generator)
                 drawn.append(Draw(i, x, t, target))
         return tuple(drawn)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unigrpo.flow import interpolate
 from unigrpo.objectives.terms import Term, check_rows
+
+Times = Literal["logit_normal", "uniform"]
 
 
 def token_cross_entropy(log_probs: Sequence[Tensor], *, tokens_per_row: float | None = None) -> Term:
@@ -43,11 +46,21 @@ def flow_matching_mse(velocities: Sequence[Tensor], targets: Sequence[Tensor]) -
     return Term(loss, {"sft/flow_matching": loss.detach()})
 
 
-def sample_times(count: int, shift: float, *, generator: torch.Generator) -> Tensor:
-    """Draw training times: sigmoid of a standard normal, then shifted, t <- s t / (1 + (s - 1) t); fp64 [count]."""
+def sample_times(count: int, shift: float, *, generator: torch.Generator, times: Times = "logit_normal") -> Tensor:
+    """Draw training times in [0, 1], then shift them, t <- s t / (1 + (s - 1) t); fp64 [count].
+
+    logit_normal: the sigmoid of a standard normal (BAGEL, spec f.5); uniform: U(0, 1). The draws are stratified, one
+    in each count-th of the distribution, so that several noisy copies of a picture cover all times; a single draw is
+    plainly from the distribution.
+    """
     if not shift > 0.0:
         raise ValueError(f"shift is {shift}: it must be > 0 (1 leaves the times as drawn)")
-    u = torch.sigmoid(torch.randn(count, generator=generator, device=generator.device).double())
+    fresh = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+    u = (torch.arange(count, device=generator.device) + fresh) / count
+    if times == "logit_normal":
+        u = torch.sigmoid(torch.special.ndtri(u.clamp(1e-12, 1.0 - 1e-12)))
+    elif times != "uniform":
+        raise ValueError(f"times is {times!r}: known distributions are logit_normal, uniform")
     return shift * u / (1.0 + (shift - 1.0) * u)
 
 

@@ -73,7 +73,15 @@ def test_a_smudge_is_no_object_but_not_clean():
     assert verdict.reading.smudges == 1
     assert verdict.reading.scene.same_picture(scene)
     assert not follows(verdict.reading, scene)
-    assert 0.9 < verdict.reward < 1
+    assert 0.2 < verdict.reward < 0.25  # the square and the smudge are two things too many: tidy ** 2
+
+
+def test_an_object_too_many_halves_the_reward_of_a_correct_picture():
+    circle, square = Object("circle", "red", "a1"), Object("square", "blue", "b1")
+    asked = parse_prompt("a red circle")
+    alone, both = verify(render([Scene((circle,)), Scene((circle, square))]), [asked, asked])
+    assert alone.correct and both.correct  # GenEval forgives extra objects, the reward does not
+    assert alone.reward == pytest.approx(1.0) and both.reward == pytest.approx(0.5)
 
 
 def test_half_way_between_two_objects_is_neither():

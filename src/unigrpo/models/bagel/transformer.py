@@ -141,6 +141,8 @@ class Bagel(nn.Module):
             assert isinstance(layer, MoTLayer)
             past = cache.layer(index) if cache is not None else None
             for number, block in enumerate(blocks):
+                if not block.rope.shape[1]:
+                    continue  # a replay whose contexts are all empty
                 normed = layer.by_expert("input_layernorm", streams[number])
                 q, k, v = layer.self_attn.project(normed, *ropes[number])
                 if write and cache is not None:

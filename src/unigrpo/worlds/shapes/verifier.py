@@ -42,9 +42,11 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """The graded reward: correct * [correct] + evidence * mean soft evidence + clean * mean soft cleanness.
+    """The graded reward: tidy ** extra * (correct * [correct] + evidence * soft evidence + clean * soft cleanness).
 
-    The three weights are >= 0 and sum to 1. ``scale`` is the RMS distance at which the closeness
+    ``extra`` is how many more cells show something than the prompt asks for. Without this factor a policy learns to
+    plan every object several times, since GenEval's rule, and so [correct], forgives extra objects (LOG.md). The three
+    weights are >= 0 and sum to 1; tidy is in (0, 1]. ``scale`` is the RMS distance at which the closeness
     exp(-(distance / scale)^2 / 2) of a cell to a template falls to 0.61: larger gives a signal for worse drawings.
     """
 
@@ -52,11 +54,14 @@ class RewardWeights:
     evidence: float = 0.4
     clean: float = 0.1
     scale: float = 0.12
+    tidy: float = 0.5
 
     def __post_init__(self) -> None:
         weights = (self.correct, self.evidence, self.clean)
         if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
             raise ValueError(f"reward weights {weights} (correct, evidence, clean) must be >= 0 and sum to 1")
+        if not 0 < self.tidy <= 1:
+            raise ValueError(f"tidy is the factor for every extra object and must be in (0, 1], not {self.tidy}")
         if self.scale <= 0:
             raise ValueError(f"the reward's scale is an RMS distance and must be > 0, not {self.scale}")
 
@@ -189,7 +194,9 @@ def _verdict(reading: Reading, metadata: Mapping[str, Any], weights: RewardWeigh
     closeness = np.exp(-0.5 * np.square(reading.distances / weights.scale))
     evidence = float(np.mean([_evidence(item, reading, closeness) for item in requirements(metadata)]))
     cleanness = float(closeness.max(1).mean())
-    reward = weights.correct * correct + weights.evidence * evidence + weights.clean * cleanness
+    graded = weights.correct * correct + weights.evidence * evidence + weights.clean * cleanness
+    extra = max(0, int((reading.nearest > 0).sum()) - sum(item["count"] for item in metadata["objects"]))
+    reward = weights.tidy**extra * graded
     exam = sum(met for _, met in points) / len(points)
     return Verdict(correct, reading.smudges == 0, exam, reward, points, evidence, cleanness, reading)
 
@@ -202,8 +209,8 @@ def verify(
 ) -> list[Verdict]:
     """Judge pictures float [B, 3, 32, 32] in [0, 1] for B prompts' metadata.
 
-    reward = w_correct [correct] + w_evidence mean_r e_r + w_clean mean_c k_c, over the requirements r (the exam points)
-    and cells c, with closeness k_c = exp(-(d / scale)^2 / 2) of a cell to its nearest template and e_r the same
+    reward = tidy^extra (w_correct [correct] + w_evidence mean_r e_r + w_clean mean_c k_c), over the requirements r (the
+    exam points) and cells c, where extra counts the cells that show something beyond what was asked for; with closeness k_c = exp(-(d / scale)^2 / 2) of a cell to its nearest template and e_r the same
     closeness to what r wants, in the best cells for it (:func:`_evidence`). A perfect picture of a scene that satisfies
     the prompt has 1; a wrong one less than w_evidence + w_clean. A smudge is no object; it makes ``clean`` False. Where
     the prompt leaves the colour open, a half-drawn colour can be nearer to another one, so e_r may dip on the way.

@@ -1,0 +1,154 @@
+"""What packing is worth: the demo's 96 trajectories scored in one forward, against separate passes, in CPU seconds.
+
+    OMP_NUM_THREADS=1 python benchmarks/replay.py [--model builtin:shapes-sft] [--repeat 3]
+
+Packed: one forward over [prompt | thinking | image at each of K window steps]. Separate: one text pass, then K passes
+over context + image. Both are batched over all rows, use the method's losses and the same two backward passes (with the
+recipe's gradient flag); their gradients are compared once, as relative L2 per tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unigrpo import config, resolve, seeds
+from unigrpo.config import PromptData
+from unigrpo.models.bagel.policy import BagelPolicy
+from unigrpo.objectives.methods import Method
+from unigrpo.policy import Replayed, ReplayItem, VelocityQuery
+from unigrpo.rollout.engine import Draws, rollout
+from unigrpo.rollout.episode import single_round
+from unigrpo.training.update import Batch, annotate_reference, backward, replay
+from unigrpo.trajectory import Segment, Text
+
+RECIPE, GOAL, SAME = "shapes/unigrpo", 1.8, 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its method, and the trajectories to learn from."""
+
+    policy: BagelPolicy
+    method: Method
+    batch: Batch
+    temperature: float
+
+
+def demo(model: str) -> Case:
+    """The first iteration of the demo, with random advantages (a weak model's rewards may all be equal)."""
+    recipe = config.load_recipe(RECIPE)
+    data = recipe.data
+    assert isinstance(data, PromptData)
+    policy, method = resolve.policy(replace(recipe.model, path=model)), resolve.method(recipe.method)
+    prompts = resolve.prompts(data.prompts, recipe.seed).batch(0, data.prompts_per_iteration)
+    sampling, episode = resolve.training_sampling(recipe), single_round(think=recipe.rollout.think)
+    sampled = rollout(policy, episode, prompts, sampling, group_size=data.group_size, draws=Draws(recipe.seed, 0))
+    generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
+    advantages = torch.randn(len(sampled), generator=generator).tolist()
+    ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]
+    batch = Batch(ready, [method.draws(t, generator) for t in ready])
+    frozen = annotate_reference(policy, batch, micro_batch=len(batch), temperature=recipe.rollout.temperature)
+    return Case(policy, method, frozen, recipe.rollout.temperature)
+
+
+def packed(case: Case) -> list[Replayed]:
+    """One forward."""
+    return replay(case.policy, case.batch, case.temperature)
+
+
+def separate(case: Case) -> list[Replayed]:
+    """One forward over the texts, and one over context + image for each of the K window steps."""
+    trajectories, draws = case.batch.trajectories, [row[0] for row in case.batch.draws]
+    said = case.policy.replay([ReplayItem(t.segments) for t in trajectories], temperature=case.temperature)
+    contexts = [tuple(unscored(s) for s in t.segments) for t in trajectories]
+    passes: list[list[Tensor]] = []
+    for k in range(len(draws[0].t)):
+        queries = [VelocityQuery(d.segment, d.x[k : k + 1], d.t[k : k + 1]) for d in draws]
+        answers = case.policy.replay([ReplayItem(c, (q,)) for c, q in zip(contexts, queries, strict=True)])
+        passes.append([answer.velocities[0] for answer in answers])
+    velocities = [torch.cat(parts) for parts in zip(*passes, strict=True)]
+    return [replace(answer, velocities=(v,)) for answer, v in zip(said, velocities, strict=True)]
+
+
+def unscored(segment: Segment) -> Segment:
+    """The same text as given context, so that only the text pass pays for its log-probs."""
+    return replace(segment, log_probs=None, target=False) if isinstance(segment, Text) else segment
+
+
+def learn(case: Case, way: Callable[[Case], list[Replayed]]) -> None:
+    """Forward, losses and both backward passes of one update."""
+    case.policy.model.zero_grad(set_to_none=True)
+    losses = case.method.losses(case.batch.trajectories, way(case), case.batch.draws)
+    backward(case.policy, case.method, losses, len(case.batch))
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """CPU seconds of one call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def gradients(case: Case, way: Callable[[Case], list[Replayed]]) -> dict[str, Tensor]:
+    """The gradient of one update."""
+    learn(case, way)
+    return {n: p.grad.clone() for n, p in case.policy.model.named_parameters() if p.grad is not None}
+
+
+def worst_difference(case: Case) -> float:
+    """Largest relative L2 difference of a tensor's gradient between the two ways; RuntimeError above ``SAME``."""
+    ours, theirs = gradients(case, packed), gradients(case, separate)
+    if set(ours) != set(theirs):
+        raise RuntimeError(f"different parameters got a gradient: {sorted(set(ours) ^ set(theirs))}")
+    floor = 1e-6 * max(float(g.norm()) for g in theirs.values())  # a gradient of rounding noise has no direction
+    errors = {n: float((ours[n] - theirs[n]).norm() / theirs[n].norm().clamp_min(floor)) for n in theirs}
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] > SAME:
+        raise RuntimeError(f"the gradients of {worst} differ by {errors[worst]:.2g}: packing changed the mathematics")
+    return errors[worst]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:shapes-sft")
+    parser.add_argument("--repeat", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    case = demo(arguments.model)
+    difference = worst_difference(case)
+    pairs = [
+        [cpu_seconds(lambda way=way: learn(case, way)) for way in (packed, separate)] for _ in range(arguments.repeat)
+    ]
+    one, many = (statistics.median(column) for column in zip(*pairs, strict=True))
+    count, steps, ratio = len(case.batch), len(case.batch.draws[0][0].t), many / one
+    print(
+        f"{count} trajectories, {steps} window steps, forward and both backward passes: {one:.3f} CPU s packed, "
+        f"{many:.3f} in {1 + steps} separate passes: {ratio:.2f} times (goal {GOAL:g}); gradients agree to {difference:.1g}"
+    )
+    figures = {
+        "benchmark": "replay",
+        "model": arguments.model,
+        "trajectories": count,
+        "window_steps": steps,
+        "image_grad_through_context": case.method.image_grad_through_context,
+        "repeat": arguments.repeat,
+        "packed_cpu_s": one,
+        "separate_cpu_s": many,
+        "ratio": ratio,
+        "goal": GOAL,
+        "worst_gradient_difference": difference,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Evaluations are repeatable, do not depend on how they are cut up, and sum up as the words are defined."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from small_models import EOS, EVALUATION, favour, largest, sample, small_policy
+from unigrpo.evaluation.evaluator import EVALUATION_ITERATION, compare, evaluate, summarise
+from unigrpo.rollout.guidance import Guidance
+from unigrpo.worlds.shapes import fixed
+from unigrpo.worlds.shapes.tasks import judge_pictures
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return small_policy(image_size=(32, 32))
+
+
+def run(policy, count=5, samples=2, judge=judge_pictures, think=True, **options):
+    held_out = fixed("held-out", count)
+    return evaluate(policy, held_out, judge, EVALUATION, samples=samples, seed=0, think=think, **options)
+
+
+def brightness(images, prompts, thinking):
+    """A judge that sees every change of a picture."""
+    assert images.dtype == torch.float32 and torch.equal(images, (images * 255).round() / 255)
+    return [{"category": p.metadata["category"], "mean": float(i.mean())} for i, p in zip(images, prompts, strict=True)]
+
+
+def test_the_same_draws_give_the_same_records(policy):
+    first, second = run(policy), run(policy)
+    assert first.records == second.records and torch.equal(first.pictures, second.pictures)
+    assert first.pictures.dtype == torch.uint8 and first.pictures.shape == (10, 3, 32, 32)
+    assert [(r["position"], r["sample"]) for r in first.records] == [(p, s) for p in range(5) for s in range(2)]
+    assert {"prompt", "thinking", "category", "correct", "exam", "reward", "points", "plan_right", "follow"} <= set(
+        first.records[0]
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_cutting_it_up_changes_nothing(policy, batch):
+    whole, cut = run(policy, judge=brightness), run(policy, judge=brightness, batch=batch)
+    for a, b in zip(whole.records, cut.records, strict=True):
+        assert a["thinking"] == b["thinking"] and a["position"] == b["position"]
+        assert a["mean"] == pytest.approx(
+            b["mean"], abs=1e-6 + 1 / (255 * 3072)
+        )  # one byte of one picture may round over
+    assert int((whole.pictures.int() - cut.pictures.int()).abs().max()) <= 1  # a byte at most, where rounding is near
+
+
+def test_latents_do_not_depend_on_the_cut(policy):
+    held_out = fixed("held-out", 5)
+    options = {"sampling": EVALUATION, "group_size": 2, "iteration": EVALUATION_ITERATION}
+    whole = sample(policy, held_out, **options)
+    parts = [t for start in range(5) for t in sample(policy, held_out[start : start + 1], **options)]
+    for a, b in zip(whole, parts, strict=True):
+        bound = 1e-6 * max(1.0, float(a.images[0].latents.abs().max()))
+        assert largest(a.images[0].latents, b.images[0].latents) < bound
+
+
+def test_a_shorter_evaluation_is_the_beginning_of_a_longer_one(policy):
+    long, short = run(policy, judge=brightness), run(policy, count=3, judge=brightness)
+    assert [r["thinking"] for r in long.records[:6]] == [r["thinking"] for r in short.records]
+
+
+def test_records_carry_what_was_thought(policy, monkeypatch):
+    favour(monkeypatch, policy, EOS, 2.0)
+    thinking = [r["thinking"] for r in run(policy, judge=brightness).records]
+    assert all(isinstance(text, str) for text in thinking) and len(set(thinking)) > 2
+    plain = run(policy, think=False)
+    assert all(r["thinking"] is None and r["parsable"] is None and r["follow"] is None for r in plain.records)
+    assert summarise(plain.records)["plan_right"] is None
+
+
+def record(position, category, correct, exam, *, sample=0, plan=True, follow=None):
+    return {
+        "position": position,
+        "sample": sample,
+        "prompt": f"p{position}",
+        "category": category,
+        "correct": correct,
+        "exam": exam,
+        "reward": exam / 2,
+        "parsable": None if plan is None else follow is not None,
+        "plan_right": plan,
+        "follow": follow,
+    }
+
+
+RECORDS = [
+    record(0, "colour", True, 1.0, follow=True),
+    record(1, "colour", False, 0.5, follow=False),
+    record(2, "colour", False, 0.0, plan=False),
+    record(3, "count", True, 1.0, follow=True),
+]
+
+
+def test_the_score_is_the_mean_over_categories():
+    figures = summarise(RECORDS)
+    assert figures["score"] == pytest.approx((1 / 3 + 1) / 2)
+    assert figures["by_category"] == {"colour": pytest.approx(1 / 3), "count": 1.0}
+    assert figures["exam_score"] == pytest.approx(2.5 / 4) and figures["reward"] == pytest.approx(2.5 / 8)
+    assert figures["plan_right"] == pytest.approx(3 / 4)  # an unparsable plan is wrong
+    assert figures["follow"] == pytest.approx(2 / 3)  # over parsable plans
+    assert figures["parsable"] == pytest.approx(3 / 4) and figures["n"] == 4
+
+
+def test_differences_are_paired():
+    after = [replace_record(r, correct=True, exam=1.0) for r in RECORDS]
+    result = compare(RECORDS, after)
+    assert set(result) == {"score", "exam_score", "plan_right", "follow"}
+    assert result["score"]["difference"] == pytest.approx(1 - (1 / 3 + 1) / 2)
+    assert result["exam_score"]["difference"] == pytest.approx(1 - 2.5 / 4)
+    assert result["plan_right"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    assert result["score"]["low"] <= result["score"]["difference"] <= result["score"]["high"]
+    same = compare(RECORDS, RECORDS)
+    assert all(values == {"difference": 0.0, "low": 0.0, "high": 0.0} for values in same.values())
+
+
+def replace_record(record, **changes):
+    return {**record, **changes}
+
+
+def test_without_thinking_plans_are_not_compared():
+    plain = [record(i, "colour", i == 0, 0.5, plan=None) for i in range(3)]
+    assert set(compare(plain, plain)) == {"score", "exam_score"}
+
+
+@pytest.mark.parametrize("change", [{"position": 9}, {"sample": 1}, {"prompt": "other"}])
+def test_other_prompts_cannot_be_compared(change):
+    with pytest.raises(ValueError, match="different prompts"):
+        compare(RECORDS, [replace_record(RECORDS[0], **change), *RECORDS[1:]])
+
+
+def test_guided_evaluation_differs(policy):
+    guided = replace(EVALUATION, guidance=Guidance(4.0))
+    pictures = [
+        evaluate(policy, fixed("held-out", 2), brightness, s, samples=1, seed=0, think=True).pictures
+        for s in (EVALUATION, guided)
+    ]
+    assert not torch.equal(*pictures)

@@ -1,0 +1,282 @@
+"""The numbers of the original BAGEL code: all reproduced, and every single mistake is seen (tests/golden/bagel_a)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unigrpo.models.bagel import parity, transformer
+from unigrpo.models.bagel.layers import MoTLayer
+from unigrpo.models.bagel.packing import CAUSAL, Block, Tokens, allowed, pack
+from unigrpo.models.bagel.policy import BagelPolicy
+from unigrpo.models.bagel.transformer import Bagel, PositionTable, TimeEmbedder
+from unigrpo.policy import ReplayItem, VelocityQuery
+from unigrpo.trajectory import Image, Text
+
+FOLDER = Path(__file__).parent / "bagel_a"
+O_PROJ = "language_model.model.layers.1.self_attn.o_proj_moe_gen.weight"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return parity.Golden(FOLDER)
+
+
+def changed_folder(tmp_path, change):
+    """The folder with changed weights."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    for name in ("config.json", "golden.safetensors"):
+        shutil.copy(FOLDER / name, folder / name)
+    weights = load_file(FOLDER / "weights.safetensors")
+    change(weights)
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors")
+    return folder
+
+
+def failed(folder):
+    return {check.group for check in parity.run(folder)[0] if not check.passed}
+
+
+def test_every_number_of_the_original_is_reproduced():
+    checks, dropped = parity.run(FOLDER)
+    assert {check.group: check.error for check in checks if not check.passed} == {}
+    assert len(checks) == 30
+    assert dropped and all(name.startswith(("vit_model.", "connector.", "vit_pos_embed.")) for name in dropped)
+
+
+def test_a_wrong_weight_fails(tmp_path):
+    def scale(weights):
+        weights[O_PROJ] *= 1.01
+
+    groups = failed(changed_folder(tmp_path, scale))
+    assert {"t2i velocities", "t2i euler final", "train velocity (sample 0)"} <= groups
+    assert "t2i think logits" not in groups  # the text never passes through the generation expert
+
+
+def test_a_wrong_reasoning_weight_fails_everywhere(tmp_path):
+    def scale(weights):
+        weights[O_PROJ.replace("_moe_gen", "")] *= 1.05
+
+    assert {"t2i think logits", "t2i cache after prompt", "t2i velocities"} <= failed(changed_folder(tmp_path, scale))
+
+
+def test_nan_does_not_pass(tmp_path):
+    def spoil(weights):
+        weights["llm2vae.bias"][0] = float("nan")
+
+    assert "t2i velocities" in failed(changed_folder(tmp_path, spoil))
+
+
+# ---------------------------------------------------------------- one mistake each, with its documented size
+
+
+def image_rope(shift):
+    """The image's rope position off by ``shift(position)``."""
+
+    def mistake(monkeypatch, golden):
+        embed = transformer.rope_tables
+
+        def wrong(positions, head_dim, theta):
+            image = positions.shape[1] == golden.policy.spec.num_tokens + 2
+            return embed(shift(positions) if image else positions, head_dim, theta)
+
+        monkeypatch.setattr(transformer, "rope_tables", wrong)
+
+    return mistake
+
+
+def increasing(positions):
+    """Markers first in our layout: start marker, end marker, latents."""
+    n = positions.shape[1] - 2
+    return positions + torch.tensor([0, n + 1, *range(1, n + 1)])
+
+
+def causal_image(monkeypatch, golden):
+    def wrong(query, key):
+        return allowed(Tokens(query.order, query.segment, torch.full_like(query.mode, CAUSAL), query.valid), Tokens(
+            key.order, key.segment, torch.full_like(key.mode, CAUSAL), key.valid))  # fmt: skip
+
+    monkeypatch.setattr(transformer, "allowed", wrong)
+
+
+def time_in_thousandths(monkeypatch, golden):
+    right = TimeEmbedder.forward
+    monkeypatch.setattr(TimeEmbedder, "forward", lambda self, t: right(self, 1000.0 * t))
+
+
+def no_position_table(monkeypatch, golden):
+    right = PositionTable.forward
+    monkeypatch.setattr(PositionTable, "forward", lambda self, places: torch.zeros_like(right(self, places)))
+
+
+def places(formula):
+    def mistake(monkeypatch, golden):
+        rows, columns = golden.policy.spec.grid
+        wrong = torch.tensor([formula(r, c, columns) for r in range(rows) for c in range(columns)])
+        monkeypatch.setattr(BagelPolicy, "places", lambda self, device: wrong)
+
+    return mistake
+
+
+def und_weights_for_gen(*parts):
+    """The generation expert runs with the understanding expert's weights of some modules."""
+
+    def mistake(monkeypatch, golden):
+        for name, parameter in golden.policy.model.named_parameters():
+            if "_moe_gen" in name and any(part in name for part in parts):
+                twin = golden.policy.model.get_parameter(name.replace("_moe_gen", ""))
+                monkeypatch.setattr(parameter, "data", twin.data)
+
+    return mistake
+
+
+def markers_through_gen(monkeypatch, golden):
+    """Start and end marker run with the weights of the generation expert."""
+    embed, head = Bagel.embed, Bagel.velocity_head
+
+    def wrong(self, block):
+        und, gen = embed(self, block)
+        return (und[:, :0], torch.cat([und, gen], 1)) if gen.shape[1] else (und, gen)
+
+    monkeypatch.setattr(Bagel, "embed", wrong)
+    monkeypatch.setattr(Block, "num_und", property(lambda self: 0 if self.latents.shape[1] else self.ids.shape[1]))
+    monkeypatch.setattr(Bagel, "velocity_head", lambda self, hidden: head(self, hidden[:, 2:]))
+
+
+MISTAKES = {
+    "image tokens get increasing rope positions": image_rope(increasing),
+    "image rope position off by one": image_rope(lambda positions: positions + 1),
+    "image rope position 0": image_rope(torch.zeros_like),
+    "vision_start/end markers through the gen expert": markers_through_gen,
+    "causal attention inside the image": causal_image,
+    "timestep multiplied by 1000": time_in_thousandths,
+    "no latent_pos_embed": no_position_table,
+    "latent_pos_embed row/col swapped": places(lambda r, c, columns: c * 8 + r),
+    "latent_pos_embed indexed h*w+col instead of h*max_latent_size+col": places(lambda r, c, columns: r * columns + c),
+    "und q/k norm used for gen tokens": und_weights_for_gen("q_norm", "k_norm"),
+    "und final norm used for gen tokens": und_weights_for_gen("model.norm_moe_gen"),
+    "und o_proj used for gen tokens": und_weights_for_gen("o_proj"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@torch.no_grad()
+def test_each_mistake_is_seen_and_as_large_as_the_original_says(name, golden, monkeypatch):
+    sizes = golden.values["meta"]["mutation_max_abs_dv (|v| scale 0.958)"]
+    right = golden.velocity(golden.full, golden["t2i.noise"], 0.7)
+    MISTAKES[name](monkeypatch, golden)
+    wrong = golden.velocity(golden.full, golden["t2i.noise"], 0.7)
+    assert float((wrong - right).abs().max()) == pytest.approx(sizes[name], abs=2e-3)
+
+
+def test_all_documented_mistakes_are_tried(golden):
+    assert set(MISTAKES) == set(golden.values["meta"]["mutation_max_abs_dv (|v| scale 0.958)"])
+
+
+def test_the_report_fails_where_the_code_is_wrong(monkeypatch, golden):
+    right = MoTLayer.by_expert
+    monkeypatch.setattr(
+        MoTLayer, "by_expert", lambda self, name, stream: right(self, name, (stream[1], stream[0]))[::-1]
+    )
+    groups = failed(FOLDER)
+    assert {"t2i think logits", "t2i cache after prompt", "t2i velocities", "train hidden states (sample 0)"} <= groups
+
+
+# ---------------------------------------------------------------- masks and positions of the original's packer
+
+
+def by_order(packed):
+    """Tokens and rope of [context | noise] in the order of the original, which interleaves them."""
+    blocks = [packed.context, packed.noise]
+    names = ("order", "segment", "mode", "valid")
+    tokens = Tokens(*(torch.cat([getattr(b.tokens, name) for b in blocks], 1) for name in names))
+    order = tokens.order[0].argsort()
+    assert tokens.order[0][order].tolist() == list(range(len(order)))
+    return allowed(tokens, tokens)[0][order][:, order], torch.cat([b.rope for b in blocks], 1)[0][order]
+
+
+def zeros(n):
+    return torch.zeros(n, 16)
+
+
+def packed_samples(config):
+    """Both training samples of the folder as trajectories; the ViT image stands in as a picture of 3 x 5 tokens."""
+    one = torch.ones(1)
+    texts = [Text(torch.zeros(n, dtype=torch.int64)) for n in (7, 9, 11, 5, 3)]
+    large, small, vit = Image(zeros(24), (4, 6)), Image(zeros(12), (3, 4)), Image(zeros(15), (3, 5))
+    first = ReplayItem((*texts[:3], large), (VelocityQuery(3, zeros(24)[None], one),))
+    queries = (VelocityQuery(3, zeros(24)[None], one), VelocityQuery(6, zeros(12)[None], one))
+    second = ReplayItem((small, vit, texts[3], large, vit, texts[4], small), queries)
+    return [pack([item], config, torch.device("cpu")) for item in (first, second)]
+
+
+def test_packed_masks_and_positions_are_those_of_the_original(golden):
+    starts = [0, 59, 185]
+    for sample, packed in enumerate(packed_samples(golden.policy.config)):
+        mask, rope = by_order(packed)
+        assert torch.equal(mask, golden[f"train.allowed_{sample}"])
+        assert torch.equal(rope, golden["train.packed_position_ids"][starts[sample] : starts[sample + 1]])
+
+
+def test_packed_places_are_those_of_the_original(golden):
+    mine = torch.cat([packed_samples(golden.policy.config)[0].noise.places[0]])
+    assert torch.equal(mine, golden["train.packed_latent_position_ids"][:24])
+    assert torch.equal(golden.policy.places(torch.device("cpu")), golden["t2i.pack.packed_vae_position_ids"])
+
+
+# ---------------------------------------------------------------- damaged folders
+
+
+def copied(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(FOLDER, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "golden.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    (copied(tmp_path) / name).unlink()
+    with pytest.raises(ValueError, match=f"is not a parity folder: it has no {name}"):
+        parity.run(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "golden.safetensors"])
+def test_a_torn_file_is_named(tmp_path, name):
+    path = copied(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=name):
+        parity.run(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("key", ["llm_config", "vae_config", "image_hw", "special_tokens", "num_timesteps", "meta"])
+def test_a_missing_config_key_is_named(tmp_path, key):
+    path = copied(tmp_path) / "config.json"
+    values = json.loads(path.read_text())
+    del values[key]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=key):
+        parity.run(tmp_path / "copy")
+
+
+def test_a_missing_golden_tensor_is_named(tmp_path):
+    path = copied(tmp_path) / "golden.safetensors"
+    data = load_file(path)
+    del data["t2i.noise"]
+    save_file(data, path)
+    with pytest.raises(ValueError, match=r"golden.safetensors has no tensor 't2i.noise'"):
+        parity.run(tmp_path / "copy")
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    folder = changed_folder(tmp_path, lambda weights: weights.pop(O_PROJ))
+    with pytest.raises(ValueError, match=f"missing {O_PROJ}"):
+        parity.run(folder)
+
+
+def test_wrong_sizes_are_an_error_of_infinity():
+    assert parity.difference(torch.zeros(2), torch.zeros(3)) == float("inf")
+    assert not parity.Check("x", parity.difference(torch.tensor([float("nan")]), torch.zeros(1)), 1.0).passed

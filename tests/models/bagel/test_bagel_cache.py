@@ -1,0 +1,80 @@
+"""The key/value cache: in place or by concatenation, the same; rows are repeated without sharing."""
+
+import torch
+
+from small_models import largest, normal, small_policy, text
+from unigrpo.models.bagel.cache import Cache
+
+CPU = torch.device("cpu")
+
+
+def fill(cache, steps):
+    for step in range(steps):
+        parts = [(normal(2, 1, 1, 3, seed=10 * step + i), normal(2, 1, 1, 3, seed=10 * step + i + 5)) for i in range(2)]
+        for index, (keys, values) in enumerate(parts):
+            seen = cache.append(index, keys, values)
+            assert seen[0].shape[2] == cache.length + 1
+            assert torch.equal(seen[0][:, :, -1:], keys) and torch.equal(seen[1][:, :, -1:], values)
+        cache.commit(torch.tensor([[True], [step % 2 == 0]]), cache.rope + 1)
+    return cache
+
+
+def test_writing_in_place_equals_concatenation():
+    joined = fill(Cache.empty(2, 2, CPU), 6)  # under autograd: concatenation
+    with torch.no_grad():
+        reserved = fill(Cache.empty(2, 2, CPU), 1)
+        reserved.reserve(3)
+        storage = reserved.keys[0].data_ptr()
+        reserved = fill_on(reserved, 1, 4)
+        assert reserved.keys[0].data_ptr() == storage  # nothing was copied
+        reserved = fill_on(reserved, 4, 6)  # beyond the room: concatenation again
+    for index in range(2):
+        for ours, theirs in zip(reserved.layer(index), joined.layer(index), strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(reserved.valid, joined.valid) and torch.equal(reserved.rope, joined.rope)
+
+
+def fill_on(cache, start, end):
+    for step in range(start, end):
+        for index in range(2):
+            cache.append(
+                index, normal(2, 1, 1, 3, seed=10 * step + index), normal(2, 1, 1, 3, seed=10 * step + index + 5)
+            )
+        cache.commit(torch.tensor([[True], [step % 2 == 0]]), cache.rope + 1)
+    return cache
+
+
+def test_an_empty_cache_has_no_layers_and_rope_0():
+    cache = Cache.empty(2, 3, CPU)
+    assert cache.length == 0 and cache.layer(1) is None and cache.rope.tolist() == [0, 0, 0]
+    cache.reserve(4)
+    assert cache.expand(2).rope.tolist() == [0] * 6
+
+
+@torch.no_grad()
+def test_expanded_rows_equal_rows_read_one_by_one_and_share_nothing():
+    policy = small_policy()
+    contexts = [(text(4, 5), text(6)), (text(7),)]
+    expanded = policy.prefill(contexts).expand(2)
+    repeated = policy.prefill([contexts[0], contexts[0], contexts[1], contexts[1]])
+    x, t = normal(4, 8, 16), torch.full((4,), 0.5)
+    assert largest(policy.velocity(expanded, x, t), policy.velocity(repeated, x, t)) < 2e-6
+    before = policy.prefill(contexts)
+    copy = before.expand(1)
+    uniforms = torch.full((2, 3), 0.5)
+    policy.think(copy, uniforms=uniforms, temperature=1.0)
+    again = policy.prefill(contexts)
+    for index in range(2):
+        assert torch.equal(before.layer(index)[0], again.layer(index)[0])
+    assert before.length == again.length < copy.length
+
+
+@torch.no_grad()
+def test_reading_on_equals_reading_at_once():
+    policy = small_policy()
+    first, second = [(text(4, 5),), (text(7, 8, 9, 10),), ()], [(text(6),), (), (text(11), text(12))]
+    cache = policy.extend(policy.prefill(first), second)
+    whole = policy.prefill([a + b for a, b in zip(first, second, strict=True)])
+    assert torch.equal(cache.rope, whole.rope) and torch.equal(cache.valid.sum(1), whole.valid.sum(1))
+    x, t = normal(3, 8, 16), torch.full((3,), 0.5)
+    assert largest(policy.velocity(cache, x, t), policy.velocity(whole, x, t)) < 2e-6

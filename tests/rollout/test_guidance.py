@@ -1,0 +1,72 @@
+"""Guidance in evaluation: which branches are read, where it is active, and what the mix is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from small_models import EVALUATION, counted_forwards, largest, normal, prompts, sample, small_policy
+from unigrpo import flow
+from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, guided, prepare
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return small_policy()
+
+
+def test_a_scale_of_1_or_less_is_no_guidance(policy):
+    assert not NO_GUIDANCE.on and not Guidance(0.5, 3.0).active(0.9)
+    assert prepare(policy, prompts(), 2, Guidance(1.0, 3.0), think=True) is None
+
+
+def test_the_interval_is_open_below_and_closed_above():
+    some = Guidance(4.0, interval=(0.4, 0.9))
+    assert [some.active(t) for t in (0.4, 0.41, 0.9, 0.91)] == [False, True, True, False]
+    assert Guidance(4.0).active(1.0) and not Guidance(4.0).active(0.0)
+
+
+@pytest.mark.parametrize(("think", "empty"), [(True, False), (False, True)])
+@torch.no_grad()
+def test_the_unconditional_context_is_the_system_prompt_or_nothing(policy, think, empty):
+    branches = prepare(policy, prompts(), 3, Guidance(4.0, 2.0), think=think)
+    assert branches is not None and branches.image is not None
+    assert branches.text.valid.shape[0] == 6 and branches.image.valid.shape[0] == 6
+    assert (branches.text.length == 0) == empty
+    system = policy.prefill([policy.unconditional_segments(think=think)])
+    assert branches.text.rope.tolist() == system.rope.tolist() * 6
+
+
+@pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])
+@torch.no_grad()
+def test_the_mix_is_the_formula_row_by_row(policy, renorm):
+    some = Guidance(4.0, 2.0, renorm=renorm, renorm_min=0.1)
+    branches = prepare(policy, prompts(), 2, some, think=True)
+    context = policy.prefill([policy.prompt_segments(p.text, think=True) for p in prompts()]).expand(2)
+    x, t = normal(4, 8, 16), torch.full((4,), 0.7)
+    v = policy.velocity(context, x, t)
+    mixed = guided(policy, v, branches, x, t, some)
+    for row in range(4):
+        text, image = (policy.velocity(b, x, t)[row : row + 1] for b in (branches.text, branches.image))
+        alone = flow.guided_velocity(
+            v[row : row + 1], text, image, text_scale=4.0, image_scale=2.0, renorm=renorm, renorm_min=0.1
+        )
+        assert largest(mixed[row], alone[0]) < 1e-6
+
+
+@pytest.mark.parametrize(("guidance", "branches"), [(Guidance(), 0), (Guidance(3.0), 1), (Guidance(3.0, 2.0), 2)])
+def test_guided_pictures_do_not_depend_on_who_else_is_drawn(policy, guidance, branches):
+    sampling = replace(EVALUATION, guidance=guidance)
+    together = sample(policy, prompts(3), sampling=sampling, group_size=2)
+    (alone,) = sample(policy, prompts(3)[2:], sampling=sampling, group_size=1)
+    assert largest(together[4].images[0].latents, alone.images[0].latents) < 2e-5
+
+
+def test_only_the_steps_of_the_interval_are_guided(policy):
+    grid = flow.timesteps(EVALUATION.num_points, EVALUATION.shift).tolist()
+    sampling = replace(EVALUATION, guidance=Guidance(3.0, interval=(grid[2], 1.0)))
+    with counted_forwards(policy) as calls:
+        sample(policy, sampling=sampling, think=False)
+    assert (
+        len(calls) == 1 + (EVALUATION.num_points - 1) + 2
+    )  # prefill (the empty branch needs none), steps, guided ones
