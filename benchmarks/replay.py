@@ -22,7 +22,7 @@ from torch import Tensor
 from unigrpo import config, resolve, seeds
 from unigrpo.config import PromptData
 from unigrpo.models.bagel.policy import BagelPolicy
-from unigrpo.objectives.methods import Method
+from unigrpo.objectives.methods import PolicyGradient
 from unigrpo.policy import Replayed, ReplayItem, VelocityQuery
 from unigrpo.rollout.engine import Draws, rollout
 from unigrpo.rollout.episode import single_round
@@ -37,7 +37,7 @@ class Case:
     """A model, its method, and the trajectories to learn from."""
 
     policy: BagelPolicy
-    method: Method
+    method: PolicyGradient
     batch: Batch
     temperature: float
 
@@ -49,6 +49,7 @@ def demo(model: str) -> Case:
     assert isinstance(data, PromptData)
     policy, method = resolve.policy(replace(recipe.model, path=model)), resolve.method(recipe.method)
     prompts = resolve.prompts(data.prompts, recipe.seed).batch(0, data.prompts_per_iteration)
+    assert isinstance(method, PolicyGradient)
     sampling, episode = resolve.training_sampling(recipe), single_round(think=recipe.rollout.think)
     sampled = rollout(policy, episode, prompts, sampling, group_size=data.group_size, draws=Draws(recipe.seed, 0))
     generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
@@ -116,35 +117,47 @@ def worst_difference(case: Case) -> float:
     return errors[worst]
 
 
+def measure(case: Case, repeat: int) -> tuple[float, float]:
+    """Median CPU seconds of an update's gradient, packed and in separate passes, measured in turn."""
+    ways = (packed, separate)
+    pairs = [[cpu_seconds(lambda way=way: learn(case, way)) for way in ways] for _ in range(repeat)]
+    one, many = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return one, many
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure with the recipe's gradient flag and with gradients through the context, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:shapes-sft")
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     case = demo(arguments.model)
-    difference = worst_difference(case)
-    pairs = [
-        [cpu_seconds(lambda way=way: learn(case, way)) for way in (packed, separate)] for _ in range(arguments.repeat)
-    ]
-    one, many = (statistics.median(column) for column in zip(*pairs, strict=True))
-    count, steps, ratio = len(case.batch), len(case.batch.draws[0][0].t), many / one
+    through = replace(case, method=replace(case.method, image_grad_through_context=True))
+    difference = max(worst_difference(case), worst_difference(through))
+    one, many = measure(case, arguments.repeat)
+    one_through, many_through = measure(through, arguments.repeat)
+    tokens = statistics.fmean(t.sampled_texts[0].num_actions for t in case.batch.trajectories)
+    count, steps = len(case.batch), len(case.batch.draws[0][0].t)
     print(
-        f"{count} trajectories, {steps} window steps, forward and both backward passes: {one:.3f} CPU s packed, "
-        f"{many:.3f} in {1 + steps} separate passes: {ratio:.2f} times (goal {GOAL:g}); gradients agree to {difference:.1g}"
+        f"{count} trajectories ({tokens:.1f} tokens of thinking), {steps} window steps, forward and both backward passes: "
+        f"{one:.3f} CPU s packed, {many:.3f} in {1 + steps} separate passes: {many / one:.2f} times (goal {GOAL:g}); "
+        f"with image gradients through the context {many_through / one_through:.2f} times; "
+        f"gradients agree to {difference:.1g}"
     )
     figures = {
         "benchmark": "replay",
         "model": arguments.model,
         "trajectories": count,
         "window_steps": steps,
+        "mean_think_tokens": tokens,
         "image_grad_through_context": case.method.image_grad_through_context,
         "repeat": arguments.repeat,
         "packed_cpu_s": one,
         "separate_cpu_s": many,
-        "ratio": ratio,
+        "ratio": many / one,
         "goal": GOAL,
+        "ratio_through_context": many_through / one_through,
         "worst_gradient_difference": difference,
     }
     print(json.dumps(figures))

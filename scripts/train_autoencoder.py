@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from unigrpo import seeds
 from unigrpo.models.bagel.autoencoder import (
@@ -23,6 +22,7 @@ from unigrpo.models.bagel.autoencoder import (
     autoencoder_loss,
     foreground_weight,
 )
+from unigrpo.models.bagel.checkpoint import write_weights
 from unigrpo.worlds.shapes.renderer import BACKGROUND, GRID, TEMPLATES, draw
 
 KL_WEIGHT, FOREGROUND, BATCH, LEARNING_RATE = 1e-4, 4.0, 12, 3e-3
@@ -97,7 +97,7 @@ def main() -> None:
     model = train(args.steps, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "autoencoder.json").write_text(json.dumps(model.config.to_dict()) + "\n", encoding="utf-8")
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, args.out / "ae.safetensors")
+    write_weights(args.out / "ae.safetensors", model.state_dict())
     print(json.dumps(measure(model)))
 
 

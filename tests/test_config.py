@@ -100,8 +100,8 @@ def test_override_forms() -> None:
     ("override", "path", "value"),
     [
         ("--seed=7", "seed", 7),
-        ("--eval.limit=none", "eval.limit", None),
-        ("--eval.limit=null", "eval.limit", None),
+        ("--rollout.image_size=none", "rollout.image_size", None),
+        ("--rollout.image-size=null", "rollout.image_size", None),
         ("--model.lora=none", "model.lora", None),
         ("--rollout.think=true", "rollout.think", True),
         ("--rollout.same-initial-noise=True", "rollout.same_initial_noise", True),
@@ -143,12 +143,12 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min
     lr=positive,
     clip=st.one_of(positive, st.just("auto")),
     betas=st.tuples(share, share),
-    limit=st.one_of(st.none(), st.integers(1, 10**9)),
+    side=st.one_of(st.none(), st.integers(1, 10**9)),
     seed=st.integers(0, 2**80),
     think=st.booleans(),
 )
 def test_overrides_round_trip(
-    lr: float, clip: float | str, betas: tuple[float, float], limit: int | None, seed: int, think: bool
+    lr: float, clip: float | str, betas: tuple[float, float], side: int | None, seed: int, think: bool
 ) -> None:
     recipe = load_recipe(
         SHAPES,
@@ -157,7 +157,7 @@ def test_overrides_round_trip(
             "--method.flow.clip-range",
             str(clip),
             f"--optimizer.betas={list(betas)}",
-            f"--eval.limit={limit}",
+            f"--rollout.image-size={side}",
             f"--seed={seed}",
             "--eval.think",
             str(think).lower(),
@@ -165,7 +165,7 @@ def test_overrides_round_trip(
     )
     assert isinstance(recipe.method, config.UniGRPO)
     assert (recipe.optimizer.lr_denoising, recipe.method.flow.clip_range) == (lr, clip)
-    assert (recipe.optimizer.betas, recipe.eval.limit, recipe.seed, recipe.eval.think) == (betas, limit, seed, think)
+    assert (recipe.optimizer.betas, recipe.rollout.image_size, recipe.seed, recipe.eval.think) == (betas, side, seed, think)
     assert config.from_yaml(config.to_yaml(recipe)) == recipe
 
 
@@ -234,7 +234,7 @@ def test_written_yaml_means_the_same_to_others() -> None:
         (["--reward.train=shapes/verifier"], ["a list", "[{name: shapes/verifier}]"]),
         (["--reward.train=[shapes/verifier]"], ["reward.train[0]", "not a section"]),
         (["--method.flow.clip-range=aut"], ["'aut'", "or auto"]),
-        (["--eval.limit=all"], ["eval.limit = 'all'", "or null"]),
+        (["--rollout.image-size=all"], ["rollout.image_size = 'all'", "or null"]),
         (["--rollout.sde=flows"], ["did you mean flow"]),
         (["--reward.on-error=skip"], ["choose one of raise"]),
         (["--model.dtype=float16"], ["model.dtype = 'float16'", "bfloat16"]),
@@ -347,7 +347,7 @@ def test_batch_arithmetic() -> None:
 
 def test_batch_arithmetic_of_guidance_and_demonstrations() -> None:
     guided = config.batch_arithmetic(load_recipe("bagel/unigrpo"))
-    assert any("all prompts" in line and "98 forwards (49 steps x 2" in line for line in guided)
+    assert any("150 prompts x 4 images" in line and "98 forwards (49 steps x 2" in line for line in guided)
     supervised = "\n".join(config.batch_arithmetic(config.from_yaml(SUPERVISED)))
     assert "48 demonstrations x 3 noisy copies" in supervised
     assert "1 optimizer step per iteration, 100 in the run" in supervised

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, subcommand
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Train:
     Any key of the recipe can be set, for example --iterations 50 --method.flow.clip-range 1e-5.
     """
 
-    recipe: Positional[str]
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """A shipped recipe (see `unigrpo recipes`) or the path of a .yaml file."""
     out: Path | None = None
     """The run folder (default: runs/<recipe>-<time>)."""
@@ -36,7 +36,7 @@ class Train:
 class Generate:
     """Think about a prompt, then draw it."""
 
-    prompt: Positional[str]
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What to draw, for example "a red circle left of a blue square"."""
     model: str = "builtin:shapes-sft"
     """builtin:shapes-sft, builtin:shapes-pretrain, a model folder, or a run folder (its newest checkpoint)."""
@@ -94,7 +94,7 @@ class Eval:
 class Report:
     """Write report.html for a run folder."""
 
-    run_dir: Positional[Path]
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
     """The folder of a run, finished or not."""
 
 
@@ -107,7 +107,7 @@ class Recipes:
 class Parity:
     """Check this BAGEL against reference numbers of the original code; exit 1 if any is out of tolerance."""
 
-    folder: Positional[Path]
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """A folder with config.json, weights.safetensors and golden.safetensors."""
 
 
@@ -134,6 +134,7 @@ def run(argv: list[str]) -> int:
         description="Reinforcement learning for models that think, then draw (UniGRPO, arXiv 2603.23500).",
         args=argv,
         return_unknown_args=True,
+        config=(FlagCreatePairsOff,),  # --no-think has no --no-no-think
     )
     if overrides and not isinstance(verb, Train):
         return fail(f"{type(verb).__name__.lower()} has no option {overrides[0]!r}: see unigrpo {argv[0]} --help")

@@ -70,8 +70,11 @@ def policy(model: config.Model, *, seed: int = 0, image_side: int | None = None)
     """Load (or, for init:micro, make) a model."""
     if model.path == "init:micro":
         return build_micro(shapes.vocabulary(), load_autoencoder(builtin_folder("shapes-autoencoder")), seed=seed)
-    size = None if image_side is None else (image_side, image_side)
-    return load_policy(model_folder(model.path), compute_dtype=DTYPES[model.dtype], device=device(), image_size=size)
+    size, folder = None if image_side is None else (image_side, image_side), model_folder(model.path)
+    loaded = load_policy(folder, compute_dtype=DTYPES[model.dtype], device=device(), image_size=size)
+    if loaded.autoencoder is None:
+        raise ConfigError(f"{folder} cannot draw: it has no autoencoder (autoencoder.json and ae.safetensors); add one")
+    return loaded
 
 
 def device() -> torch.device:
@@ -271,6 +274,12 @@ def parts(recipe: Recipe) -> Parts:
     made_source, made_suite = source(recipe), suite(recipe.eval.prompts)
     reward(recipe.reward.validation)
     trained = policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size)
+    if trained.spec.image_size != (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
+        (height, width), side = trained.spec.image_size, shapes.IMAGE_SIZE
+        raise ConfigError(
+            f"the model would draw {height} x {width} pixels, but the shapes world has {side} x {side}: "
+            f"set rollout.image_size to {side}, or model.path to a model of that size"
+        )
     wants_reference = chosen.needs_reference_velocity or chosen.needs_reference_log_probs
     frozen = policy(recipe.model, image_side=recipe.rollout.image_size) if wants_reference else None
     if frozen is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -57,23 +60,32 @@ def train(verb: cli.Train, overrides: Sequence[str]) -> int:
     if verb.resume:
         recipe, run_dir = resumed_recipe(verb, overrides)
     else:
-        recipe = config.load_recipe(verb.recipe, overrides)
-        run_dir = verb.out or default_folder(recipe)
+        recipe, run_dir = config.load_recipe(verb.recipe, overrides), verb.out
     if verb.dry_run:
         print(config.to_yaml(recipe))
         print("\n".join(config.batch_arithmetic(recipe)))
         return 0
-    if not verb.resume and (run_dir / runlog.RECIPE).is_file():
+    if not verb.resume and run_dir is not None and (run_dir / runlog.RECIPE).is_file():
         raise ConfigError(f"{run_dir} already holds a run: add --resume to go on with it, or name another --out")
-    trainer = Trainer(recipe, resolve.parts(recipe), run_dir, Stop())
+    parts = resolve.parts(recipe)
+    trainer = Trainer(recipe, parts, run_dir or new_folder(recipe), Stop())
     start = trainer.resume() if verb.resume else 0
+    if start > recipe.iterations:
+        raise ConfigError(f"--iterations {recipe.iterations}: {run_dir} has {start} finished iterations; ask for more")
     trainer.recorder.start(config.to_yaml(recipe))
     return run_trainer(trainer, verb, start)
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """runs/<recipe>-<time>, a name that is not taken."""
-    return Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+def new_folder(recipe: Recipe) -> Path:
+    """Make runs/<recipe>-<time>; runs that start in the same second get numbers."""
+    first = Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        if not folder.exists():
+            with contextlib.suppress(FileExistsError):  # another run was quicker
+                folder.mkdir(parents=True)
+                return folder
+    raise AssertionError("unreachable")
 
 
 def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> tuple[Recipe, Path]:
@@ -97,15 +109,16 @@ def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> tuple[Recipe, P
 
 def run_trainer(trainer: Trainer, verb: cli.Train, start: int) -> int:
     """Run to the end or to Ctrl-C, with progress, and write the report."""
-    again = f"unigrpo train {verb.recipe} --out {trainer.run_dir} --resume"
+    again = shlex.join(["unigrpo", "train", verb.recipe, "--out", str(trainer.run_dir), "--resume"])
     began = time.perf_counter()
     with Progress(trainer.recipe.name, trainer.recipe.iterations, start=start) as progress:
         progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
         previous = signal.signal(signal.SIGINT, stop_handler(trainer.stop, progress))
         try:
             finished = trainer.run(progress)
-        except Exception:
-            progress.note(f"stopped by an error after {trainer.done} finished iterations; to go on: {again}")
+        except (Exception, KeyboardInterrupt) as error:
+            how = "at once" if isinstance(error, KeyboardInterrupt) else "by an error"
+            progress.note(f"stopped {how} after {trainer.done} finished iterations; to go on: {again}")
             raise
         finally:
             signal.signal(signal.SIGINT, previous)
@@ -157,8 +170,13 @@ def sampling(policy: BagelPolicy, verb: cli.Generate | cli.Eval) -> Sampling:
     points = policy.config.num_points if verb.steps is None else verb.steps
     if points < 2:
         raise ConfigError(f"--steps {points}: a timestep grid needs at least 2 points (M points are M - 1 forwards)")
-    if verb.temperature < 0 or verb.guidance < 1 or verb.max_think_tokens < 1:
-        raise ConfigError("--temperature must be at least 0, --guidance and --max-think-tokens at least 1")
+    for option, value, least in (
+        ("temperature", verb.temperature, 0),
+        ("guidance", verb.guidance, 1),
+        ("max-think-tokens", verb.max_think_tokens, 1),
+    ):
+        if not value >= least:
+            raise ConfigError(f"--{option} {value}: it must be at least {least}")
     return Sampling(
         num_points=points,
         shift=policy.config.timestep_shift,
@@ -195,7 +213,8 @@ def generate(verb: cli.Generate) -> int:
         records = tasks.judge_pictures(pictures.float() / 255.0, [prompt] * len(drawn), thinking)
         verdicts = [record["correct"] for record in records]
     for text, verdict in zip(thinking, verdicts, strict=True):
-        print({True: "right  ", False: "wrong  ", None: ""}[verdict] + (text or "(no thinking)"))
+        said = "(did not think)" if text is None else text or "(thought nothing)"
+        print({True: "right  ", False: "wrong  ", None: ""}[verdict] + said)
     sheet = contact_sheet(
         pictures.permute(0, 2, 3, 1).numpy(),
         [prompt.text] * len(drawn),

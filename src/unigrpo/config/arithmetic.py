@@ -12,10 +12,10 @@ def batch_arithmetic(recipe: Recipe) -> list[str]:
     """Say in words what an iteration costs (for ``--dry-run``): trajectories, steps, forwards, micro-batches."""
     body = _supervised_arithmetic(recipe) if isinstance(recipe.data, DemonstrationData) else _rl_arithmetic(recipe)
     evaluation = recipe.eval
-    prompts = f"{evaluation.limit} prompts" if evaluation.limit else "all prompts"
     return [
         *body,
-        f"evaluation: every {evaluation.every} iterations on {prompts} of {evaluation.prompts}, "
+        f"evaluation: every {evaluation.every} iterations on {evaluation.limit} prompts of {evaluation.prompts}, and "
+        f"before and after on {evaluation.compare_limit} prompts x {evaluation.compare_samples} images, "
         f"{_forwards(evaluation.num_points, evaluation.guidance)} per image",
         f"checkpoint: every {recipe.checkpoint.every} iterations, the newest {recipe.checkpoint.keep} kept",
     ]

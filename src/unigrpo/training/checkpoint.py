@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 PREFIX, PARTIAL = "iteration-", ".partial-"
@@ -45,7 +46,8 @@ def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None]
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_model(partial)
-    save_file({n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}, partial / STATE_TENSORS)
+    tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
+    (partial / STATE_TENSORS).write_bytes(serialise(tensors))
     facts = json.dumps({"done": state.done, **state.facts}, indent=1)
     (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
     for path in partial.iterdir():
@@ -83,11 +85,16 @@ def load(folder: Path) -> TrainingState:
     try:
         facts = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
         tensors = load_file(folder / STATE_TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"the checkpoint {folder} is damaged ({error}): remove this folder and resume from the one before it"
-        ) from error
-    return TrainingState(int(facts.pop("done")), tensors, facts)
+        return TrainingState(int(facts.pop("done")), tensors, facts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: Path, error: Exception) -> ValueError:
+    """What to raise where a checkpoint cannot be read."""
+    return ValueError(
+        f"the checkpoint {folder} is damaged ({error}): remove this folder and resume from the one before it"
+    )
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ def metrics_line(
     rates: Mapping[str, float],
     canaries: Mapping[str, float],
     validation: Mapping[str, Any] | None,
+    gap: Mapping[str, float],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Put together the line of one iteration; statistics are means over its optimizer steps."""
@@ -35,6 +36,8 @@ def metrics_line(
     }
     if first:
         line["first_update"] = first
+    if gap:
+        line["rollout_gap"] = dict(gap)
     line["grad_norm"] = mean_of([u.grad_norm for u in updates])
     line["lr"] = dict(rates)
     if canaries:

@@ -1,8 +1,7 @@
-"""AdamW with one group per expert, their learning-rate schedule, clipping per expert, and a moving average of weights."""
+"""AdamW with one group per expert, their learning-rate schedule and clipping, and a moving average of the weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -15,7 +14,7 @@ EXPERTS = ("reasoning", "denoising")
 
 
 class TrainingFault(RuntimeError):
-    """Training met a number it must not learn from (NaN, infinity, a first ratio that is not 1); the message says which."""
+    """Training met a number it must not learn from (NaN, infinity, a first ratio off 1); the message says which."""
 
 
 def expert_parameters(policy: Policy) -> dict[str, dict[str, nn.Parameter]]:
@@ -53,22 +52,24 @@ class ExpertOptimizer:
 
         Raises TrainingFault, and leaves the weights alone, where a norm is not finite.
         """
-        norms = {expert: self._clip(expert) for expert in EXPERTS}
+        gradients = {expert: self._gradients(expert) for expert in EXPERTS}
+        norms = {expert: nn.utils.get_total_norm(list(named.values())) for expert, named in gradients.items()}
         for expert, norm in norms.items():
-            if not math.isfinite(norm):
-                worst = [n for n, p in self.parameters[expert].items() if p.grad is not None and not p.grad.isfinite().all()]
+            if not bool(norm.isfinite()):  # looked at before clipping, which would spread it to every parameter
+                worst = [name for name, gradient in gradients[expert].items() if not bool(gradient.isfinite().all())]
                 raise TrainingFault(
-                    f"the gradient of the {expert} parameters is {norm} (first in {worst[0] if worst else 'their norm'}); "
-                    "nothing was updated. Lower the learning rate, or look at the rewards of this iteration"
+                    f"the gradient of the {expert} parameters is {float(norm)} "
+                    f"(first in {worst[0] if worst else 'their norm'}); nothing was updated. "
+                    "Lower the learning rate, or look at the rewards of this iteration"
                 )
+        for expert, norm in norms.items():
+            parameters = self.parameters[expert].values()
+            nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm, foreach=True)
         self.adam.step()
-        return norms
+        return {expert: float(norm) for expert, norm in norms.items()}
 
-    def _clip(self, expert: str) -> float:
-        with_gradient = [p for p in self.parameters[expert].values() if p.grad is not None]
-        if not with_gradient:
-            return 0.0
-        return float(nn.utils.clip_grad_norm_(with_gradient, self.config.max_grad_norm, foreach=True))
+    def _gradients(self, expert: str) -> dict[str, Tensor]:
+        return {name: p.grad for name, p in self.parameters[expert].items() if p.grad is not None}
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments and step counts by parameter name, as flat tensors."""
@@ -93,7 +94,7 @@ class ExpertOptimizer:
 
 
 def schedule(iteration: int, iterations: int, warmup: int, decay: float) -> float:
-    """Linear rise over ``warmup`` iterations, then 1, then linear fall to 0 over the last ``decay`` share of the run."""
+    """Linear rise over ``warmup`` iterations, then 1, then linear fall to 0 over the last ``decay`` share."""
     rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
     left = (iterations - iteration) / (decay * iterations) if decay else 1.0
     return rise * min(1.0, left)

@@ -72,6 +72,13 @@ class Recorder:
         runlog.write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
         return summary
 
+    def forget(self, when: Literal["before", "after"]) -> None:
+        """Drop the summary of an evaluation, and the comparison, because a resumed run trains on past it."""
+        summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
+        if when in summary:
+            kept = {name: part for name, part in summary.items() if name not in (when, "paired")}
+            runlog.write_json_atomic(self.run_dir / runlog.SUMMARY, kept)
+
     def evaluated(self, when: Literal["before", "after"]) -> bool:
         """Whether this evaluation is already in the folder (in a resumed run)."""
         return when in runlog.read_json(self.run_dir / runlog.SUMMARY)

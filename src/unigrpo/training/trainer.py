@@ -38,6 +38,9 @@ from unigrpo.training.update import (
 )
 
 
+TEXT_GAP_LIMIT = 0.3  # of the log ratio between rollout and replay in low precision, above which a person is told
+
+
 class Evaluator(Protocol):
     """Evaluates the policy: few pictures while training, many before and after."""
 
@@ -88,25 +91,31 @@ class Trainer:
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
         self.done = 0
         self.saved: int | None = None
+        self.whole = True  # the weights are those after ``done`` iterations
         self.trained_seconds = 0.0
+        self.warned: set[str] = set()
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
         self._evaluate("before", progress)
+        if self.done < self.recipe.iterations:
+            self.recorder.forget("after")
         try:
             while self.done < self.recipe.iterations:
                 line = self.iterate(self.done)
-                self.done += 1
+                self.done, self.whole = self.done + 1, True
                 self.trained_seconds += line["seconds"]["total"]
                 self.recorder.metrics(line)
                 progress.update(line)
+                self._warn(line, progress)
                 if self.done % self.recipe.checkpoint.every == 0 or self.done == self.recipe.iterations:
                     self.save()
                 if self.stop.requested and self.done < self.recipe.iterations:
                     self.save()
                     return False
         except (RewardFault, TrainingFault):
-            self.save()
+            if self.whole:  # else some of this iteration's steps were made, and the last checkpoint stands
+                self.save()
             raise
         self._evaluate("after", progress)
         return True
@@ -120,7 +129,7 @@ class Trainer:
         rates = self.optimizer.set_iteration(iteration)
         collected = self.parts.source.collect(self.parts.policy, iteration, clock)
         with clock.phase("annotate"):
-            batch = self.annotate(collected, iteration)
+            batch, gap = self.annotate(collected, iteration)
         with clock.phase("update"):
             updates = self.update(batch)
         if self.average is not None:
@@ -137,11 +146,15 @@ class Trainer:
             rates=rates,
             canaries=training_canaries(self.parts.policy, collected),
             validation=validation,
+            gap=gap,
             seconds={**clock.seconds, "total": time.perf_counter() - started},
         )
 
-    def annotate(self, collected: Collected, iteration: int) -> Batch:
-        """Fix what stays the same over epochs: the draws, the reference's answers, and in low precision the old values."""
+    def annotate(self, collected: Collected, iteration: int) -> tuple[Batch, dict[str, float]]:
+        """Fix what stays the same over epochs: the draws, the reference's answers, and in low precision the old values.
+
+        Also returns how far the rollout and its replay are apart in low precision (nothing in fp32).
+        """
         method, optimizer, recipe = self.parts.method, self.recipe.optimizer, self.recipe
         temperature = recipe.rollout.temperature
         draws = [
@@ -154,9 +167,9 @@ class Trainer:
                 raise ValueError("this method regularises towards a reference, but the run was built without one")
             size = optimizer.micro_batch
             batch = annotate_reference(self.parts.reference, batch, micro_batch=size, temperature=temperature)
-        if self.parts.compute_dtype != torch.float32 and collected.pictures is not None:
-            batch = rescore(self.parts.policy, batch, micro_batch=optimizer.micro_batch, temperature=temperature)
-        return batch
+        if self.parts.compute_dtype == torch.float32 or collected.pictures is None:
+            return batch, {}
+        return rescore(self.parts.policy, batch, micro_batch=optimizer.micro_batch, temperature=temperature)
 
     def update(self, batch: Batch) -> list[Updated]:
         """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios."""
@@ -174,13 +187,28 @@ class Trainer:
                         check=self.bounds() if not updates else None,
                     )
                 )
+                self.whole = False
         return updates
 
     def bounds(self) -> RatioBounds:
         """How far the first ratios may be from 1."""
+        return ratio_bounds(self.parts.compute_dtype, self.clip_range())
+
+    def clip_range(self) -> float | None:
+        """The image clip range as a number; None for a method without an image term."""
         clip = self.parts.clip_range
-        number = None if clip is None else resolve_clip_range(clip, self.parts.policy.spec.num_elements)
-        return ratio_bounds(self.parts.compute_dtype, number)
+        return None if clip is None else resolve_clip_range(clip, self.parts.policy.spec.num_elements)
+
+    def _warn(self, line: dict[str, Any], progress: Progress) -> None:
+        """Say when rollout and replay round so differently that clipping would act on the rounding."""
+        gap, limits = line.get("rollout_gap", {}), {"text": TEXT_GAP_LIMIT, "image": self.clip_range()}
+        for kind, limit in limits.items():
+            if limit is not None and gap.get(kind, 0.0) > limit and kind not in self.warned:
+                self.warned.add(kind)
+                progress.note(
+                    f"warning: rollout and replay differ by {gap[kind]:.2g} in the {kind} log ratio (limit {limit:.2g}): "
+                    "training uses the replay's values, but model.dtype float32 would be cleaner"
+                )
 
     # Evaluation and checkpoints
 
@@ -236,7 +264,10 @@ class Trainer:
                     f"the reference model of {self.run_dir} is not the one it was started with: "
                     f"restore model.path {self.recipe.model.path}, or start a new run"
                 )
-            self.parts.load_model(folders[-1])
+            try:
+                self.parts.load_model(folders[-1])
+            except ValueError as error:
+                raise checkpoint.damaged(folders[-1], error) from error
             self.optimizer.load_state(checkpoint.unprefixed("optimizer", state.tensors))
             if self.average is not None:
                 self._restore_average(checkpoint.unprefixed("raw", state.tensors))

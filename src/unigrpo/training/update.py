@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unigrpo.flow import log_ratio_norm
+from unigrpo.objectives.flow_grpo import replay_transition
 from unigrpo.objectives.methods import Draw, Losses, Method
 from unigrpo.objectives.terms import merge, summarize
 from unigrpo.policy import Policy, Replayed, ReplayItem, VelocityQuery
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
-from unigrpo.trajectory import Image, Reference, Segment, Text, Trajectory
+from unigrpo.trajectory import FlowPath, Image, Reference, Segment, Text, Trajectory
 
 
 @dataclass(frozen=True)
@@ -168,24 +170,31 @@ def annotate_reference(reference: Policy, batch: Batch, *, micro_batch: int, tem
 
 
 @torch.no_grad()
-def rescore(policy: Policy, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
-    """Replace the rollout's old log-probs and means by those of a replay (for compute below fp32)."""
-    from unigrpo.objectives.flow_grpo import replay_transition
+def rescore(policy: Policy, batch: Batch, *, micro_batch: int, temperature: float) -> tuple[Batch, dict[str, float]]:
+    """Replace the rollout's old log-probs and means by those of a replay (for compute below fp32).
 
-    ready = []
+    Also returns the gap between the two, max |log ratio| of "text" and "image", which is rounding and never trained on.
+    """
+    ready: list[Trajectory] = []
+    gap = {"text": 0.0, "image": 0.0}
     for part in batch.pieces(micro_batch):
         for trajectory, answer in zip(part.trajectories, replay(policy, part, temperature), strict=True):
             log_probs, velocities = answer.log_probs, list(answer.velocities)
             segments: list[Segment] = []
             for segment in trajectory.segments:
                 if isinstance(segment, Text) and segment.log_probs is not None:
-                    segment = replace(segment, log_probs=log_probs[: segment.num_actions])
-                    log_probs = log_probs[segment.num_actions :]
+                    again, log_probs = log_probs[: segment.num_actions], log_probs[segment.num_actions :]
+                    gap["text"] = max(gap["text"], float((again.cpu() - segment.log_probs.cpu()).abs().max()))
+                    segment = replace(segment, log_probs=again)
                 elif isinstance(segment, Image) and segment.path is not None and velocities:
-                    mean, _ = replay_transition([velocities.pop(0)], segment.path)
-                    segment = replace(segment, path=replace(segment.path, mean=mean))
+                    path = segment.path
+                    mean, _ = replay_transition([velocities.pop(0)], path)
+                    gap["image"] = max(gap["image"], _image_gap(path, mean))
+                    segment = replace(segment, path=replace(path, mean=mean))
                 segments.append(segment)
             ready.append(replace(trajectory, segments=tuple(segments)))
-    return Batch(ready, batch.draws)
+    return Batch(ready, batch.draws), gap
 
 
+def _image_gap(path: FlowPath, mean: Tensor) -> float:
+    return float(log_ratio_norm(path.x_next.double(), mean.double(), path.mean.double(), path.std.double()).abs().max())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
@@ -51,17 +51,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that others may read (``save_file`` makes it private to its owner)."""
+    path.write_bytes(save({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}))
+
+
 def save_policy(policy: BagelPolicy, folder: Path) -> None:
     """Write a complete model folder that :func:`load_policy` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(policy.config.to_json(), encoding="utf-8")
-    save_file({n: t.detach().contiguous().cpu() for n, t in policy.model.state_dict().items()}, folder / "model.safetensors")
+    write_weights(folder / "model.safetensors", policy.model.state_dict())
     if policy.tokenizer is not None:
         policy.tokenizer.save(folder / "tokenizer.json")
     if isinstance(policy.autoencoder, ConvAutoencoder):
         values = policy.autoencoder.config.to_dict()
         (folder / "autoencoder.json").write_text(json.dumps(values) + "\n", encoding="utf-8")
-        save_file({n: t.contiguous() for n, t in policy.autoencoder.state_dict().items()}, folder / "ae.safetensors")
+        write_weights(folder / "ae.safetensors", policy.autoencoder.state_dict())
 
 
 def load_autoencoder(folder: Path) -> ConvAutoencoder:

@@ -1,0 +1,124 @@
+"""A random micro model in a folder, tiny recipes for it, and one finished run that many tests look at or copy."""
+
+import functools
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unigrpo import cli, config, resolve
+from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
+from unigrpo.models.bagel.checkpoint import save_policy
+from unigrpo.models.micro import build_micro
+from unigrpo.reports.progress import Progress
+from unigrpo.reports.runlog import read_metrics
+from unigrpo.training import checkpoint
+from unigrpo.training.trainer import Stop, Trainer
+from unigrpo.worlds.shapes import vocabulary
+
+UNIGRPO, PRETRAIN = "shapes/unigrpo", "shapes/pretrain"
+ITERATIONS = 4
+TIMES = ("seconds", "samples_per_second")  # the only parts of a metric line that a second run may change
+_EVALUATION = {"eval.limit": 6, "eval.compare_limit": 6, "eval.compare_samples": 1, "eval.every": 2}
+_KEPT = tempfile.TemporaryDirectory(prefix="unigrpo-tests-")  # removed when the tests end
+
+
+@functools.cache
+def model_folder():
+    """A micro model with random weights: it writes words at random up to the cap, and draws noise."""
+    folder = Path(_KEPT.name) / "model"
+    torch.manual_seed(0)
+    autoencoder = ConvAutoencoder(ConvAutoencoderConfig()).requires_grad_(False)
+    policy = build_micro(vocabulary(), autoencoder, seed=1)
+    with torch.no_grad():  # a velocity head of zeros would hide much
+        policy.model.llm2vae.weight.normal_(0.0, 0.1)
+    save_policy(policy, folder)
+    return folder
+
+
+def overrides(recipe=UNIGRPO, **other):
+    """The command line's overrides that make a recipe tiny; keys of ``other`` have __ for a dot."""
+    chosen = {"iterations": ITERATIONS, "checkpoint.every": 1, **_EVALUATION}
+    if recipe == UNIGRPO:
+        chosen |= {"model.path": model_folder(), "data.prompts_per_iteration": 2, "data.group_size": 3}
+        chosen |= {"rollout.max_think_tokens": 8}
+    else:
+        chosen |= {"data.batch_size": 4, "optimizer.micro_batch": 3, "optimizer.warmup": 1}
+    chosen |= {key.replace("__", "."): value for key, value in other.items()}
+    return [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
+
+
+def tiny_recipe(recipe=UNIGRPO, **other):
+    return config.load_recipe(recipe, overrides(recipe, **other))
+
+
+def trainer_of(run_dir, recipe=UNIGRPO, **other):
+    chosen = tiny_recipe(recipe, **other)
+    return Trainer(chosen, resolve.parts(chosen), Path(run_dir), Stop())
+
+
+class Silent(Progress):
+    """Shows nothing; ``after`` is called with every finished iteration."""
+
+    def __init__(self, total=ITERATIONS, after=lambda line: None):
+        super().__init__("tiny", total, console=Console(file=io.StringIO()))
+        self.after = after
+
+    def update(self, line):
+        self.after(line)
+
+
+def train(trainer, after=lambda line: None):
+    """Write what the command line writes at the start, then train silently."""
+    trainer.recorder.start(config.to_yaml(trainer.recipe))
+    return trainer.run(Silent(trainer.recipe.iterations, after))
+
+
+def unigrpo(*arguments):
+    """Run the command line in this process and return its exit code."""
+    try:
+        return cli.run([str(argument) for argument in arguments])
+    except SystemExit as left:  # what the parser of options refuses
+        return left.code
+
+
+@functools.cache
+def finished_run():
+    """The folder of an uninterrupted run by the command line; copy it before changing anything in it."""
+    folder = Path(_KEPT.name) / "run"
+    assert unigrpo("train", UNIGRPO, "--out", folder, *overrides()) == 0
+    return folder
+
+
+def copied_run(folder):
+    return Path(shutil.copytree(finished_run(), folder))
+
+
+def listed(folder):
+    """Every path below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+def lines_of(run_dir):
+    """The metric lines without wall-clock times."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run_dir)]
+
+
+def final_state(run_dir):
+    """Every tensor of the newest checkpoint: the model's, the optimizer's and, with an average, the raw weights."""
+    newest = checkpoint.complete(Path(run_dir))[-1]
+    state = checkpoint.load(newest)
+    weights = checkpoint.load_file(newest / "model.safetensors")
+    return {"done": torch.tensor(state.done), **state.tensors, **checkpoint.prefixed("model", weights)}
+
+
+def assert_same_run(ours, theirs):
+    """The same metric lines, and newest checkpoints that are equal bit for bit."""
+    assert lines_of(ours) == lines_of(theirs)
+    first, second = final_state(ours), final_state(theirs)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, f"{len(different)} of {len(first)} tensors differ, first {different[0]}"
