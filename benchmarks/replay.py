@@ -140,7 +140,8 @@ def main() -> None:
     tokens = statistics.fmean(t.sampled_texts[0].num_actions for t in case.batch.trajectories)
     count, steps = len(case.batch), len(case.batch.draws[0][0].t)
     print(
-        f"{count} trajectories ({tokens:.1f} tokens of thinking), {steps} window steps, forward and both backward passes: "
+        f"{count} trajectories ({tokens:.1f} tokens of thinking), {steps} window steps, "
+        f"forward and both backward passes: "
         f"{one:.3f} CPU s packed, {many:.3f} in {1 + steps} separate passes: {many / one:.2f} times (goal {GOAL:g}); "
         f"with image gradients through the context {many_through / one_through:.2f} times; "
         f"gradients agree to {difference:.1g}"

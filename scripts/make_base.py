@@ -2,8 +2,8 @@
 
     python scripts/make_base.py [--work DIR]
 
-1. the autoencoder (scripts/train_autoencoder.py), 2. recipe shapes/pretrain, 3. recipe shapes/sft; then the folders go to
-src/unigrpo/assets. A run that was interrupted goes on where it was.
+1. the autoencoder (scripts/train_autoencoder.py), 2. recipe shapes/pretrain, 3. recipe shapes/sft; then the folders go
+to src/unigrpo/assets. A run that was interrupted goes on where it was.
 """
 
 from __future__ import annotations

@@ -165,7 +165,12 @@ def test_overrides_round_trip(
     )
     assert isinstance(recipe.method, config.UniGRPO)
     assert (recipe.optimizer.lr_denoising, recipe.method.flow.clip_range) == (lr, clip)
-    assert (recipe.optimizer.betas, recipe.rollout.image_size, recipe.seed, recipe.eval.think) == (betas, side, seed, think)
+    assert (recipe.optimizer.betas, recipe.rollout.image_size, recipe.seed, recipe.eval.think) == (
+        betas,
+        side,
+        seed,
+        think,
+    )
     assert config.from_yaml(config.to_yaml(recipe)) == recipe
 
 

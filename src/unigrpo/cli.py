@@ -159,4 +159,3 @@ def fail(message: str, code: int = 2) -> int:
     """Print an error to stderr and return its exit code."""
     print(f"unigrpo: error: {message}", file=sys.stderr)
     return code
-

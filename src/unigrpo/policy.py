@@ -47,7 +47,7 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class VelocityQuery:
-    """Velocities wanted for the image ``segments[segment]`` given ``segments[:segment]``: x [K, n, d] at times t [K]."""
+    """Velocities wanted for the image ``segments[segment]`` given ``segments[:segment]``: x [K, n, d] at t [K]."""
 
     segment: int
     x: Tensor

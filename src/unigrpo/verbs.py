@@ -103,7 +103,9 @@ def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> tuple[Recipe, P
         )
     recipe = config.load_recipe(path, overrides)
     if recipe.name != verb.recipe and not verb.recipe.endswith((".yaml", ".yml")):
-        raise ConfigError(f"{verb.out} is a run of {recipe.name}, not of {verb.recipe}: name that recipe, or another --out")
+        raise ConfigError(
+            f"{verb.out} is a run of {recipe.name}, not of {verb.recipe}: name that recipe, or another --out"
+        )
     return recipe, verb.out
 
 
@@ -132,7 +134,7 @@ def run_trainer(trainer: Trainer, verb: cli.Train, start: int) -> int:
     return 0
 
 
-def stop_handler(stop: Stop, progress: Progress):  # noqa: ANN201  (the type of signal.signal's argument)
+def stop_handler(stop: Stop, progress: Progress):
     """The first Ctrl-C ends the run after the iteration under way; the second at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:

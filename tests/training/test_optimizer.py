@@ -1,5 +1,6 @@
 """Two experts with their own rates and clipping, a schedule, and an average of the weights."""
 
+import itertools
 import math
 
 import pytest
@@ -47,7 +48,7 @@ def test_schedule_is_one_without_warmup_and_decay():
 
 def test_a_whole_run_of_decay_never_stands_still():
     factors = [schedule(i, 10, 0, 1.0) for i in range(10)]
-    assert factors[0] == 1.0 and all(a > b > 0 for a, b in zip(factors, factors[1:], strict=False))
+    assert factors[0] == 1.0 and all(a > b > 0 for a, b in itertools.pairwise(factors))
 
 
 def test_set_iteration_sets_the_rates_it_reports():
@@ -161,7 +162,7 @@ def test_loading_copies():
 
 def test_the_state_of_another_model_is_refused():
     optimizer = ExpertOptimizer(small_policy(), Optimizer(), 1)
-    with pytest.raises(ValueError, match="'nobody.weight'.*another model"):
+    with pytest.raises(ValueError, match=r"'nobody\.weight'.*another model"):
         optimizer.load_state({"nobody.weight|exp_avg": torch.zeros(1)})
 
 

@@ -267,8 +267,9 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Eval:
-    """Evaluation: during the run one picture for each of the first ``limit`` prompts, every so many iterations; before
-    and after it ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, the same draws both times.
+    """Evaluation: in the run one picture for each of the first ``limit`` prompts, every so many iterations.
+
+    Before and after it ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, with the same draws.
     """
 
     prompts: str

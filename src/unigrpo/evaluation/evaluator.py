@@ -20,8 +20,8 @@ EVALUATION_ITERATION = -1
 """The iteration that keys an evaluation's draws: never one of training, and the same before, during and after."""
 
 Judge = Callable[[Tensor, Sequence[Prompt], Sequence[str | None]], list[dict[str, Any]]]
-"""(images float32 [B, 3, H, W] in [0, 1], prompts, thinking) -> one record per picture: category, correct, exam, reward,
-points, parsable, plan_right, follow (None where they do not apply)."""
+"""(images float32 [B, 3, H, W] in [0, 1], prompts, thinking) -> one record per picture: category, correct, exam,
+reward, points, parsable, plan_right, follow (None where they do not apply)."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,16 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Differences after - before of score, exam score, plan right and follow with 95 % bootstrap intervals over prompts.
+    """Differences after - before of score, exam score, plan right and follow; 95 % bootstrap intervals over prompts.
 
     Both sides must be the same prompts and samples in the same order (ValueError otherwise).
     """
     if [(r["position"], r["sample"], r["prompt"]) for r in before] != [
         (r["position"], r["sample"], r["prompt"]) for r in after
     ]:
-        raise ValueError("before and after were evaluated on different prompts: a paired comparison needs the same ones")
+        raise ValueError(
+            "before and after were evaluated on different prompts: a paired comparison needs the same ones"
+        )
     clusters = [r["position"] for r in before]
     categories = [r["category"] for r in before]
     result = {}

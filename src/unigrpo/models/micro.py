@@ -18,7 +18,9 @@ SPECIAL_WORDS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end
 SYSTEM_PROMPT = "think then draw"
 
 
-def micro_config(num_words: int, autoencoder: Autoencoder, *, hidden_size: int = 64, num_layers: int = 4) -> BagelConfig:
+def micro_config(
+    num_words: int, autoencoder: Autoencoder, *, hidden_size: int = 64, num_layers: int = 4
+) -> BagelConfig:
     """A BAGEL of about 0.4 M parameters for 32 x 32 pictures: 16 latent tokens of 16 numbers."""
     return BagelConfig(
         vocab_size=num_words,

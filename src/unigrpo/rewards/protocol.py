@@ -41,7 +41,7 @@ RewardFunction = Callable[
 
 
 def call(name: str, function: RewardFunction, given: RewardInput) -> RewardOutput:
-    """Call a reward and check its answer: one finite number per picture, or a RewardFault that names the first fault."""
+    """Call a reward and check its answer: one finite number per picture, or RewardFault names the first fault."""
     count = len(given.prompts)
     try:
         answer = function(given.images, given.prompts, given.metadata, given.thinking)
@@ -59,6 +59,7 @@ def call(name: str, function: RewardFunction, given: RewardInput) -> RewardOutpu
     for index, value in enumerate(output.values):
         if not math.isfinite(value):
             raise RewardFault(
-                f"reward {name!r} gave {value} for picture {index} ({given.prompts[index]!r}): it must be a finite number"
+                f"reward {name!r} gave {value} for picture {index} ({given.prompts[index]!r}): "
+                "it must be a finite number"
             )
     return output

@@ -1,4 +1,4 @@
-"""Reward functions by name. A world or a reward model registers itself; recipes name it; the command line looks it up."""
+"""Reward functions by name: registered under it, named in recipes, looked up by the command line."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -112,7 +113,9 @@ def rollout(
 Rows = Sequence[tuple[Prompt, int]]
 
 
-def _think(policy: Policy, context: Context, rows: Rows, sampling: Sampling, draws: Draws) -> tuple[list[Text], Context]:
+def _think(
+    policy: Policy, context: Context, rows: Rows, sampling: Sampling, draws: Draws
+) -> tuple[list[Text], Context]:
     cap = sampling.max_think_tokens
     uniforms = torch.stack([torch.rand(cap, generator=draws.generator(p.position, s, "think")) for p, s in rows])
     return policy.think(context, uniforms=uniforms, temperature=sampling.temperature)
@@ -131,7 +134,7 @@ def _draw(
     noise = _sde_noise(policy, rows, sampling, draws)
     path = _Path(_initial_noise(policy, rows, sampling, draws))
     times = grid.tolist()
-    for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+    for k, (t, t_next) in enumerate(pairwise(times)):
         at = torch.full((len(rows),), t, device=path.x.device)
         v = policy.velocity(context, path.x, at)
         if branches is not None and sampling.guidance.active(t):
@@ -184,7 +187,9 @@ def _advance(
 ) -> None:
     """One step of all rows: SDE for those whose window holds step k, ODE for the others."""
     x, path.x = path.x, flow.ode_step(path.x, v, t, t_next)
-    inside = [row for row, start in enumerate(starts) if start is not None and start <= k < start + sampling.window_size]
+    inside = [
+        row for row, start in enumerate(starts) if start is not None and start <= k < start + sampling.window_size
+    ]
     if not inside or noise is None:
         return
     rows = torch.tensor(inside, device=x.device)

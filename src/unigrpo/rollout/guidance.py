@@ -61,9 +61,7 @@ def prepare(
     return GuidanceContexts(text, image)
 
 
-def guided(
-    policy: Policy, v: Tensor, contexts: GuidanceContexts, x: Tensor, t: Tensor, guidance: Guidance
-) -> Tensor:
+def guided(policy: Policy, v: Tensor, contexts: GuidanceContexts, x: Tensor, t: Tensor, guidance: Guidance) -> Tensor:
     """Mix the conditional velocity v with the branches' (one or two more forwards)."""
     v_image = None if contexts.image is None else policy.velocity(contexts.image, x, t)
     return flow.guided_velocity(

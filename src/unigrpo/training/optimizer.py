@@ -112,7 +112,8 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """shadow <- d shadow + (1 - d) weights, d = min(decay, (1 + step) / (10 + step))."""
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), weight)
+        for name, parameter in self.parameters.items():
+            self.shadow[name].lerp_(parameter, weight)
 
     @torch.no_grad()
     def swap(self) -> None:

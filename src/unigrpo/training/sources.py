@@ -147,5 +147,3 @@ class DemonstrationSource:
         """Make one batch of demonstrations."""
         with clock.phase("data"), torch.no_grad():
             return Collected(self.make(policy, iteration))
-
-

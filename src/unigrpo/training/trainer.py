@@ -37,7 +37,6 @@ from unigrpo.training.update import (
     update,
 )
 
-
 TEXT_GAP_LIMIT = 0.3  # of the log ratio between rollout and replay in low precision, above which a person is told
 
 
@@ -207,7 +206,7 @@ class Trainer:
                 self.warned.add(kind)
                 progress.note(
                     f"warning: rollout and replay differ by {gap[kind]:.2g} in the {kind} log ratio (limit {limit:.2g}): "
-                    "training uses the replay's values, but model.dtype float32 would be cleaner"
+                    "training uses the replay's values; model.dtype float32 has no gap"
                 )
 
     # Evaluation and checkpoints
@@ -254,7 +253,7 @@ class Trainer:
             self.average.swap()
 
     def resume(self) -> int:
-        """Go back to the last complete checkpoint (or the start); later metric lines are cut. Return the iterations done."""
+        """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations done."""
         checkpoint.clean(self.run_dir)
         folders = checkpoint.complete(self.run_dir)
         if folders:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def minibatches(batch: Batch, count: int) -> list[Batch]:
     if count > len(starts):
         raise ValueError(f"optimizer.minibatches is {count}, but there are only {len(starts)} groups to share out")
     cuts = [starts[len(starts) * k // count] for k in range(count)] + [len(batch)]
-    return [batch.part(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [batch.part(a, b) for a, b in pairwise(cuts)]
 
 
 def _group(trajectory: Trajectory) -> int:
@@ -114,7 +114,7 @@ def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None
     image = None if losses.image_loss is None else losses.image_loss.sum() / count
     for name, loss in (("text", text), ("image", image)):
         if loss is not None and not bool(torch.isfinite(loss.detach())):
-            raise TrainingFault(f"the {name} loss is {float(loss)}; nothing was updated")
+            raise TrainingFault(f"the {name} loss is {float(loss.detach())}; nothing was updated")
     if method.image_grad_through_context:
         sum_of(text, image).backward()
         return
@@ -144,8 +144,8 @@ class RatioBounds:
         ):
             if key in stats and not stats[key] <= bound:
                 raise TrainingFault(
-                    f"the first update's {what} ratios must be 1, but max |log ratio| is {stats[key]:.3g} (bound {bound:.3g}): "
-                    "the replay does not score what the rollout sampled (changed weights, precision or masks?); "
+                    f"the first update's {what} ratios must be 1, but max |log ratio| is {stats[key]:.3g} "
+                    f"(bound {bound:.3g}): the replay does not score what the rollout sampled (changed weights, precision or masks?); "
                     "nothing was updated"
                 )
 

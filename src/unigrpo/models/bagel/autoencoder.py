@@ -124,9 +124,7 @@ def foreground_weight(pixels: Tensor, background: Tensor, weight: float) -> Tens
     return torch.where(away, torch.full_like(pixels[:, :1], weight), torch.ones_like(pixels[:, :1]))
 
 
-def autoencoder_loss(
-    model: ConvAutoencoder, pixels: Tensor, weight: Tensor, kl_weight: float, noise: Tensor
-) -> Tensor:
+def autoencoder_loss(model: ConvAutoencoder, pixels: Tensor, weight: Tensor, kl_weight: float, noise: Tensor) -> Tensor:
     """Weighted L2 + L1 of the reconstruction, plus kl_weight times the mean KL to N(0, 1)."""
     mean, log_variance = model.posterior(pixels)
     out = model.decode_raw(mean + (0.5 * log_variance).exp() * noise)

@@ -1,4 +1,4 @@
-"""Model folders: config.json, model.safetensors, tokenizer.json, autoencoder.json and ae.safetensors; names are strict."""
+"""Model folders: config.json, model.safetensors, tokenizer.json, autoencoder.json, ae.safetensors; names are strict."""
 
 from __future__ import annotations
 
@@ -96,5 +96,9 @@ def load_policy(
     if autoencoder is not None:
         autoencoder = autoencoder.to(device)
     return BagelPolicy(
-        model, Tokenizer.load(folder / "tokenizer.json"), autoencoder, image_size=image_size, compute_dtype=compute_dtype
+        model,
+        Tokenizer.load(folder / "tokenizer.json"),
+        autoencoder,
+        image_size=image_size,
+        compute_dtype=compute_dtype,
     )

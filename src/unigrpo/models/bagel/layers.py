@@ -84,7 +84,9 @@ class MoTAttention(nn.Module):
     def project(self, stream: Stream, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, heads, L, d], k and v [B, kv heads, L, d] of a stream, und tokens first."""
         halves = [self._project(x, twin) for x, twin in zip(stream, ("", "_moe_gen"), strict=True) if x.shape[1]]
-        q, k, v = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*halves, strict=True))
+        q, k, v = halves[0]
+        for other in halves[1:]:
+            q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), other, strict=True))
         return rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int) -> Stream:

@@ -32,7 +32,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Block:
-    """Inputs of one block: ids [B, U]; latents [B, G, P] with times t [B, G] and table rows places [B, G]; rope [B, L]."""
+    """One block's inputs: ids [B, U]; latents [B, G, P], their times t and table rows places [B, G]; rope [B, L]."""
 
     ids: Tensor
     latents: Tensor
@@ -121,11 +121,17 @@ def _padded(rows: Sequence[Sequence[int]], width: int, fill: int, device: torch.
     return torch.tensor(filled, dtype=torch.int64, device=device).reshape(len(rows), width)
 
 
-def _padded_tensors(rows: Sequence[Sequence[Tensor]], width: int, tail: tuple[int, ...], device: torch.device) -> Tensor:
+def _padded_tensors(
+    rows: Sequence[Sequence[Tensor]], width: int, tail: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Concatenate each row's tensors and pad with zeros to [B, width, *tail] (fp32)."""
     out = []
     for row in rows:
-        flat = torch.cat([part.to(device, torch.float32) for part in row]) if row else torch.zeros((0, *tail), device=device)
+        flat = (
+            torch.cat([part.to(device, torch.float32) for part in row])
+            if row
+            else torch.zeros((0, *tail), device=device)
+        )
         out.append(torch.cat([flat, torch.zeros((width - flat.shape[0], *tail), device=device)]))
     return torch.stack(out)
 

@@ -10,8 +10,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ class Golden:
         return self.policy.velocity(context, x[None], torch.tensor([t]))[0]
 
     def guided(
-        self, x: Tensor, t: float, text_scale: float, image_scale: float, renorm: str, renorm_min: float
+        self, x: Tensor, t: float, text_scale: float, image_scale: float, renorm: flow.Renorm, renorm_min: float
     ) -> Tensor:
         """A guided velocity in the thinking context."""
         text, image = self.guidance_contexts
@@ -169,7 +170,9 @@ def thinking(golden: Golden) -> Iterator[Check]:
     (text,), _ = golden.policy.think(context, uniforms=torch.zeros(1, expected.shape[0]), temperature=0.0)
     ended = [golden.policy.config.eos_token_id] if text.ended else []
     ids = torch.cat([text.ids, torch.tensor(ended, dtype=torch.int64)])
-    yield Check("t2i think ids (wrong ids)", float("inf") if ids.shape != expected.shape else float((ids != expected).sum()), 0)
+    yield Check(
+        "t2i think ids (wrong ids)", float("inf") if ids.shape != expected.shape else float((ids != expected).sum()), 0
+    )
     logits, _ = decode(golden)
     log_probs = logits.log_softmax(-1)
     yield Check("t2i think logits", difference(logits, golden["t2i.think_logits"]), TEXT_TOLERANCE)
@@ -202,7 +205,7 @@ def euler(golden: Golden) -> Iterator[Check]:
     yield Check("t2i euler timesteps", difference(torch.tensor(times[:-1]), golden["t2i.euler.timesteps"]), TOLERANCE)
     for guided, tolerance in ((False, TOLERANCE), (True, GUIDED_TOLERANCE)):
         x, xs, vs = golden["t2i.noise"], [], []
-        for t, t_next in zip(times, times[1:], strict=False):
+        for t, t_next in pairwise(times):
             active = guided and 0.4 < t <= 1.0
             v = golden.guided(x, t, 4.0, 1.5, "global", 0.0) if active else golden.velocity(golden.full, x, t)
             xs.append(x)
@@ -220,11 +223,15 @@ def euler(golden: Golden) -> Iterator[Check]:
 
 def guidance(golden: Golden) -> Iterator[Check]:
     """Guidance of three kinds at t = 0.9 and 0.5."""
-    for renorm in ("global", "channel", "text_channel"):
+    for renorm in get_args(flow.Renorm):
         for image_scale, renorm_min in ((1, 0.0), (2, 0.3)):
-            ours = [golden.guided(golden["t2i.noise"], t, 4.0, float(image_scale), renorm, renorm_min) for t in (0.9, 0.5)]
+            ours = [
+                golden.guided(golden["t2i.noise"], t, 4.0, float(image_scale), renorm, renorm_min) for t in (0.9, 0.5)
+            ]
             theirs = golden[f"t2i.cfg.{renorm}.v_text4_img{image_scale}"]
-            yield Check(f"t2i cfg {renorm} image {image_scale}", difference(torch.stack(ours), theirs), GUIDED_TOLERANCE)
+            yield Check(
+                f"t2i cfg {renorm} image {image_scale}", difference(torch.stack(ours), theirs), GUIDED_TOLERANCE
+            )
 
 
 def plain(golden: Golden) -> Iterator[Check]:
@@ -243,7 +250,11 @@ def plain(golden: Golden) -> Iterator[Check]:
 def unit(golden: Golden) -> Iterator[Check]:
     """The time embedder and the position table alone."""
     model = golden.policy.model
-    yield Check("unit time embedding", difference(model.time_embedder(golden["unit.time_in"]), golden["unit.time_embed"]), TOLERANCE)
+    yield Check(
+        "unit time embedding",
+        difference(model.time_embedder(golden["unit.time_in"]), golden["unit.time_embed"]),
+        TOLERANCE,
+    )
     table = model.latent_pos_embed(golden.policy.places(torch.device("cpu")))
     yield Check("unit position table", difference(table, golden["unit.latent_pos_embed"]), TOLERANCE)
 
@@ -260,7 +271,9 @@ def packed(golden: Golden) -> Iterator[Check]:
     assert items.noise is not None
     (text, _), (markers, image) = policy.model([items.context, items.noise])
     hidden = torch.cat([text[0], markers[0, :1], image[0], markers[0, 1:]])
-    yield Check("train hidden states (sample 0)", difference(hidden, golden["train.out.last_hidden_state"][:size]), TOLERANCE)
+    yield Check(
+        "train hidden states (sample 0)", difference(hidden, golden["train.out.last_hidden_state"][:size]), TOLERANCE
+    )
     where = golden["train.ce_loss_indexes"]
     count = int((where < size).sum())
     log_p = policy.model.logits(hidden[where[:count]]).log_softmax(-1)

@@ -13,7 +13,7 @@ from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.packing import NOISE, Block, Packed, RowBuilder, Tokens, build_block, lay_context, pack
 from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.bagel.transformer import Bagel, plain_tokens
-from unigrpo.policy import PolicySpec, Replayed, ReplayItem
+from unigrpo.policy import Context, PolicySpec, Replayed, ReplayItem
 from unigrpo.trajectory import Segment, Text
 
 DENOISING_PREFIXES = ("vae2llm.", "llm2vae.", "time_embedder.")
@@ -109,8 +109,9 @@ class BagelPolicy:
         return logits
 
     @torch.no_grad()
-    def think(self, context: Cache, *, uniforms: Tensor, temperature: float) -> tuple[list[Text], Cache]:
+    def think(self, context: Context, *, uniforms: Tensor, temperature: float) -> tuple[list[Text], Cache]:
         """Write one text per row by inverse-CDF sampling; eos is always fed, and is an action only where sampled."""
+        context = as_cache(context)
         batch, cap = uniforms.shape
         uniforms = uniforms.to(self.model.device)
         context.reserve(cap + 2)
@@ -139,8 +140,9 @@ class BagelPolicy:
             texts.append(Text(ids[row, : count - ended].clone(), ended, scores[row, :count].clone()))
         return texts
 
-    def velocity(self, context: Cache, x: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, context: Context, x: Tensor, t: Tensor) -> Tensor:
         """One denoising forward: [markers | latents] over the cache, which is not changed; fp32 [B, n, d]."""
+        context = as_cache(context)
         batch, n = x.shape[:2]
         device = x.device
         order = torch.tensor([0, n + 1, *range(1, n + 1)], device=device).expand(batch, n + 2)
@@ -166,7 +168,7 @@ class BagelPolicy:
     # Scoring
 
     def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0) -> list[Replayed]:
-        """ONE forward over [given | thinking | image at each query]: token log-probs and all velocities, with gradients."""
+        """ONE forward over [given | thinking | image at each query]: log-probs and all velocities, with gradients."""
         packed = pack(items, self.config, self.model.device)
         blocks = [packed.context] if packed.noise is None else [packed.context, packed.noise]
         with self._precision():
@@ -226,11 +228,20 @@ class BagelPolicy:
 
     def reasoning_parameters(self) -> dict[str, nn.Parameter]:
         """Embeddings, text head and the understanding expert."""
-        return {n: p for n, p in self.model.named_parameters() if not (is_denoising(n) or n.startswith(FROZEN_PREFIXES))}
+        return {
+            n: p for n, p in self.model.named_parameters() if not (is_denoising(n) or n.startswith(FROZEN_PREFIXES))
+        }
 
     def denoising_parameters(self) -> dict[str, nn.Parameter]:
         """The generation expert, vae2llm, llm2vae and the time embedder."""
         return {n: p for n, p in self.model.named_parameters() if is_denoising(n)}
+
+
+def as_cache(context: Context) -> Cache:
+    """The cache that a context of this model is; TypeError for another model's."""
+    if not isinstance(context, Cache):
+        raise TypeError(f"a BAGEL continues contexts of its own prefill, not a {type(context).__name__}")
+    return context
 
 
 def is_denoising(name: str) -> bool:

@@ -52,7 +52,8 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        first = nn.Linear(FREQUENCIES, hidden)
+        self.mlp = nn.Sequential(first, nn.SiLU(), nn.Linear(hidden, hidden))
 
     def forward(self, t: Tensor) -> Tensor:
         """t [...] -> [..., H]."""
@@ -60,7 +61,7 @@ class TimeEmbedder(nn.Module):
         f = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angles = t.float()[..., None] * f
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class MoTModel(nn.Module):
@@ -84,7 +85,7 @@ class LanguageModel(nn.Module):
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bool [B, Lq, Lk] -> additive [B, 1, Lq, Lk]; a padded query, which sees nothing, sees everything (and is unread)."""
+    """Bool [B, Lq, Lk] -> additive [B, 1, Lq, Lk]; a padded query, which sees nothing, sees all (and is not read)."""
     blocked = ~mask & mask.any(-1, keepdim=True)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(blocked, float("-inf"))[:, None]
 

@@ -14,6 +14,8 @@ from unigrpo.worlds.shapes.planner import format_plan, parse_plan, plan_satisfie
 from unigrpo.worlds.shapes.renderer import render
 from unigrpo.worlds.shapes.verifier import RewardWeights, follows, verify
 
+DEFAULT_WEIGHTS = RewardWeights()
+
 
 def given_segments(policy: Policy, demonstration: Demonstration) -> tuple[Segment, ...]:
     """What stands before the picture, as the policy would see it at sampling time; a prompted plan is a target."""
@@ -42,7 +44,7 @@ def supervised_trajectories(policy: Policy, demonstrations: Sequence[Demonstrati
 def graded_reward(
     images: Tensor,
     metadata: Sequence[Mapping[str, Any]],
-    weights: RewardWeights = RewardWeights(),
+    weights: RewardWeights = DEFAULT_WEIGHTS,
 ) -> tuple[list[float], dict[str, list[float]]]:
     """The training reward of pictures [B, 3, 32, 32], and its parts by name."""
     verdicts = verify(images, metadata, weights)
@@ -55,9 +57,7 @@ def graded_reward(
     return [v.reward for v in verdicts], parts
 
 
-def judge_pictures(
-    images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]
-) -> list[dict[str, Any]]:
+def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
     """One record per picture for the evaluation (design: Words).
 
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly

@@ -210,8 +210,9 @@ def verify(
     """Judge pictures float [B, 3, 32, 32] in [0, 1] for B prompts' metadata.
 
     reward = tidy^extra (w_correct [correct] + w_evidence mean_r e_r + w_clean mean_c k_c), over the requirements r (the
-    exam points) and cells c, where extra counts the cells that show something beyond what was asked for; with closeness k_c = exp(-(d / scale)^2 / 2) of a cell to its nearest template and e_r the same
-    closeness to what r wants, in the best cells for it (:func:`_evidence`). A perfect picture of a scene that satisfies
+    exam points) and cells c, where extra counts the cells that show something beyond what was asked for, with closeness
+    k_c = exp(-(d / scale)^2 / 2) of a cell to its nearest template and e_r the same closeness to what r wants, in the
+    best cells for it (:func:`_evidence`). A perfect picture of a scene that satisfies
     the prompt has 1; a wrong one less than w_evidence + w_clean. A smudge is no object; it makes ``clean`` False. Where
     the prompt leaves the colour open, a half-drawn colour can be nearer to another one, so e_r may dip on the way.
     """
