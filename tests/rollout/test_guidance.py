@@ -35,6 +35,10 @@ def test_the_unconditional_context_is_the_system_prompt_or_nothing(policy, think
     assert (branches.text.length == 0) == empty
     system = policy.prefill([policy.unconditional_segments(think=think)])
     assert branches.text.rope.tolist() == system.rope.tolist() * 6
+    given = policy.prefill([policy.prompt_segments(p.text, think=think) for p in prompts() for _ in range(3)])
+    assert branches.image.rope.tolist() == given.rope.tolist()
+    x, t = normal(6, 8, 16), torch.full((6,), 0.5)
+    assert largest(policy.velocity(branches.image, x, t), policy.velocity(given, x, t)) < 2e-6
 
 
 @pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])

@@ -19,12 +19,6 @@ from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Leave out the report (seconds of drawing), which test_run looks at."""
-    monkeypatch.setattr(verbs, "write_report", lambda run_dir: run_dir / runlog.REPORT)
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """An uninterrupted supervised run with an average of the weights."""

@@ -269,7 +269,7 @@ class Optimizer:
 class Eval:
     """Evaluation: in the run one picture for each of the first ``limit`` prompts, every so many iterations.
 
-    Before and after it ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, with the same draws.
+    Before and after: ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, the same draws.
     """
 
     prompts: str

@@ -42,24 +42,40 @@ RewardFunction = Callable[
 
 def call(name: str, function: RewardFunction, given: RewardInput) -> RewardOutput:
     """Call a reward and check its answer: one finite number per picture, or RewardFault names the first fault."""
-    count = len(given.prompts)
     try:
         answer = function(given.images, given.prompts, given.metadata, given.thinking)
+        output = answer if isinstance(answer, RewardOutput) else RewardOutput(list(answer))
     except Exception as error:
         raise RewardFault(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    output = answer if isinstance(answer, RewardOutput) else RewardOutput(list(answer))
-    if output.errors:
-        index, message = next(iter(output.errors.items()))
-        raise RewardFault(
-            f"reward {name!r} failed on {len(output.errors)} of {count} pictures; picture {index} "
-            f"({given.prompts[index]!r}): {message}"
-        )
-    if len(output.values) != count:
-        raise RewardFault(f"reward {name!r} gave {len(output.values)} values for {count} pictures")
-    for index, value in enumerate(output.values):
-        if not math.isfinite(value):
-            raise RewardFault(
-                f"reward {name!r} gave {value} for picture {index} ({given.prompts[index]!r}): "
-                "it must be a finite number"
-            )
+    _check_errors(name, output, given)
+    _check_numbers(f"reward {name!r}", output.values, given)
+    for part, values in output.parts.items():
+        _check_numbers(f"part {part!r} of reward {name!r}", values, given)
     return output
+
+
+def _check_errors(name: str, output: RewardOutput, given: RewardInput) -> None:
+    count = len(given.prompts)
+    if not output.errors:
+        return
+    index, message = next(iter(output.errors.items()))
+    where = f"picture {index} ({given.prompts[index]!r})" if 0 <= index < count else f"picture {index}"
+    raise RewardFault(f"reward {name!r} failed on {len(output.errors)} of {count} pictures; {where}: {message}")
+
+
+def _check_numbers(what: str, values: Sequence[float], given: RewardInput) -> None:
+    if len(values) != len(given.prompts):
+        raise RewardFault(f"{what} gave {len(values)} values for {len(given.prompts)} pictures")
+    for index, value in enumerate(values):
+        if not _is_finite(value):
+            raise RewardFault(
+                f"{what} gave {value} for picture {index} ({given.prompts[index]!r}): it must be a finite number"
+            )
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a finite number of any kind (python's, numpy's, a tensor of one element)."""
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False

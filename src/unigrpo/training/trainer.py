@@ -205,8 +205,8 @@ class Trainer:
             if limit is not None and gap.get(kind, 0.0) > limit and kind not in self.warned:
                 self.warned.add(kind)
                 progress.note(
-                    f"warning: rollout and replay differ by {gap[kind]:.2g} in the {kind} log ratio (limit {limit:.2g}): "
-                    "training uses the replay's values; model.dtype float32 has no gap"
+                    f"warning: rollout and replay differ by {gap[kind]:.2g} in the {kind} log ratio "
+                    f"(limit {limit:.2g}): training uses the replay's values; model.dtype float32 has no gap"
                 )
 
     # Evaluation and checkpoints
@@ -253,7 +253,7 @@ class Trainer:
             self.average.swap()
 
     def resume(self) -> int:
-        """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations done."""
+        """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""
         checkpoint.clean(self.run_dir)
         folders = checkpoint.complete(self.run_dir)
         if folders:

@@ -145,8 +145,8 @@ class RatioBounds:
             if key in stats and not stats[key] <= bound:
                 raise TrainingFault(
                     f"the first update's {what} ratios must be 1, but max |log ratio| is {stats[key]:.3g} "
-                    f"(bound {bound:.3g}): the replay does not score what the rollout sampled (changed weights, precision or masks?); "
-                    "nothing was updated"
+                    f"(bound {bound:.3g}): the replay does not score what the rollout sampled; were weights, precision "
+                    "or masks changed in between? (nothing was updated)"
                 )
 
 
@@ -164,7 +164,7 @@ def annotate_reference(reference: Policy, batch: Batch, *, micro_batch: int, tem
     ready = []
     for part in batch.pieces(micro_batch):
         for trajectory, answer in zip(part.trajectories, replay(reference, part, temperature), strict=True):
-            velocity = answer.velocities[0] if answer.velocities else None
+            velocity = torch.cat(answer.velocities) if answer.velocities else None
             ready.append(replace(trajectory, reference=Reference(velocity, answer.log_probs)))
     return Batch(ready, batch.draws)
 

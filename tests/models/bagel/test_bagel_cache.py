@@ -44,6 +44,19 @@ def fill_on(cache, start, end):
     return cache
 
 
+def test_under_autograd_nothing_is_written_in_place_even_with_room():
+    with torch.no_grad():
+        cache = fill(Cache.empty(2, 2, CPU), 1)
+        cache.reserve(5)
+    storage, seen, given = cache.keys[0].data_ptr(), [], [normal(2, 1, 1, 3, seed=i).requires_grad_() for i in range(2)]
+    for keys in given:
+        seen.append(cache.append(0, keys, keys)[0].square().sum())  # saves what it saw for its backward
+        cache.commit(torch.ones(2, 1, dtype=torch.bool), cache.rope + 1)
+    torch.stack(seen).sum().backward()
+    assert cache.keys[0].data_ptr() != storage
+    assert torch.equal(given[0].grad, 4 * given[0].detach()) and torch.equal(given[1].grad, 2 * given[1].detach())
+
+
 def test_an_empty_cache_has_no_layers_and_rope_0():
     cache = Cache.empty(2, 3, CPU)
     assert cache.length == 0 and cache.layer(1) is None and cache.rope.tolist() == [0, 0, 0]

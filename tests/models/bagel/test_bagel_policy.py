@@ -216,6 +216,13 @@ def test_a_model_that_never_stops_is_cut_and_still_reads_eos(policy, monkeypatch
     assert largest(policy.velocity(context, x, t), policy.velocity(again, x, t)) < 1e-5
 
 
+def test_thinking_keeps_no_graph(policy):
+    context = policy.prefill(CONTEXTS[:1])
+    (written,), _ = policy.think(context, uniforms=uniforms(1, 3), temperature=1.0)
+    assert not written.log_probs.requires_grad and not written.ids.requires_grad
+    assert context.keys[0].grad_fn is None
+
+
 @torch.no_grad()
 def test_the_cap_counts_eos_and_every_sampled_token_is_scored(policy, monkeypatch):
     favour(monkeypatch, policy, EOS, 1.5)

@@ -1,0 +1,96 @@
+"""Draw the picture of the README from a finished run: what it drew before and after, and how it learned.
+
+python scripts/make_readme_figure.py RUN_DIR docs/demo.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from unigrpo.reports import runlog
+from unigrpo.reports.curves import series, smooth
+from unigrpo.reports.grids import Tile, read_tiles
+
+COLUMNS = 7
+RIGHT, WRONG, INK = "#1a7f37", "#c62828", "#24292f"
+
+
+def chosen_pairs(run_dir: Path) -> list[tuple[Tile, Tile]]:
+    """Pairs of the same prompt: those that training changed first, then others, in the order of the evaluation."""
+    before, after = (read_tiles(runlog.evaluation_file(run_dir, when, "png")) for when in ("before", "after"))
+    pairs = list(zip(before, after, strict=True))
+    return sorted(pairs, key=lambda pair: pair[0].verdict == pair[1].verdict)[:COLUMNS]
+
+
+def show(axes: Axes, tile: Tile, title: str) -> None:
+    """One picture in a frame of its verdict, the thinking under it."""
+    axes.imshow(tile.picture, interpolation="nearest")
+    colour = RIGHT if tile.verdict else WRONG
+    for spine in axes.spines.values():
+        spine.set(edgecolor=colour, linewidth=3)
+    axes.set(xticks=[], yticks=[])
+    if title:
+        axes.set_title("\n".join(textwrap.wrap(title, 19)), fontsize=9, color=INK, fontweight="bold")
+    plan = tile.thinking.replace("<think>", "").replace("</think>", "").strip()
+    mark = "right: " if tile.verdict else "wrong: "
+    axes.set_xlabel("\n".join(textwrap.wrap(mark + plan, 25)), fontsize=7, color=colour)
+
+
+def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: str) -> None:
+    """Lines over iterations; figures of every iteration are smoothed, with the raw ones behind."""
+    for (key, label), colour in zip(keys.items(), ("#0969da", "#bc4c00"), strict=False):
+        x, y = series(lines, key)
+        if len(x) > 40:
+            axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(x, smooth(y), color=colour, label=label)
+        else:
+            axes.plot(x, y, "o-", color=colour, markersize=3.5, label=label)
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_xlabel("iteration", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    pairs, lines = chosen_pairs(args.run_dir), runlog.read_metrics(args.run_dir)
+    figure = plt.figure(figsize=(13, 8.2), dpi=110)
+    rows = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.05), hspace=0.5)
+    for row, name in enumerate(("before", "after")):
+        cells = rows[row].subgridspec(1, COLUMNS, wspace=0.12)
+        for column, pair in enumerate(pairs):
+            axes = figure.add_subplot(cells[column])
+            show(axes, pair[row], pair[0].caption if row == 0 else "")
+            if column == 0:
+                axes.set_ylabel(f"{name}\ntraining", fontsize=11, color=INK, rotation=0, ha="right", va="center")
+    cells = rows[2].subgridspec(1, 3, wspace=0.22)
+    curve(figure.add_subplot(cells[0]), lines, {"reward_mean": "training reward"}, "The reward rises")
+    curve(
+        figure.add_subplot(cells[1]),
+        lines,
+        {"validation.plan_right": "plan right", "validation.follow": "picture follows plan"},
+        "Both halves learn: thinking and drawing",
+    )
+    curve(figure.add_subplot(cells[2]), lines, {"validation.score": "held-out score"}, "On prompts it never saw")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, bbox_inches="tight", facecolor="white")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The command line: quick help, messages that help, and nothing written by a command that cannot work."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tiny_runs
+import unigrpo
+from unigrpo import cli, config, verbs
+from unigrpo.reports import runlog
+
+TRAIN = ("train", tiny_runs.UNIGRPO)
+DRAW = ("generate", "a red circle")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Run in an empty folder: whatever a command writes by default lies there."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refused(capsys, *words):
+    """Run a command that must fail with exit code 2 and one message; return the message."""
+    assert tiny_runs.unigrpo(*words) == 2
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err and shown.err.strip()
+    return " ".join(shown.err.replace("│", " ").split())
+
+
+def python(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(Path(unigrpo.__file__).parents[1]), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_help_comes_without_torch():
+    script = (
+        "import sys\nfrom unigrpo import cli\n"
+        "try:\n    cli.main(['train', '--help'])\n"
+        "except SystemExit as left:\n    print('left with', left.code)\n"
+        "slow = {'torch', 'numpy', 'matplotlib', 'tokenizers', 'unigrpo.verbs'} & set(sys.modules)\n"
+        "print('imported', sorted(slow))\n"
+    )
+    done = python("-c", script)
+    assert "left with 0" in done.stdout and "imported []" in done.stdout, done.stdout + done.stderr
+    assert all(word in done.stdout for word in ("RECIPE", "--out", "--dry-run", "--resume", "--dotted.key"))
+
+
+def test_the_module_runs_and_lists_its_verbs():
+    done = python("-m", "unigrpo", "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert all(verb in done.stdout for verb in ("train", "generate", "eval", "report", "recipes", "parity"))
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "eval", "report", "recipes", "parity"])
+def test_every_verb_has_help(verb, capsys):
+    assert tiny_runs.unigrpo(verb, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"unigrpo {verb}" in shown and "no-no-" not in shown
+
+
+# ---------------------------------------------------------------- what cannot work
+
+
+MODEL = ("--model", "MODEL")
+REFUSED = [
+    # train: the recipe and its overrides
+    (("train",), "RECIPE"),
+    (("train", "shapes/unigrp"), "did you mean shapes/unigrpo"),
+    (("train", "nowhere.yaml"), "nowhere.yaml cannot be read"),
+    ((*TRAIN, "--iteratons", "3"), "did you mean iterations?"),
+    (
+        (*TRAIN, "--method.flow.clip-rang", "3"),
+        "method.flow.clip_rang is not a key of a recipe (did you mean",
+    ),
+    ((*TRAIN, "--iterations"), "--iterations has no value"),
+    ((*TRAIN, "--iterations", "0"), "iterations = 0 is out of range: it must be at least 1"),
+    ((*TRAIN, "--iterations", "many"), "many"),
+    ((*TRAIN, "more"), "'more' is not an override"),
+    # train: the names in a recipe
+    ((*TRAIN, "--model.path", "nowhere"), "'nowhere' is not a folder"),
+    ((*TRAIN, "--model.path", "builtin:shapes-stf"), "did you mean builtin:shapes-sft"),
+    ((*TRAIN, "--model.path", "EMPTY"), "is not a model folder: it has no config.json"),
+    ((*TRAIN, "--model.path", "NO_CHECKPOINT"), "has no checkpoint yet"),
+    ((*TRAIN, "--model.path", "BLIND"), "cannot draw: it has no autoencoder"),
+    ((*TRAIN, "--model.path", "TORN"), "model.safetensors is not a readable safetensors file"),
+    ((*TRAIN, "--model.path", "MODEL", "--rollout.image_size", "64"), "set rollout.image_size to 32"),
+    (
+        (*TRAIN, "--model.path", "MODEL", "--data.prompts", "shapes:trian"),
+        "'shapes:trian': this version has shapes:train",
+    ),
+    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "there are no prompts called 'geneval'"),
+    ((*TRAIN, "--model.path", "MODEL", "--reward.train", "[{name: shapes/verifer}]"), "did you mean shapes/verifier?"),
+    (
+        (*TRAIN, "--model.path", "MODEL", "--reward.validation", "[{name: beauty}]"),
+        "no reward called 'beauty'",
+    ),
+    # train: the run folder
+    ((*TRAIN, "--out", "RUN"), "already holds a run: add --resume to go on with it, or name another --out"),
+    ((*TRAIN, "--resume"), "--resume needs --out"),
+    ((*TRAIN, "--resume", "--out", "EMPTY"), "is not a run folder (it has no recipe.yaml)"),
+    ((*TRAIN, "--resume", "--out", "nowhere"), "is not a run folder"),
+    (("train", "bagel/unigrpo", "--resume", "--out", "RUN"), "is a run of shapes/unigrpo, not of bagel/unigrpo"),
+    # generate
+    (("generate",), "PROMPT"),
+    ((*DRAW, *MODEL, "--num", "0"), "--num 0: draw at least one picture"),
+    ((*DRAW, *MODEL, "--num", "some"), "--num"),
+    ((*DRAW, *MODEL, "--out", "picture.jpg"), "picture.jpg: pictures are written as .png"),
+    ((*DRAW, *MODEL, "--colour", "red"), "generate has no option '--colour': see unigrpo generate --help"),
+    ((*DRAW, *MODEL, "--interval", "0.5", "0.1"), "it must be 0 <= LOW < HIGH <= 1"),
+    ((*DRAW, *MODEL, "--steps", "1"), "--steps 1: a timestep grid needs at least 2 points"),
+    ((*DRAW, *MODEL, "--guidance", "0.5"), "--guidance 0.5: it must be at least 1"),
+    ((*DRAW, *MODEL, "--temperature", "nan"), "--temperature nan: it must be at least 0"),
+    ((*DRAW, *MODEL, "--max-think-tokens", "0"), "--max-think-tokens 0: it must be at least 1"),
+    ((*DRAW, *MODEL, "--renorm", "none"), "'none'"),
+    ((*DRAW, "--model", "builtin:shapes"), "did you mean builtin:shapes-sft"),
+    ((*DRAW, "--model", "EMPTY"), "is not a model folder"),
+    (("generate", "a purple elephant", *MODEL), "'elephant' stands where a shape should"),
+    (("generate", "", *MODEL), "cannot understand the prompt ''"),
+    # eval
+    (("eval", *MODEL, "--suite", "geneval"), "'geneval': this version has shapes:train or shapes:held-out"),
+    (("eval", *MODEL, "--prompts", "0"), "must be at least 1"),
+    (("eval", *MODEL, "--samples", "0"), "must be at least 1"),
+    (("eval", *MODEL, "--num", "3"), "eval has no option '--num': see unigrpo eval --help"),
+    (("eval", "--model", "nowhere"), "'nowhere' is not a folder"),
+    # the others
+    (("report", "EMPTY"), "is not the folder of a run: recipe.yaml is missing"),
+    (("report", "nowhere"), "is not a folder"),
+    (("report", "RUN", "--fast"), "report has no option '--fast'"),
+    (("parity", "EMPTY"), "is not a parity folder: it has no config.json, weights.safetensors, golden.safetensors"),
+    (("parity", "MODEL"), "is not a parity folder: it has no weights.safetensors, golden.safetensors"),
+    (("recipes", "all"), "recipes has no option 'all'"),
+    (("draw", "a red circle"), "{train, generate, eval, report, recipes, parity}"),
+    ((), "{train, generate, eval, report, recipes, parity}"),
+]
+
+
+def known_folders(tmp_path):
+    """The folders that the capital words of REFUSED stand for."""
+    folders = {name: tmp_path / name.lower() for name in ("EMPTY", "NO_CHECKPOINT", "BLIND", "TORN", "RUN")}
+    for name in ("EMPTY", "NO_CHECKPOINT", "RUN"):
+        folders[name].mkdir()
+    for name in ("NO_CHECKPOINT", "RUN"):
+        (folders[name] / runlog.RECIPE).write_text(config.to_yaml(tiny_runs.tiny_recipe()))
+    shutil.copytree(tiny_runs.model_folder(), folders["BLIND"])
+    (folders["BLIND"] / "autoencoder.json").unlink()
+    shutil.copytree(tiny_runs.model_folder(), folders["TORN"])
+    (folders["TORN"] / "model.safetensors").write_bytes(b"torn")
+    return {**folders, "MODEL": tiny_runs.model_folder()}
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED, ids=[" ".join(words) or "nothing" for words, _ in REFUSED])
+def test_what_cannot_work_is_refused_before_anything_is_written(here, tmp_path, capsys, words, said):
+    folders = known_folders(tmp_path)
+    before = tiny_runs.listed(tmp_path)
+    message = refused(capsys, *(folders.get(word, word) for word in words))
+    assert said in message
+    assert tiny_runs.listed(tmp_path) == before
+
+
+def test_a_bug_is_not_dressed_up_as_a_message(monkeypatch):
+    """Only what a user can mend is a message; anything else keeps its traceback."""
+    monkeypatch.setattr(config, "list_recipes", lambda: [][1])
+    with pytest.raises(IndexError):
+        cli.run(["recipes"])
+
+
+def test_ctrl_c_anywhere_else_is_130(monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "list_recipes", stopped)
+    assert tiny_runs.unigrpo("recipes") == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- recipes and dry runs
+
+
+def test_recipes_are_listed(capsys):
+    assert tiny_runs.unigrpo("recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [name for name, _ in config.list_recipes()]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "named")])
+def test_a_dry_run_writes_nothing_and_prints_a_recipe(here, capsys, out):
+    assert tiny_runs.unigrpo(*TRAIN, *out, "--dry-run", "--iterations", "7", "--method.flow.clip-range", "1e-5") == 0
+    shown = capsys.readouterr().out
+    recipe = config.from_yaml(shown.partition("\n\n")[0])
+    assert recipe.iterations == 7 and recipe.method.flow.clip_range == 1e-5
+    assert "8 prompts x 12 samples = 96 per iteration" in shown
+    assert tiny_runs.listed(here) == []
+
+
+def test_runs_of_the_same_second_do_not_share_a_folder(here, monkeypatch):
+    monkeypatch.setattr(verbs.time, "strftime", lambda form: "20260101-000000")
+    recipe = tiny_runs.tiny_recipe()
+    names = [verbs.new_folder(recipe).name for _ in range(3)]
+    first = "shapes-unigrpo-20260101-000000"
+    assert names == [first, f"{first}-2", f"{first}-3"]
+    assert tiny_runs.listed(here / "runs") == names
+
+
+# ---------------------------------------------------------------- drawing and judging
+
+
+@pytest.mark.parametrize(
+    ("options", "pictures"),
+    [((), 4), (("--no-think", "--num", "2"), 2), (("--guidance", "2", "--num", "1", "--steps", "4"), 1)],
+    ids=["think", "no-think", "guidance"],
+)
+def test_generate_draws_a_picture(here, capsys, options, pictures):
+    words = ("--model", tiny_runs.model_folder(), "--max-think-tokens", 6, "--out", "sub/drawn.png")
+    assert tiny_runs.unigrpo("generate", "A red circle left of a blue square.", *words, *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "wrote sub/drawn.png" and len(lines) == pictures + 1
+    assert all(line.startswith(("right  ", "wrong  ")) for line in lines[:-1])
+    assert all("(did not think)" in line for line in lines[:-1]) == ("--no-think" in options)
+    with Image.open("sub/drawn.png") as picture:
+        assert picture.format == "PNG" and picture.width > picture.height / 4 > 8
+    assert tiny_runs.listed(here) == ["sub", "sub/drawn.png"]
+
+
+def test_generate_repeats_itself_and_follows_its_seed(here, capsys):
+    def drawn(*options):
+        words = ("--model", tiny_runs.model_folder(), "--num", 1, "--max-think-tokens", 6, *options)
+        assert tiny_runs.unigrpo(*DRAW, *words) == 0
+        return capsys.readouterr().out, (here / "generated.png").read_bytes()
+
+    first, again, other, guided = drawn(), drawn(), drawn("--seed", 1), drawn("--guidance", 3)
+    assert first == again and first != other
+    assert first[0] == guided[0] and first[1] != guided[1]  # the same thinking, drawn otherwise
+
+
+def test_generate_reads_the_newest_checkpoint_of_a_run(here, capsys):
+    words = ("--num", 1, "--max-think-tokens", 6)
+    outputs = []
+    run_dir = tiny_runs.finished_run()
+    for model in (run_dir, run_dir / "checkpoints" / "iteration-000004", run_dir / "checkpoints" / "iteration-000003"):
+        assert tiny_runs.unigrpo(*DRAW, "--model", model, *words) == 0
+        outputs.append((here / "generated.png").read_bytes())
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_eval_prints_and_writes(here, capsys):
+    words = ("eval", "--model", tiny_runs.model_folder(), "--prompts", 6, "--samples", 2, "--max-think-tokens", 6)
+    assert tiny_runs.unigrpo(*words) == 0
+    printed = capsys.readouterr().out
+    assert "score 0." in printed and "exam score 0." in printed and "12 pictures" in printed
+    assert all(category in printed for category in ("single_object", "two_object", "counting", "color_attr"))
+    assert tiny_runs.listed(here) == []
+    assert tiny_runs.unigrpo(*words, "--out", "judged") == 0
+    assert capsys.readouterr().out.startswith(printed.rstrip("\n"))  # the same draws every time
+    assert tiny_runs.listed(here / "judged") == ["records.jsonl", "sheet.png", "summary.json"]
+    records = runlog.read_records(here / "judged" / "records.jsonl")
+    assert [(r["position"], r["sample"]) for r in records] == [(p, s) for p in range(6) for s in range(2)]
+    assert {"prompt", "thinking", "category", "correct", "exam", "reward", "points"} <= set(records[0])
+    summary = runlog.read_json(here / "judged" / "summary.json")
+    assert summary["n"] == 12 and summary["settings"]["model"] == str(tiny_runs.model_folder())
+
+
+def test_eval_without_thinking_says_nothing_of_plans(capsys):
+    words = ("--prompts", 6, "--samples", 1, "--no-think", "--guidance", 2, "--steps", 3)
+    assert tiny_runs.unigrpo("eval", "--model", tiny_runs.model_folder(), *words) == 0
+    assert "plan" not in capsys.readouterr().out
