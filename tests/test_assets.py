@@ -1,0 +1,49 @@
+"""The shipped checkpoints: they load, are small, and are as imperfect as the demo needs (figures of `make base`)."""
+
+import json
+
+import pytest
+import torch
+
+from unigrpo import config, resolve
+from unigrpo.evaluation.evaluator import evaluate, summarise
+from unigrpo.rollout.engine import Sampling
+
+CHECKPOINTS = ("shapes-pretrain", "shapes-sft")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_shipped_checkpoint_is_a_whole_model_folder_of_a_few_mb(name: str) -> None:
+    folder = resolve.builtin_folder(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
+    policy = resolve.policy(config.Model(f"builtin:{name}"))
+    assert policy.spec.num_tokens >= 16
+    assert all(torch.isfinite(p).all() for p in policy.model.parameters())
+
+
+def test_the_sft_checkpoint_has_room_in_both_halves() -> None:
+    figures = json.loads((resolve.builtin_folder("shapes-sft") / "evaluation.json").read_text())
+    assert figures["n"] >= 2000
+    assert 0.45 <= figures["score"] <= 0.57
+    assert 0.60 <= figures["plan_right"] <= 0.72
+    assert 0.60 <= figures["follow"] <= 0.72
+
+
+def test_the_figures_that_ship_are_the_models() -> None:
+    figures = json.loads((resolve.builtin_folder("shapes-sft") / "evaluation.json").read_text())
+    policy, suite = resolve.policy(config.Model("builtin:shapes-sft")), resolve.suite("shapes")
+    sampling = Sampling(num_points=9, shift=4.0)
+    result = evaluate(policy, suite.prompts(120), suite.judge, sampling, samples=1, seed=3, think=True)
+    measured = summarise(result.records)
+    for key in ("score", "plan_right", "follow"):  # 120 pictures: a standard error of 0.045
+        assert abs(measured[key] - figures[key]) < 0.18, key
+
+
+@pytest.mark.parametrize(("think", "guidance"), [(False, 1.0), (True, 2.0)])
+def test_the_models_also_draw_without_thinking_and_with_guidance(think: bool, guidance: float) -> None:
+    from unigrpo.rollout.guidance import Guidance
+
+    policy, suite = resolve.policy(config.Model("builtin:shapes-sft")), resolve.suite("shapes")
+    sampling = Sampling(num_points=9, shift=4.0, guidance=Guidance(text_scale=guidance))
+    result = evaluate(policy, suite.prompts(60), suite.judge, sampling, samples=1, seed=3, think=think)
+    assert summarise(result.records)["exam_score"] > 0.4
