@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,12 +69,13 @@ def packed(case: Case) -> list[Replayed]:
 def separate(case: Case) -> list[Replayed]:
     """One forward over the texts, and one over context + image for each of the K window steps."""
     trajectories, draws = case.batch.trajectories, [row[0] for row in case.batch.draws]
-    said = case.policy.replay([ReplayItem(t.segments) for t in trajectories], temperature=case.temperature)
+    plain = partial(case.policy.replay, share_prompts=False)
+    said = plain([ReplayItem(t.segments) for t in trajectories], temperature=case.temperature)
     contexts = [tuple(unscored(s) for s in t.segments) for t in trajectories]
     passes: list[list[Tensor]] = []
     for k in range(len(draws[0].t)):
         queries = [VelocityQuery(d.segment, d.x[k : k + 1], d.t[k : k + 1]) for d in draws]
-        answers = case.policy.replay([ReplayItem(c, (q,)) for c, q in zip(contexts, queries, strict=True)])
+        answers = plain([ReplayItem(c, (q,)) for c, q in zip(contexts, queries, strict=True)])
         passes.append([answer.velocities[0] for answer in answers])
     velocities = [torch.cat(parts) for parts in zip(*passes, strict=True)]
     return [replace(answer, velocities=(v,)) for answer, v in zip(said, velocities, strict=True)]

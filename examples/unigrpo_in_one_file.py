@@ -36,8 +36,8 @@ class Settings:
     """The numbers of recipes/shapes/unigrpo.yaml."""
 
     seed: int = 0
-    prompts: int = 8  # P
-    group_size: int = 12  # G
+    prompts: int = 16  # P
+    group_size: int = 6  # G
     num_points: int = 9  # M
     shift: float = 4.0
     window: tuple[int, int] = (0, 5)
@@ -48,11 +48,11 @@ class Settings:
     lambda_flow: float = 1.0  # λ
     clip_text: float = 0.2  # ε
     clip_flow: float = 3.2e-5  # ε: 5.12e-4 / √D, which is the paper's 1e-6 at its D = 262,144; here D = 256
-    mse_weight: float = 0.3  # w
+    mse_weight: float = 0.01  # w
     advantage_epsilon: float = 1e-4
     advantage_clip: float = 5.0
-    lr_reasoning: float = 2e-4
-    lr_denoising: float = 6e-5
+    lr_reasoning: float = 5e-4
+    lr_denoising: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.99)
     eps_reasoning: float = 1e-8
     eps_denoising: float = 1e-15

@@ -198,11 +198,12 @@ def test_recipes_are_listed(capsys):
 
 @pytest.mark.parametrize("out", [(), ("--out", "named")])
 def test_a_dry_run_writes_nothing_and_prints_a_recipe(here, capsys, out):
-    assert tiny_runs.unigrpo(*TRAIN, *out, "--dry-run", "--iterations", "7", "--method.flow.clip-range", "1e-5") == 0
+    sizes = ("--data.prompts-per-iteration", "3", "--data.group-size=5", "--iterations", "7")
+    assert tiny_runs.unigrpo(*TRAIN, *out, "--dry-run", *sizes, "--method.flow.clip-range", "1e-5") == 0
     shown = capsys.readouterr().out
     recipe = config.from_yaml(shown.partition("\n\n")[0])
     assert recipe.iterations == 7 and recipe.method.flow.clip_range == 1e-5
-    assert "8 prompts x 12 samples = 96 per iteration" in shown
+    assert "3 prompts x 5 samples = 15 per iteration" in shown
     assert tiny_runs.listed(here) == []
 
 

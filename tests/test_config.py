@@ -260,7 +260,7 @@ def test_written_yaml_means_the_same_to_others() -> None:
         (["--model.lora=8"], ["LoRA", "null"]),
         # parts that do not fit each other
         (["--data.group-size=1"], ["data.group_size = 1", "2 or more"]),
-        (["--optimizer.minibatches=3"], ["optimizer.minibatches = 3", "prompts_per_iteration = 8", "whole groups"]),
+        (["--optimizer.minibatches=3"], ["optimizer.minibatches = 3", "prompts_per_iteration = 16", "whole groups"]),
         (["--rollout.window-size=6"], ["rollout.window_size = 6", "[0, 5]", "holds 5 steps"]),
         (["--rollout.window=[5, 0]"], ["holds 0 steps"]),
         (["--rollout.window=[0, 8]"], ["num_points = 9", "end it at 7", "10 or more"]),
@@ -336,10 +336,12 @@ def test_a_recipe_from_a_file(tmp_path: Path) -> None:
 
 def test_batch_arithmetic() -> None:
     said = "\n".join(
-        config.batch_arithmetic(load_recipe(SHAPES, ["--optimizer.minibatches=2", "--optimizer.micro-batch=20"]))
+        config.batch_arithmetic(
+            load_recipe(SHAPES, ["--iterations=200", "--optimizer.minibatches=2", "--optimizer.micro-batch=20"])
+        )
     )
     for part in (
-        "8 prompts x 12 samples = 96",
+        "16 prompts x 6 samples = 96",
         "9 grid points = 8 forwards per image",
         "up to 32 thinking tokens",
         "3 steps of each image are trained, starting at step 0 to 2",

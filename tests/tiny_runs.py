@@ -23,6 +23,22 @@ UNIGRPO, PRETRAIN = "shapes/unigrpo", "shapes/pretrain"
 ITERATIONS = 4
 TIMES = ("seconds", "samples_per_second")  # the only parts of a metric line that a second run may change
 _EVALUATION = {"eval.limit": 6, "eval.compare_limit": 6, "eval.compare_samples": 1, "eval.every": 2}
+_RL = {
+    "data.prompts_per_iteration": 2,
+    "data.group_size": 3,
+    "rollout.max_think_tokens": 8,
+    "rollout.num_points": 9,
+    "rollout.window": [0, 5],
+    "rollout.window_size": 3,
+    "method.regulariser": "{kind: velocity_mse, weight: 0.3}",
+    "optimizer.lr_reasoning": 2e-4,
+    "optimizer.lr_denoising": 6e-5,
+    "optimizer.ppo_epochs": 2,
+    "optimizer.minibatches": 1,
+    "optimizer.micro_batch": 4,  # of 6 trajectories
+}
+_SUPERVISED = {"data.batch_size": 4, "optimizer.micro_batch": 3, "optimizer.warmup": 1, "optimizer.decay": 0.5}
+_SUPERVISED |= {"optimizer.ema": 0.9}
 _KEPT = tempfile.TemporaryDirectory(prefix="unigrpo-tests-")  # removed when the tests end
 
 
@@ -40,13 +56,12 @@ def model_folder():
 
 
 def overrides(recipe=UNIGRPO, **other):
-    """The command line's overrides that make a recipe tiny; keys of ``other`` have __ for a dot."""
+    """The command line's overrides that make a recipe tiny, and fix what tuning may change; __ in a key is a dot."""
     chosen = {"iterations": ITERATIONS, "checkpoint.every": 1, **_EVALUATION}
     if recipe == UNIGRPO:
-        chosen |= {"model.path": model_folder(), "data.prompts_per_iteration": 2, "data.group_size": 3}
-        chosen |= {"rollout.max_think_tokens": 8}
+        chosen |= {"model.path": model_folder(), **_RL}
     else:
-        chosen |= {"data.batch_size": 4, "optimizer.micro_batch": 3, "optimizer.warmup": 1}
+        chosen |= _SUPERVISED
     chosen |= {key.replace("__", "."): value for key, value in other.items()}
     return [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed (parity), 2 something was set that cannot w
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,9 @@ def guarded(action: Callable[[], int]) -> int:
 
     try:
         return action()
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TrainingFault, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:

@@ -262,6 +262,7 @@ def _demonstration_maker(recipe: Recipe, data: config.DemonstrationData) -> Call
             unconditional=mix.unconditional,
             dense=mix.dense if early else mix.dense_late,
             unsorted=mix.unsorted,
+            plan_only=mix.plan_only,
         )
         return tasks.supervised_trajectories(policy, demonstrations(recipe.seed, iteration, data.batch_size, now))
 

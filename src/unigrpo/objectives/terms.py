@@ -61,8 +61,9 @@ def check_rows(**rows: Sequence[object] | Tensor) -> None:
 
 
 def merge(parts: Sequence[Mapping[str, Tensor]]) -> Statistics:
-    """Join the statistics of micro-batches along their rows; all parts must have the same names."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    """Join the statistics of micro-batches along their rows; a part without a name has no rows for it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
 
 def summarize(stats: Mapping[str, Tensor]) -> dict[str, float]:

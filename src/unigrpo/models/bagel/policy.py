@@ -167,14 +167,24 @@ class BagelPolicy:
 
     # Scoring
 
-    def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0) -> list[Replayed]:
-        """ONE forward over [given | thinking | image at each query]: log-probs and all velocities, with gradients."""
-        packed = pack(items, self.config, self.model.device)
-        blocks = [packed.context] if packed.noise is None else [packed.context, packed.noise]
+    def replay(
+        self, items: Sequence[ReplayItem], *, temperature: float = 1.0, share_prompts: bool = True
+    ) -> list[Replayed]:
+        """One packed forward over [prompts | thinking | image at each query]: log-probs and velocities, with gradients.
+
+        The context of a query's K noisy copies is read once, and so is a prompt that several items share, unless
+        ``share_prompts`` is off (the answers are the same: it is what the benchmark compares with).
+        """
+        if not items:
+            return []
+        packed = pack(items, self.config, self.model.device, share=share_prompts)
+        context = 0 if packed.prompt is None else 1
         with self._precision():
-            streams = self.model(blocks)
-            log_probs, entropies = self._score_texts(packed, streams[0][0], temperature)
-            velocities = self._read_velocities(packed, streams[1][1]) if packed.noise is not None else [()] * len(items)
+            streams = self.model(packed.blocks)
+            log_probs, entropies = self._score_texts(packed, streams[context][0], temperature)
+            velocities = (
+                self._read_velocities(packed, streams[-1][1]) if packed.noise is not None else [()] * len(items)
+            )
         return [Replayed(*parts) for parts in zip(log_probs, entropies, velocities, strict=True)]
 
     def _score_texts(self, packed: Packed, hidden: Tensor, temperature: float) -> tuple[list[Tensor], list[Tensor]]:
@@ -195,17 +205,13 @@ class BagelPolicy:
         return list(chosen.split(sizes)), list(entropy.split(sizes))
 
     def _read_velocities(self, packed: Packed, hidden: Tensor) -> list[tuple[Tensor, ...]]:
-        # unbind and not indexing: its backward is one stack, where 96 slices would add 96 tensors of zeros
-        rows = self.model.velocity_head(hidden).float().unbind(0)
-        out = []
-        for row, spans in zip(rows, packed.images, strict=True):
-            parts = []
-            for span in spans:
-                count = span.copies * span.num_tokens
-                part = row if count == row.shape[0] else row[span.start : span.start + count]
-                parts.append(part.reshape(span.copies, span.num_tokens, -1))
-            out.append(tuple(parts))
-        return out
+        spans = [span for item in packed.images for span in item]
+        # split and not indexing: its backward is one concatenation, where 96 slices would add 96 tensors of zeros
+        parts = self.model.velocity_head(hidden).float().split([span.copies for span in spans])
+        whole = hidden.shape[1]
+        trimmed = [p if s.num_tokens == whole else p[:, : s.num_tokens] for p, s in zip(parts, spans, strict=True)]
+        answers = iter(trimmed)
+        return [tuple(next(answers) for _ in item) for item in packed.images]
 
     # Pixels
 

@@ -84,10 +84,10 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bool [B, Lq, Lk] -> additive [B, 1, Lq, Lk]; a padded query, which sees nothing, sees all (and is not read)."""
-    blocked = ~mask & mask.any(-1, keepdim=True)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(blocked, float("-inf"))[:, None]
+def additive(mask: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool [B, Lq, Lk] -> additive [B, 1, Lq, Lk]; a padded query (not ``valid`` [B, Lq]) sees all, and is not read."""
+    blocked = ~mask & valid[:, :, None]
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(blocked, float("-inf"))[:, None]
 
 
 class Bagel(nn.Module):
@@ -117,20 +117,23 @@ class Bagel(nn.Module):
 
     def masks(self, blocks: Sequence[Block], cache: Cache | None, dtype: torch.dtype) -> list[Tensor]:
         """For each block, what it may see of [cache | earlier blocks | itself], additive."""
-        out = []
-        for index, block in enumerate(blocks):
-            parts = [allowed(block.tokens, key.tokens) for key in blocks[: index + 1]]
-            if cache is not None and cache.length:
-                past = cache.valid[:, None, :].expand(-1, parts[0].shape[1], -1)
-                parts.insert(0, past & block.tokens.valid[:, :, None])
-            out.append(additive(torch.cat(parts, dim=-1), dtype))
+        out, read, keys = [], None if cache is None else cache.valid, None
+        for block in blocks:
+            if block.rows is not None:
+                read = None if read is None else read[block.rows]
+                keys = None if keys is None else keys.take(block.rows)
+            keys = block.tokens if keys is None else keys.then(block.tokens)
+            mask = allowed(block.tokens, keys)
+            if read is not None:
+                mask = torch.cat([read[:, None, :].expand(-1, mask.shape[1], -1), mask], dim=-1)
+            out.append(additive(mask, block.tokens.valid, dtype))
         return out
 
     def forward(self, blocks: Sequence[Block], cache: Cache | None = None, *, write: bool = False) -> list[Stream]:
         """Hidden states (after the final norms) of every block: (und [B, U, H], gen [B, G, H]).
 
-        Block i sees the cache, blocks[:i] and itself, by the rule of ``packing.allowed``. With ``write`` the keys and
-        values of the (single) block are appended to the cache.
+        Block i sees the cache, blocks[:i] and itself, in the rows that it continues, by the rule of ``packing.allowed``.
+        With ``write`` the keys and values of the (single) block are appended to the cache.
         """
         if write and (cache is None or len(blocks) != 1):
             raise ValueError("write=True appends exactly one block to a cache")
@@ -142,6 +145,8 @@ class Bagel(nn.Module):
             assert isinstance(layer, MoTLayer)
             past = cache.layer(index) if cache is not None else None
             for number, block in enumerate(blocks):
+                if block.rows is not None and past is not None:
+                    past = past[0][block.rows], past[1][block.rows]
                 if not block.rope.shape[1]:
                     continue  # a replay whose contexts are all empty
                 normed = layer.by_expert("input_layernorm", streams[number])

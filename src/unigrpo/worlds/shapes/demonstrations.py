@@ -16,7 +16,7 @@ from unigrpo.worlds.shapes.planner import corrupt_scene, random_scene, sample_sc
 from unigrpo.worlds.shapes.prompts import PromptStream
 from unigrpo.worlds.shapes.scenes import Scene
 
-Form = Literal["think", "no_think", "unconditional", "dense"]
+Form = Literal["think", "no_think", "unconditional", "dense", "plan_only"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Demonstration:
 
     form "think": prompt, plan, picture. "no_think": prompt and a picture that satisfies it, plan None.
     "unconditional": prompt and plan None; ``system`` tells which of the two contexts of the guidance it trains.
+    "plan_only": prompt and plan without a picture (cheap: an image costs more tokens than the words).
     "dense": plan and picture without a prompt. ``system``: whether the system words come first (with thinking: yes).
     """
 
     prompt: Prompt | None
     plan: Scene | None
-    picture: Scene
+    picture: Scene | None
     form: Form = "think"
     system: bool = True
 
@@ -39,8 +40,8 @@ class Demonstration:
 class DemonstrationMix:
     """Shares in [0, 1]; the defaults are a start, not a finding (the paper has no such data).
 
-    ``dense``, ``unconditional`` and ``no_think`` are shares of all demonstrations (their sum <= 1); the rest thinks. Of
-    the plans of that rest ``bad_plan`` break the prompt, and of its pictures ``mismatch`` miss the plan in one object.
+    ``dense``, ``unconditional``, ``no_think`` and ``plan_only`` are shares of all demonstrations (their sum <= 1); the
+    rest thinks and draws. Of the plans of that rest and of ``plan_only``, ``bad_plan`` break the prompt, and of its pictures ``mismatch`` miss the plan in one object.
     ``unsorted`` of all plans (dense ones too) are in random order, the others row-major.
     """
 
@@ -50,20 +51,23 @@ class DemonstrationMix:
     unconditional: float = 0.1
     dense: float = 0.0
     unsorted: float = 0.0
+    plan_only: float = 0.0
 
     def __post_init__(self) -> None:
         for name, share in asdict(self).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"demonstration mix: {name} is a share and must be in [0, 1], not {share}")
-        if self.dense + self.unconditional + self.no_think > 1 + 1e-9:
+        if self.dense + self.unconditional + self.no_think + self.plan_only > 1 + 1e-9:
             raise ValueError(
                 f"demonstration mix: dense {self.dense} + unconditional {self.unconditional} + no_think "
-                f"{self.no_think} exceed 1; they are shares of the same whole, so lower one of them"
+                f"{self.no_think} + plan_only {self.plan_only} exceed 1; they are shares of the same whole, so lower one of them"
             )
 
 
 def _form(share: float, mix: DemonstrationMix) -> Form:
-    """Which form the point ``share`` in [0, 1) falls on."""
+    """Which form the point ``share`` in [0, 1) falls on; plan_only last, so that a batch has its pictures first."""
+    if share >= 1 - mix.plan_only:
+        return "plan_only"
     if share < mix.dense:
         return "dense"
     if share < mix.dense + mix.unconditional:
@@ -82,6 +86,8 @@ def _demonstration(form: Form, prompt: Prompt, mix: DemonstrationMix, draws: ran
         return Demonstration(prompt, None, scene, form, system=False)
     if draws.random() < mix.bad_plan:
         scene = corrupt_scene(scene, prompt.metadata, draws)
+    if form == "plan_only":
+        return Demonstration(prompt, scene, None, form)
     picture = slip(scene, draws) if draws.random() < mix.mismatch else scene
     return Demonstration(prompt, scene, picture, form)
 

@@ -27,17 +27,18 @@ def given_segments(policy: Policy, demonstration: Demonstration) -> tuple[Segmen
     if demonstration.plan is None:
         return before
     ids = policy.encode_text(format_plan(demonstration.plan))
-    return (*before, Text(ids, target=demonstration.form == "think"))
+    return (*before, Text(ids, target=demonstration.form in ("think", "plan_only")))
 
 
 def supervised_trajectories(policy: Policy, demonstrations: Sequence[Demonstration]) -> list[Trajectory]:
     """Demonstrations as trajectories with targets: the plan (where there is a prompt) and the picture's latents."""
-    latents = policy.encode_image(render([item.picture for item in demonstrations]))
+    pictures = [item.picture for item in demonstrations if item.picture is not None]
+    latents = iter(policy.encode_image(render(pictures)) if pictures else [])
     made = []
     for index, item in enumerate(demonstrations):
         prompt = item.prompt or Prompt(index, "", {})
-        image = Image(latents[index], policy.spec.grid, target=True)
-        made.append(Trajectory(prompt, 0, (*given_segments(policy, item), image)))
+        image = () if item.picture is None else (Image(next(latents), policy.spec.grid, target=True),)
+        made.append(Trajectory(prompt, 0, (*given_segments(policy, item), *image)))
     return made
 
 
