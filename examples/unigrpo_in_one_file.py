@@ -5,7 +5,7 @@
 Model, rollout, losses and update stand here, in the order of the paper; the toy world (prompts and their judge) and the
 seeds are the library's. A test holds this file to the library: the same samples, losses, gradients and weights.
 
-    python examples/unigrpo_in_one_file.py [--iterations 200] [--model FOLDER]
+    python examples/unigrpo_in_one_file.py [--iterations 150] [--model FOLDER]
 
 Shapes: B = P prompts x G samples; S tokens read, T of them thinking; C channels; an image x is n latent tokens of d
 numbers, D = n d; M grid points t, from noise (1) to data (0); K of the steps between them are stochastic.
@@ -379,7 +379,7 @@ def update(model: Model, adam: torch.optim.AdamW, r: Rollout, advantage: Tensor,
 def main() -> None:
     """Train, and print one line an iteration."""
     parser = argparse.ArgumentParser(description="UniGRPO in one file")
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=150)
     parser.add_argument("--model", type=Path, default=Path(str(files("unigrpo") / "assets" / "shapes-sft")))
     options, s, average = parser.parse_args(), Settings(), None
     model, reference = Model(options.model, trainable=True), Model(options.model, trainable=False)

@@ -139,21 +139,23 @@ def run(argv: list[str]) -> int:
     )
     if overrides and not isinstance(verb, Train):
         return fail(f"{type(verb).__name__.lower()} has no option {overrides[0]!r}: see unigrpo {argv[0]} --help")
-    from unigrpo import verbs
+    return guarded(lambda: _run(verb, overrides))
 
-    return guarded(lambda: verbs.run(verb, overrides))
+
+def _run(verb: object, overrides: Sequence[str]) -> int:
+    from unigrpo import verbs  # here, because it takes torch along
+
+    return verbs.run(verb, overrides)
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run an action; a ValueError, a training fault or a file error is the user's to read, not a traceback."""
-    from unigrpo.training.optimizer import TrainingFault
-
+    """Run an action; a ValueError (reward and training faults are some) or a file error is told, not traced back."""
     try:
         return action()
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TrainingFault, OSError) as error:
+    except (ValueError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail("stopped", code=130)

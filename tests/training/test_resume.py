@@ -172,7 +172,7 @@ def test_ctrl_c_finishes_the_iteration_and_says_how_to_go_on(tmp_path, quick, mo
         assert tiny_runs.unigrpo(*words) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     out = capsys.readouterr().out
-    assert "stopping after this iteration and saving (Ctrl-C again to stop at once)" in out
+    assert "stopping as soon as the step under way is finished, and saving (Ctrl-C again to stop at once)" in out
     (said,) = [line for line in out.splitlines() if line.startswith("saved after 2 iterations; to go on: ")]
     command = shlex.split(said.partition(": ")[2])
     assert command[0] == "unigrpo"

@@ -21,6 +21,11 @@ def batch_arithmetic(recipe: Recipe) -> list[str]:
     ]
 
 
+def _counted(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("ch") and noun != "epoch" else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
 def _forwards(num_points: int, guidance: float) -> str:
     steps = num_points - 1
     if guidance == 1:
@@ -49,8 +54,8 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
     lines = [
         f"trajectories: {prompts} prompts x {group} samples = {trajectories} per iteration",
         f"rollout: {thinking}{drawing} per image",
-        f"updates: {optimizer.ppo_epochs} epochs x {optimizer.minibatches} minibatches = {updates} optimizer steps per "
-        f"iteration, {updates * recipe.iterations} in {recipe.iterations} iterations",
+        f"updates: {_counted(optimizer.ppo_epochs, 'epoch')} x {_counted(optimizer.minibatches, 'minibatch')} = "
+        f"{updates} optimizer steps per iteration, {updates * recipe.iterations} in {recipe.iterations} iterations",
         _micro_batches(trajectories // optimizer.minibatches, optimizer.micro_batch),
     ]
     if isinstance(recipe.method, UniGRPO | FlowGRPO):

@@ -90,7 +90,8 @@ class Mix:
 
     bad_plan: the plan misses the prompt; mismatch: the picture misses the plan; no_think, unconditional: without
     thinking, without a prompt; dense: random plans of many objects without a prompt, until the share ``dense_until``
-    of the run and ``dense_late`` after it; plan_only: a prompt and its plan, no picture; unsorted: plans in random order.
+    of the run and ``dense_late`` after it; plan_only: a prompt and its plan, no picture; unsorted: plans in random
+    order.
     """
 
     bad_plan: Probability = 0.0

@@ -13,7 +13,7 @@ from unigrpo.policy import Policy
 EXPERTS = ("reasoning", "denoising")
 
 
-class TrainingFault(RuntimeError):
+class TrainingFault(ValueError):
     """Training met a number it must not learn from (NaN, infinity, a first ratio off 1); the message says which."""
 
 
