@@ -51,7 +51,7 @@ class Settings:
     mse_weight: float = 0.01  # w
     advantage_epsilon: float = 1e-4
     advantage_clip: float = 5.0
-    lr_reasoning: float = 5e-4
+    lr_reasoning: float = 3e-4
     lr_denoising: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.99)
     eps_reasoning: float = 1e-8

@@ -141,7 +141,7 @@ def stop_handler(stop: Stop, progress: Progress):
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        progress.note("stopping after this iteration and saving (Ctrl-C again to stop at once)")
+        progress.note("stopping as soon as the step under way is finished, and saving (Ctrl-C again to stop at once)")
 
     return handle
 

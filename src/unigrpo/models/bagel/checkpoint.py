@@ -71,7 +71,11 @@ def save_policy(policy: BagelPolicy, folder: Path) -> None:
 
 def load_autoencoder(folder: Path) -> ConvAutoencoder:
     """Read the convolutional autoencoder of a folder, frozen."""
-    config = ConvAutoencoderConfig(**json.loads((folder / "autoencoder.json").read_text(encoding="utf-8")))
+    path = folder / "autoencoder.json"
+    try:
+        config = ConvAutoencoderConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not the config of an autoencoder: {error}") from error
     autoencoder = ConvAutoencoder(config)
     load_weights(autoencoder, read_weights(folder / "ae.safetensors"), str(folder / "ae.safetensors"))
     return autoencoder.requires_grad_(False).eval()

@@ -93,8 +93,11 @@ class BagelConfig:
 
     @classmethod
     def load(cls, path: Path) -> BagelConfig:
-        """Read ``config.json`` of a model folder."""
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        """Read ``config.json`` of a model folder; ValueError names a damaged one."""
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not the config of a BAGEL model: {error}") from error
 
     def to_json(self) -> str:
         """The text of ``config.json``."""

@@ -17,8 +17,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read ``tokenizer.json``."""
-        return cls(tokenizers.Tokenizer.from_file(str(path)))
+        """Read ``tokenizer.json``; ValueError names a damaged one."""
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises a bare Exception for whatever is wrong
+            raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
 
     def save(self, path: Path) -> None:
         """Write ``tokenizer.json``."""

@@ -41,8 +41,9 @@ class DemonstrationMix:
     """Shares in [0, 1]; the defaults are a start, not a finding (the paper has no such data).
 
     ``dense``, ``unconditional``, ``no_think`` and ``plan_only`` are shares of all demonstrations (their sum <= 1); the
-    rest thinks and draws. Of the plans of that rest and of ``plan_only``, ``bad_plan`` break the prompt; of the pictures
-    of that rest, ``mismatch`` miss the plan in one object. ``unsorted`` of all plans (dense ones too) are in random order, the others row-major.
+    rest thinks and draws. ``bad_plan`` of the plans of that rest and of plan_only break the prompt, and ``mismatch`` of
+    the pictures of that rest miss the plan in one object. ``unsorted`` of all plans are in random order, the others
+    row-major.
     """
 
     bad_plan: float = 0.35
@@ -60,7 +61,7 @@ class DemonstrationMix:
         if self.dense + self.unconditional + self.no_think + self.plan_only > 1 + 1e-9:
             raise ValueError(
                 f"demonstration mix: dense {self.dense} + unconditional {self.unconditional} + no_think "
-                f"{self.no_think} + plan_only {self.plan_only} exceed 1; they are shares of the same whole, so lower one"
+                f"{self.no_think} + plan_only {self.plan_only} exceed 1: shares of the same whole, so lower one"
             )
 
 
