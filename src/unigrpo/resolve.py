@@ -67,19 +67,14 @@ def _builtin_names() -> str:
 
 
 def policy(model: config.Model, *, seed: int = 0, image_side: int | None = None) -> BagelPolicy:
-    """Load (or, for init:micro, make) a model."""
+    """Load (or, for init:micro, make) a model, on the CPU: this version has not been run on an accelerator."""
     if model.path == "init:micro":
         return build_micro(shapes.vocabulary(), load_autoencoder(builtin_folder("shapes-autoencoder")), seed=seed)
     size, folder = None if image_side is None else (image_side, image_side), model_folder(model.path)
-    loaded = load_policy(folder, compute_dtype=DTYPES[model.dtype], device=device(), image_size=size)
+    loaded = load_policy(folder, compute_dtype=DTYPES[model.dtype], image_size=size)
     if loaded.autoencoder is None:
         raise ConfigError(f"{folder} cannot draw: it has no autoencoder (autoencoder.json and ae.safetensors); add one")
     return loaded
-
-
-def device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # Prompts, rewards, judges
@@ -208,6 +203,7 @@ class RecipeEvaluator:
 
     recipe: Recipe
     suite: Suite
+    reward: CompositeReward
 
     def _evaluate(self, policy: Policy, limit: int, samples: int) -> Evaluation:
         return evaluate(
@@ -218,6 +214,7 @@ class RecipeEvaluator:
             samples=samples,
             seed=self.recipe.seed,
             think=self.recipe.eval.think,
+            reward=self.reward,
         )
 
     def validate(self, policy: Policy) -> Evaluation:
@@ -273,7 +270,7 @@ def parts(recipe: Recipe) -> Parts:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
     chosen = method(recipe.method)
     made_source, made_suite = source(recipe), suite(recipe.eval.prompts)
-    reward(recipe.reward.validation)
+    watched = reward(recipe.reward.validation)
     trained = policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size)
     if trained.spec.image_size != (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
         (height, width), side = trained.spec.image_size, shapes.IMAGE_SIZE
@@ -296,7 +293,7 @@ def parts(recipe: Recipe) -> Parts:
         reference=frozen,
         method=chosen,
         source=made_source,
-        evaluator=RecipeEvaluator(recipe, made_suite),
+        evaluator=RecipeEvaluator(recipe, made_suite, watched),
         save_model=lambda folder: save_policy(trained, folder),
         load_model=load_model,
         compute_dtype=DTYPES[recipe.model.dtype],

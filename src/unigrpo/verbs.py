@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shlex
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +27,7 @@ from unigrpo.reports.progress import Progress
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.guidance import Guidance
+from unigrpo.training import checkpoint
 from unigrpo.training.sources import decode_pictures, thinking_of
 from unigrpo.training.trainer import Stop, Trainer, describe_summary
 from unigrpo.trajectory import Prompt
@@ -65,15 +69,37 @@ def train(verb: cli.Train, overrides: Sequence[str]) -> int:
         print(config.to_yaml(recipe))
         print("\n".join(config.batch_arithmetic(recipe)))
         return 0
-    if not verb.resume and run_dir is not None and (run_dir / runlog.RECIPE).is_file():
-        raise ConfigError(f"{run_dir} already holds a run: add --resume to go on with it, or name another --out")
+    if not verb.resume and run_dir is not None:
+        if (run_dir / runlog.RECIPE).is_file():
+            raise ConfigError(f"{run_dir} already holds a run: add --resume to go on with it, or name another --out")
+        must_be_new(run_dir)
+    if verb.resume and run_dir is not None and (finished := checkpoint.finished(run_dir)) > recipe.iterations:
+        raise ConfigError(
+            f"--iterations {recipe.iterations}: {run_dir} has {finished} finished iterations; ask for more"
+        )
     parts = resolve.parts(recipe)
+    if run_dir is not None:
+        usable(run_dir)
     trainer = Trainer(recipe, parts, run_dir or new_folder(recipe), Stop())
     start = trainer.resume() if verb.resume else 0
-    if start > recipe.iterations:
-        raise ConfigError(f"--iterations {recipe.iterations}: {run_dir} has {start} finished iterations; ask for more")
     trainer.recorder.start(config.to_yaml(recipe))
     return run_trainer(trainer, verb, start)
+
+
+def must_be_new(folder: Path) -> None:
+    """Refuse a folder with anything in it: nothing of the user's is overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder} is there and not empty: name a new or an empty folder")
+
+
+def usable(folder: Path) -> None:
+    """Make a folder, or say why it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"cannot write to {folder} (no permission): choose another --out")
 
 
 def new_folder(recipe: Recipe) -> Path:
@@ -111,7 +137,7 @@ def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> tuple[Recipe, P
 
 def run_trainer(trainer: Trainer, verb: cli.Train, start: int) -> int:
     """Run to the end or to Ctrl-C, with progress, and write the report."""
-    again = shlex.join(["unigrpo", "train", verb.recipe, "--out", str(trainer.run_dir), "--resume"])
+    again = shlex.join([program(), "train", verb.recipe, "--out", str(trainer.run_dir), "--resume"])
     began = time.perf_counter()
     with Progress(trainer.recipe.name, trainer.recipe.iterations, start=start) as progress:
         progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
@@ -134,6 +160,12 @@ def run_trainer(trainer: Trainer, verb: cli.Train, start: int) -> int:
     return 0
 
 
+def program() -> str:
+    """How this program was called, so that what it prints can be pasted."""
+    called = Path(sys.argv[0])
+    return "unigrpo" if called.name != "unigrpo" or shutil.which("unigrpo") == str(called) else str(called)
+
+
 def stop_handler(stop: Stop, progress: Progress):
     """The first Ctrl-C ends the run after the iteration under way; the second at once."""
 
@@ -153,13 +185,19 @@ def print_comparison(run_dir: Path) -> None:
         return
     pictures = f"{summary['after']['n']} held-out pictures, the same prompts and draws before and after"
     print(f"{pictures}:")
-    names = {"score": "score", "exam_score": "exam score", "plan_right": "plan right", "follow": "follows plan"}
+    names = {
+        "score": "score",
+        "exam_score": "exam score",
+        "plan_right": "plan right",
+        "follow": "follows plan",
+        "parsable": "plan parsable",
+    }
     for key, name in names.items():
         if key in summary["paired"]:
             d = summary["paired"][key]
             before, after = summary["before"][key], summary["after"][key]
             print(
-                f"  {name:12} {before:.3f} -> {after:.3f}   difference {d['difference']:+.3f} "
+                f"  {name:13} {before:.3f} -> {after:.3f}   difference {d['difference']:+.3f} "
                 f"(95 % interval {d['low']:+.3f} to {d['high']:+.3f})"
             )
 
@@ -247,6 +285,9 @@ def evaluate_model(verb: cli.Eval) -> int:
     """Evaluate a model on a suite and print its figures."""
     if verb.prompts < 1 or verb.samples < 1:
         raise ConfigError("--prompts and --samples must be at least 1")
+    if verb.out is not None:
+        must_be_new(verb.out)
+        usable(verb.out)
     suite = resolve.suite(verb.suite)
     policy = resolve.policy(config.Model(verb.model))
     result = evaluate(

@@ -109,7 +109,7 @@ def test_the_score_is_the_mean_over_categories():
 def test_differences_are_paired():
     after = [replace_record(r, correct=True, exam=1.0) for r in RECORDS]
     result = compare(RECORDS, after)
-    assert set(result) == {"score", "exam_score", "plan_right", "follow"}
+    assert set(result) == {"score", "exam_score", "plan_right", "follow", "parsable"}
     assert result["score"]["difference"] == pytest.approx(1 - (1 / 3 + 1) / 2)
     assert result["exam_score"]["difference"] == pytest.approx(1 - 2.5 / 4)
     assert result["plan_right"] == {"difference": 0.0, "low": 0.0, "high": 0.0}

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unigrpo.models.bagel import parity, transformer
+from unigrpo.models.bagel.blocks import CAUSAL, Block, Tokens, allowed
 from unigrpo.models.bagel.layers import MoTLayer
-from unigrpo.models.bagel.packing import CAUSAL, Block, Tokens, allowed, pack
+from unigrpo.models.bagel.packing import pack
 from unigrpo.models.bagel.policy import BagelPolicy
 from unigrpo.models.bagel.transformer import Bagel, PositionTable, TimeEmbedder
 from unigrpo.policy import ReplayItem, VelocityQuery
@@ -191,12 +192,15 @@ def test_the_report_fails_where_the_code_is_wrong(monkeypatch, golden):
 
 def by_order(packed):
     """Tokens and rope of [context | noise] in the order of the original, which interleaves them."""
-    blocks = [packed.context, packed.noise]
-    names = ("order", "segment", "mode", "valid")
-    tokens = Tokens(*(torch.cat([getattr(b.tokens, name) for b in blocks], 1) for name in names))
+    tokens, noise = packed.context.tokens, packed.noise  # of one item: every noisy copy continues context row 0
+    for copy in range(noise.rope.shape[0]):
+        real = noise.tokens.valid[copy]
+        names = ("order", "segment", "mode", "valid")
+        tokens = tokens.then(Tokens(*(getattr(noise.tokens, name)[copy, real][None] for name in names)))
+    rope = torch.cat([packed.context.rope[0], noise.rope[noise.tokens.valid]])
     order = tokens.order[0].argsort()
     assert tokens.order[0][order].tolist() == list(range(len(order)))
-    return allowed(tokens, tokens)[0][order][:, order], torch.cat([b.rope for b in blocks], 1)[0][order]
+    return allowed(tokens, tokens)[0][order][:, order], rope[order]
 
 
 def zeros(n):

@@ -154,7 +154,7 @@ def test_19_a_trajectory_has_exactly_three_velocities_with_gradients(monkeypatch
     assert not any(t.sampled_texts[0].log_probs.requires_grad for t in sampled)
     with counted_forwards(policy) as calls:
         answers = replay(policy, Batch(sampled, [method.draws(t, torch.Generator()) for t in sampled]), 1.0)
-    assert calls == [2]  # one forward: the context, and all noisy images beside it
+    assert calls == [3]  # one forward: shared prompts, the rest of the contexts, and all noisy images beside it
     for answer in answers:
         (velocity,) = answer.velocities
         assert velocity.shape == (3, 8, 16) and velocity.requires_grad and answer.log_probs.requires_grad

@@ -24,7 +24,7 @@ def test_rewards_must_be_finite(bad):
     [
         lambda: group_advantages([0.0, 1.0], [0]),
         lambda: group_advantages(torch.zeros(2, 2), [0, 0]),
-        lambda: group_advantages([0.0, 1.0], [0, 0], epsilon=0.0),
+        lambda: group_advantages([0.0, 1.0], [0, 0], epsilon=-1e-4),
         lambda: group_advantages([0.0, 1.0], [0, 0], clip=0.0),
         lambda: assign_advantages([Trajectory(Prompt(0, "a"), 0, ())]),
     ],

@@ -47,12 +47,15 @@ class Recipe:
         _check_schedule(self)
         if isinstance(self.method, UniGRPO | FlowGRPO):
             _check_window(self.rollout)
+            _check_guidance(self)
         if isinstance(self.method, UniGRPO | TextGRPO):
             _check_thinking(self)
 
 
 def _check_data(recipe: Recipe) -> None:
-    data, optimizer = recipe.data, recipe.optimizer
+    data, optimizer, method = recipe.data, recipe.optimizer, recipe.method
+    if isinstance(method, Supervised) and method.ce_weight == method.mse_weight == 0:
+        raise ConfigError("method.ce_weight = method.mse_weight = 0: nothing would be learned; set one above 0")
     if isinstance(recipe.method, Supervised) != isinstance(data, DemonstrationData):
         raise ConfigError(
             f"method {recipe.method.name} with {type(data).__name__}: supervised runs learn from demonstrations, "
@@ -93,6 +96,15 @@ def _check_schedule(recipe: Recipe) -> None:
         raise ConfigError(
             f"optimizer.warmup = {warmup} iterations and optimizer.decay = {decay:g} of the run overlap in "
             f"{recipe.iterations} iterations: shorten either, or set more iterations"
+        )
+
+
+def _check_guidance(recipe: Recipe) -> None:
+    if recipe.rollout.guidance != 1:
+        raise ConfigError(
+            f"rollout.guidance = {recipe.rollout.guidance:g}: {recipe.method.name} replays its drawing without "
+            "guidance, as the paper does, so a guided rollout could not be scored; set it to 1, and guide evaluations "
+            "with eval.guidance"
         )
 
 

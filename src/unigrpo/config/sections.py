@@ -77,7 +77,7 @@ class Model:
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts for RL: a stream (``world:split`` or a file), prompts per iteration P and samples per prompt G."""
+    """Prompts for RL: a stream (``world:split``), prompts per iteration P and samples per prompt G."""
 
     prompts: str
     prompts_per_iteration: Count = 32

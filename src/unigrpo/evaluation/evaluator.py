@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unigrpo.evaluation.statistics import paired_difference
 from unigrpo.policy import Policy
+from unigrpo.rewards.protocol import RewardInput, RewardOutput
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.trajectory import Prompt, Trajectory
@@ -22,6 +23,8 @@ EVALUATION_ITERATION = -1
 Judge = Callable[[Tensor, Sequence[Prompt], Sequence[str | None]], list[dict[str, Any]]]
 """(images float32 [B, 3, H, W] in [0, 1], prompts, thinking) -> one record per picture: category, correct, exam,
 reward, points, parsable, plan_right, follow (None where they do not apply)."""
+
+Reward = Callable[[RewardInput], RewardOutput]
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,13 @@ def evaluate(
     samples: int,
     seed: int,
     think: bool,
+    reward: Reward | None = None,
     batch: int = 192,
 ) -> Evaluation:
-    """Draw ``samples`` pictures per prompt (about ``batch`` at a time) and judge them."""
+    """Draw ``samples`` pictures per prompt (about ``batch`` at a time) and judge them.
+
+    ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``).
+    """
     per_call = max(1, batch // samples)
     records: list[dict[str, Any]] = []
     pictures: list[Tensor] = []
@@ -55,7 +62,12 @@ def evaluate(
         latents = torch.stack([t.images[-1].latents for t in drawn])
         bytes_ = (policy.decode_image(latents) * 255.0).round().to(torch.uint8).cpu()
         thinking = [_thinking(policy, t) for t in drawn]
-        verdicts = judge(bytes_.float() / 255.0, [t.prompt for t in drawn], thinking)
+        images, asked = bytes_.float() / 255.0, [t.prompt for t in drawn]
+        verdicts = judge(images, asked, thinking)
+        if reward is not None:
+            given = RewardInput(images, [p.text for p in asked], [p.metadata for p in asked], thinking)
+            values = reward(given).values
+            verdicts = [{**verdict, "reward": float(v)} for verdict, v in zip(verdicts, values, strict=True)]
         for trajectory, text, verdict in zip(drawn, thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
@@ -114,6 +126,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         ("exam_score", "exam", None),
         ("plan_right", "plan_right", None),
         ("follow", "follow", None),
+        ("parsable", "parsable", None),
     ):
         sides = [np.array([np.nan if r[key] is None else float(r[key]) for r in side]) for side in (before, after)]
         if not any(np.isnan(side).all() for side in sides):

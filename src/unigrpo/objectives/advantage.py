@@ -25,8 +25,8 @@ def group_advantages(
         raise ValueError(
             f"rewards {list(values.shape)} and group_ids [{len(group_ids)}] must be two lists of one length"
         )
-    if not epsilon > 0.0 or not clip > 0.0:
-        raise ValueError(f"epsilon ({epsilon}) and clip ({clip}) must be > 0")
+    if not epsilon >= 0.0 or not clip > 0.0:
+        raise ValueError(f"epsilon ({epsilon}) must be >= 0 and clip ({clip}) > 0")
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])

@@ -60,13 +60,14 @@ class TextSettings:
     def term(self, trajectories: Sequence[Trajectory], answers: Sequence[Answers], advantages: Tensor) -> Term:
         """Return -J_Text per trajectory."""
         references = [t.reference.log_probs if t.reference else None for t in trajectories]
+        known = self.kl_weight > 0.0 or all(r is not None for r in references)  # then the KL is at least logged
         return text_grpo(
             [a.log_probs for a in answers],
             [behaviour_log_probs(t) for t in trajectories],
             advantages,
             clip_range=self.clip_range,
             kl_weight=self.kl_weight,
-            reference=present(references, "reference log-probs") if self.kl_weight > 0.0 else None,
+            reference=present(references, "reference log-probs") if known else None,
         )
 
 

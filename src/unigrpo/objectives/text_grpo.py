@@ -37,7 +37,7 @@ def text_grpo(
             f"text kl_weight is {kl_weight}, which needs the reference's log-probs; set it to 0 or pass them"
         )
     now = torch.cat(list(log_probs)).double()
-    log_ratio = now - torch.cat(list(old)).double().detach()
+    log_ratio = now - torch.cat(list(old)).to(now.device, torch.float64).detach()
     counts = torch.tensor(lengths, device=now.device)
     surrogate = clipped_surrogate(log_ratio, advantages.to(now.device).repeat_interleave(counts), clip_range)
     objective = surrogate.value
@@ -47,8 +47,8 @@ def text_grpo(
         "text/clip_high": surrogate.clipped_high.double(),
     }
     if reference is not None:
-        kl = k3(now, torch.cat(list(reference)))
-        objective = objective - kl_weight * kl
+        kl = k3(now, torch.cat(list(reference)).to(now.device))
+        objective = objective - kl_weight * kl if kl_weight > 0.0 else objective
         per_token["text/kl"] = kl.detach()
     stats = {name: _means(values, lengths) for name, values in per_token.items()}
     stats["text/log_ratio_max"] = torch.stack([row.abs().max() for row in log_ratio.detach().split(lengths)])

@@ -17,8 +17,10 @@ from unigrpo.reports.rendering import BLUE, CYCLE, VERMILION, Chart, png, svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Chart", "charts", "keys", "phases", "png", "series", "smooth", "svg"]
+__all__ = ["Chart", "charts", "keys", "ordinal", "phases", "png", "series", "smooth", "svg"]
 
+LOSSES = {"cross_entropy": "cross-entropy (words)", "flow_matching": "flow matching (velocity)"}
+"""Names of the supervised losses (``loss`` of a metric line) for people."""
 
 Lines = Sequence[Mapping[str, Any]]
 Series = tuple[np.ndarray, np.ndarray]
@@ -146,9 +148,9 @@ def _progress(lines: Lines) -> list[Chart]:
                 name="categories", section=section, title="Validation score by category",
                 healthy="All categories rise; none is given up for another.",
                 unit="share judged correct", dots=True, share=True),
-        *_chart(lines, {"text (cross-entropy)": "loss.ce", "image (velocity error)": "loss.mse"},
+        *_chart(lines, {label: f"loss.{key}" for key, label in LOSSES.items()},
                 name="supervised", section=section, title="Supervised losses",
-                healthy="Both fall, then flatten.", unit="loss"),
+                healthy="Both fall, then flatten.", unit="nats per token; squared velocity"),
     ]  # fmt: skip
 
 
@@ -173,11 +175,12 @@ def _reward(lines: Lines, section: str) -> list[Chart]:
 
 def _policy(lines: Lines) -> list[Chart]:
     section = "Does the policy move in small steps?"
-    steps = sorted({item["step"] for line in lines for item in _steps(line)})
-    clipped = {"text": "text.clip_fraction"} | {f"image, step {k}": f"steps.{k}.clip_fraction" for k in steps}
-    spread = {f"image, step {k}": f"steps.{k}.log_ratio_std" for k in steps}
-    mean = {f"image, step {k}": f"steps.{k}.log_ratio_mean" for k in steps}
-    lines = [{**line, "steps": {str(item["step"]): item for item in _steps(line)}} for line in lines]
+    places = sorted({int(item["step"]) for line in lines for item in _steps(line)})
+    labels = {k: f"image, {ordinal(k + 1)} in the window" for k in places}
+    clipped = {"text": "text.clip_fraction"} | {labels[k]: f"places.{k}.clip_fraction" for k in places}
+    spread = {labels[k]: f"places.{k}.log_ratio_std" for k in places}
+    mean = {labels[k]: f"places.{k}.log_ratio_mean" for k in places}
+    lines = [{**line, "places": {str(item["step"]): item for item in _steps(line)}} for line in lines]
     return [
         *_chart(lines, clipped, name="clipped", section=section, title="Share of ratios beyond the clip",
                 healthy="Above 0 (or the clip never acts), far below 1.", unit="share clipped"),
@@ -185,16 +188,23 @@ def _policy(lines: Lines) -> list[Chart]:
                 title="Largest change of a token's log-probability",
                 healthy="Stays below about 1 (a factor of 3 after one update).",
                 unit="max |log ratio| (nats)"),
-        *_chart(lines, spread, name="image-ratio-spread", section=section, title="Spread of the image log-ratios",
-                healthy="Of the same size at every denoising step, and steady.", unit="standard deviation (nats)"),
-        *_chart(lines, mean, name="image-ratio-mean", section=section, title="Mean of the image log-ratios",
-                healthy="Near 0 at every step; a drift clips one side.", unit="mean (nats)"),
+        *_chart(lines, spread, name="image-ratio-spread", section=section, title="Spread of the image log-ratios, by place in the window",
+                healthy="Steady; the places need not agree.", unit="standard deviation (nats)"),
+        *_chart(lines, mean, name="image-ratio-mean", section=section, title="Mean of the image log-ratios, by place in the window",
+                healthy="Near 0 at every place; a drift clips one side.", unit="mean (nats)"),
         *_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
                 healthy="Grows slowly from 0.", unit="KL to the start checkpoint (nats)"),
     ]  # fmt: skip
 
 
+def ordinal(number: int) -> str:
+    """Say 1st, 2nd, 3rd, 4th, ... 11th, ... 21st."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def _steps(line: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the entries by place in the window (their ``step``, from 0); not the index of the denoising step."""
     return _at(line, "flow.steps") or ()
 
 

@@ -225,12 +225,12 @@ def _pairs(run_dir: Path) -> list[dict[str, Any]]:
     before, after = (_tiles(run_dir, when) for when in ("before", "after"))
     if after and [tile.caption for tile in before] != [tile.caption for tile in after]:
         return []  # not the same prompts: nothing to put side by side
-    records = {when: _records(run_dir, when) for when in ("before", "after")}
+    records = {"before": _records_of(before, run_dir, "before"), "after": _records_of(after, run_dir, "after")}
     return [
         {
             "prompt": tile.caption,
-            "before": _picture(tile, records["before"]),
-            "after": _picture(after[index], records["after"]) if after else None,
+            "before": _picture(tile, records["before"][index]),
+            "after": _picture(after[index], records["after"][index]) if after else None,
         }
         for index, tile in enumerate(before)
     ]
@@ -241,15 +241,22 @@ def _tiles(run_dir: Path, when: Literal["before", "after"]) -> list[Tile]:
     return read_tiles(path) if path.is_file() else []
 
 
-def _records(run_dir: Path, when: Literal["before", "after"]) -> dict[tuple[str, str], Json]:
-    """Return evaluation records by (prompt, thinking), which is what a tile knows of itself."""
+def _records_of(tiles: Sequence[Tile], run_dir: Path, when: Literal["before", "after"]) -> list[Json]:
+    """Return the record of every tile, or {} for all of them where records and sheet do not belong together.
+
+    The sheet shows the first records with ``sample`` 0, in order (``training.recorder``). Order is the only key:
+    prompts, and even what was thought for them, may occur several times.
+    """
     records = runlog.read_records(runlog.evaluation_file(run_dir, when, "jsonl"))
-    return {(str(record.get("prompt")), str(record.get("thinking") or "")): record for record in records}
+    shown = [record for record in records if record.get("sample") == 0][: len(tiles)]
+    same = [(record.get("prompt"), record.get("thinking") or "", record.get("correct")) for record in shown]
+    if same != [(tile.caption, tile.thinking, tile.verdict) for tile in tiles]:
+        return [{}] * len(tiles)
+    return shown
 
 
-def _picture(tile: Tile, records: Mapping[tuple[str, str], Json]) -> dict[str, Any]:
+def _picture(tile: Tile, record: Json) -> dict[str, Any]:
     """Return a picture with its texts and verdict, and which half failed where its record is known."""
-    record = records.get((tile.caption, tile.thinking), {})
     halves = ["plan cannot be read"] if record.get("parsable") is False else []
     if record.get("plan_right") is not None and not halves:
         halves.append("plan right" if record["plan_right"] else "plan wrong")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from unigrpo.reports.curves import LOSSES
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
@@ -152,8 +154,7 @@ def _measures(line: Mapping[str, Any]) -> list[str]:
     if line.get("reward_mean") is not None:
         parts.append(f"training reward {line['reward_mean']:.3f}")
     loss = line.get("loss") or {}
-    names = {"ce": "text loss", "mse": "image loss"}
-    parts.extend(f"{names.get(key, f'{key} loss')} {value:.4f}" for key, value in loss.items() if value is not None)
+    parts.extend(f"{LOSSES.get(key, f'{key} loss')} {value:.4f}" for key, value in loss.items() if value is not None)
     return parts
 
 
@@ -175,6 +176,5 @@ COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("plan right", _number("validation", "plan_right")),
     ("picture follows plan", _number("validation", "follow")),
     ("tokens of thinking", _number("text", "think_length", digits=1)),
-    ("text loss", _number("loss", "ce", digits=4)),
-    ("image loss", _number("loss", "mse", digits=4)),
+    *((label, _number("loss", key, digits=4)) for key, label in LOSSES.items()),
 )

@@ -74,6 +74,12 @@ def complete(run_dir: Path) -> list[Path]:
     return sorted(path for path in (run_dir / "checkpoints").glob(f"{PREFIX}*") if (path / STATE_JSON).is_file())
 
 
+def finished(run_dir: Path) -> int:
+    """Iterations that the newest complete checkpoint has; 0 without one."""
+    folders = complete(run_dir)
+    return int(folders[-1].name.removeprefix(PREFIX)) if folders else 0
+
+
 def clean(run_dir: Path) -> None:
     """Remove what a kill left half-written."""
     for path in (run_dir / "checkpoints").glob(f"{PARTIAL}*"):

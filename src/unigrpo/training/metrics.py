@@ -45,7 +45,8 @@ def metrics_line(
     if validation is not None:
         line["validation"] = dict(validation)
     line["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
-    line["samples_per_second"] = round(len(collected.trajectories) / seconds["total"], 2)
+    spent = seconds["total"] - seconds.get("validation", 0.0)
+    line["samples_per_second"] = round(len(collected.trajectories) / spent, 2)
     return line
 
 

@@ -97,6 +97,9 @@ class Trainer:
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
         self._evaluate("before", progress)
+        if self.stop.requested and self.done < self.recipe.iterations:
+            self.save()
+            return False
         if self.done < self.recipe.iterations:
             self.recorder.forget("after")
         try:
@@ -224,6 +227,7 @@ class Trainer:
     def _evaluate(self, when: Any, progress: Progress) -> None:
         if self.recorder.evaluated(when):
             return
+        progress.note(f"evaluating {when} training ...")
         result = self._with_average(self.parts.evaluator.compare)
         summary = self.recorder.evaluation(when, result)[when]
         progress.note(f"{when} training: {describe_summary(summary)}")
@@ -301,4 +305,5 @@ def describe_summary(summary: dict[str, Any]) -> str:
         parts.append(f"plan right {summary['plan_right']:.3f}")
     if summary["follow"] is not None:
         parts.append(f"picture follows plan {summary['follow']:.3f}")
+        parts.append(f"plan parsable {summary['parsable']:.3f}")
     return ", ".join([*parts, f"exam score {summary['exam_score']:.3f}", f"{summary['n']} pictures"])

@@ -116,7 +116,8 @@ def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None
         if loss is not None and not bool(torch.isfinite(loss.detach())):
             raise TrainingFault(f"the {name} loss is {float(loss.detach())}; nothing was updated")
     if method.image_grad_through_context:
-        sum_of(text, image).backward()
+        if text is not None or image is not None:
+            sum_of(text, image).backward()
         return
     if image is not None:
         image.backward(inputs=list(policy.denoising_parameters().values()), retain_graph=text is not None)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from small_models import largest, normal, small_policy, text
-from unigrpo.models.bagel.packing import allowed, pack
+from unigrpo.models.bagel.blocks import allowed
+from unigrpo.models.bagel.packing import pack
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.trajectory import Image
 

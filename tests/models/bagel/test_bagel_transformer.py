@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from small_models import largest, normal, position_table, small_policy, text
+from unigrpo.models.bagel.blocks import RowBuilder, build_block
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.layers import RMSNorm, rope_tables, rotate
-from unigrpo.models.bagel.packing import RowBuilder, build_block
 from unigrpo.models.bagel.transformer import TimeEmbedder, additive, sincos_table
 
 
@@ -58,7 +58,8 @@ def test_rms_norm_widens_and_casts_back():
 
 def test_a_padded_query_stays_finite():
     mask = torch.tensor([[[True, False], [False, False]]])
-    assert additive(mask, torch.float32)[0, 0].tolist() == [[0.0, -math.inf], [0.0, 0.0]]
+    valid = torch.tensor([[True, False]])
+    assert additive(mask, valid, torch.float32)[0, 0].tolist() == [[0.0, -math.inf], [0.0, 0.0]]
 
 
 def test_text_never_passes_through_the_generation_expert():

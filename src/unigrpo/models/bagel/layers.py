@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unigrpo.models.bagel.blocks import Compact
 from unigrpo.models.bagel.config import BagelConfig
 
 Stream = tuple[Tensor, Tensor]
@@ -81,27 +82,36 @@ class MoTAttention(nn.Module):
         v = self.get_submodule(f"v_proj{twin}")(x).view(b, length, self.kv_heads, self.head_dim)
         return self.get_submodule(f"q_norm{twin}")(q), self.get_submodule(f"k_norm{twin}")(k), v
 
-    def project(self, stream: Stream, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, heads, L, d], k and v [B, kv heads, L, d] of a stream, und tokens first."""
+    def project(
+        self, stream: Stream, cos: Tensor, sin: Tensor, compact: Compact | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, heads, L, d], k and v [B, kv heads, L, d] of a stream, und tokens (padded if compact) first."""
         halves = [self._project(x, twin) for x, twin in zip(stream, ("", "_moe_gen"), strict=True) if x.shape[1]]
+        if compact is not None:
+            q, k, v = halves[0]
+            halves[0] = compact.padded(q), compact.padded(k), compact.padded(v)
         q, k, v = halves[0]
         for other in halves[1:]:
             q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), other, strict=True))
         return rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int) -> Stream:
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int, compact: Compact | None = None
+    ) -> Stream:
         """Attention over the given keys (mask: additive [B, 1, Lq, Lk]) and the output projections of both experts.
 
         Text on a CPU in fp32 attends in fp64: a decoded token and the same token in a packed replay sum over keys of
         different padding, and those roundings alone made rare tokens differ by more than the 1e-5 that a first update
         may (with it: not at all; LOG.md). Images, whose blocks have one shape, need no such care.
         """
-        wide = num_und == q.shape[2] and q.dtype == torch.float32 and q.device.type == "cpu"
+        wide = num_und == q.shape[2] and values.dtype == torch.float32 and q.device.type == "cpu"
         if wide:
             q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
         out = out.transpose(1, 2).flatten(2).to(torch.float32 if wide else out.dtype)
-        und, gen = out[:, :num_und], out[:, num_und:]
+        und, gen = out.split([num_und, out.shape[1] - num_und], dim=1)
+        if compact is not None:
+            und = compact.tokens(und)
         return (
             self.get_submodule("o_proj")(und) if und.shape[1] else und,
             self.get_submodule("o_proj_moe_gen")(gen) if gen.shape[1] else gen,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_range, unpatchify
+from unigrpo.models.bagel.blocks import NOISE, Block, RowBuilder, Tokens, build_block, lay_context
 from unigrpo.models.bagel.cache import Cache
-from unigrpo.models.bagel.packing import NOISE, Block, Packed, RowBuilder, Tokens, build_block, lay_context, pack
+from unigrpo.models.bagel.packing import Packed, pack
 from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.bagel.transformer import Bagel, plain_tokens
 from unigrpo.policy import Context, PolicySpec, Replayed, ReplayItem
@@ -113,6 +114,8 @@ class BagelPolicy:
         """Write one text per row by inverse-CDF sampling; eos is always fed, and is an action only where sampled."""
         context = as_cache(context)
         batch, cap = uniforms.shape
+        if cap == 0:
+            raise ValueError("thinking may take 0 tokens: raise max_think_tokens to 1 or more, or turn think off")
         uniforms = uniforms.to(self.model.device)
         context.reserve(cap + 2)
         token = torch.full((batch,), self.config.bos_token_id, device=self.model.device)
@@ -150,7 +153,7 @@ class BagelPolicy:
         block = Block(
             ids=torch.tensor([self.config.vision_start_id, self.config.vision_end_id], device=device).expand(batch, 2),
             latents=x,
-            t=t.to(torch.float32).reshape(-1, 1).expand(batch, n),
+            t=t.to(torch.float32).reshape(-1, 1),
             places=self.places(device).expand(batch, n),
             rope=context.rope[:, None].expand(batch, n + 2),
             tokens=Tokens(order, segment, segment + NOISE, torch.ones_like(order, dtype=torch.bool)),
@@ -167,17 +170,15 @@ class BagelPolicy:
 
     # Scoring
 
-    def replay(
-        self, items: Sequence[ReplayItem], *, temperature: float = 1.0, share_prompts: bool = True
-    ) -> list[Replayed]:
+    def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0, plain: bool = False) -> list[Replayed]:
         """One packed forward over [prompts | thinking | image at each query]: log-probs and velocities, with gradients.
 
-        The context of a query's K noisy copies is read once, and so is a prompt that several items share, unless
-        ``share_prompts`` is off (the answers are the same: it is what the benchmark compares with).
+        The context of a query's K noisy copies is read once, and so is a prompt that several items share; the padding
+        of words is only attended with. ``plain`` does without the last two (same answers; benchmarks compare with it).
         """
         if not items:
             return []
-        packed = pack(items, self.config, self.model.device, share=share_prompts)
+        packed = pack(items, self.config, self.model.device, plain=plain)
         context = 0 if packed.prompt is None else 1
         with self._precision():
             streams = self.model(packed.blocks)
@@ -217,7 +218,7 @@ class BagelPolicy:
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] -> packed latents [B, n, d]."""
-        latents = self._autoencoder().encode(pixels * 2.0 - 1.0)
+        latents = self._autoencoder().encode(pixels.to(self.model.device) * 2.0 - 1.0)
         return patchify(latents.float(), self.config.latent_patch_size)
 
     def decode_image(self, latents: Tensor) -> Tensor:

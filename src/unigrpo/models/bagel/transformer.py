@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unigrpo.models.bagel.blocks import Block, Compact, Tokens, allowed
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.layers import MoTLayer, RMSNorm, Stream, add, rope_tables
-from unigrpo.models.bagel.packing import Block, Tokens, allowed
 
 FREQUENCIES = 256
 
@@ -109,9 +109,10 @@ class Bagel(nn.Module):
 
     def embed(self, block: Block) -> Stream:
         """Token embeddings for und; vae2llm(x) + time + place for gen."""
-        und = self.language_model.model.embed_tokens(block.ids)
+        ids = block.ids if block.compact is None else block.compact.tokens(block.ids)
+        und = self.language_model.model.embed_tokens(ids)
         if not block.latents.shape[1]:
-            return und, und.new_zeros((und.shape[0], 0, und.shape[2]))
+            return und, und.new_zeros((block.ids.shape[0], 0, und.shape[2]))
         latents = self.vae2llm(block.latents.to(self.vae2llm.weight.dtype))
         return und, latents + self.time_embedder(block.t) + self.latent_pos_embed(block.places).to(latents.dtype)
 
@@ -132,7 +133,7 @@ class Bagel(nn.Module):
     def forward(self, blocks: Sequence[Block], cache: Cache | None = None, *, write: bool = False) -> list[Stream]:
         """Hidden states (after the final norms) of every block: (und [B, U, H], gen [B, G, H]).
 
-        Block i sees the cache, blocks[:i] and itself, in the rows that it continues, by the rule of ``packing.allowed``.
+        Block i sees the cache, blocks[:i] and itself, in the rows that it continues, by the rule of ``blocks.allowed``.
         With ``write`` the keys and values of the (single) block are appended to the cache.
         """
         if write and (cache is None or len(blocks) != 1):
@@ -146,28 +147,30 @@ class Bagel(nn.Module):
             past = cache.layer(index) if cache is not None else None
             for number, block in enumerate(blocks):
                 if block.rows is not None and past is not None:
-                    past = past[0][block.rows], past[1][block.rows]
+                    past = past[0].index_select(0, block.rows), past[1].index_select(0, block.rows)
                 if not block.rope.shape[1]:
                     continue  # a replay whose contexts are all empty
                 normed = layer.by_expert("input_layernorm", streams[number])
-                q, k, v = layer.self_attn.project(normed, *ropes[number])
+                q, k, v = layer.self_attn.project(normed, *ropes[number], block.compact)
                 if write and cache is not None:
                     past = cache.append(index, k, v)
                 else:
                     past = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-                attended = layer.self_attn.attend(q, past[0], past[1], masks[number], block.num_und)
+                attended = layer.self_attn.attend(q, *past, masks[number], block.num_und, block.compact)
                 streams[number] = layer.mix(add(streams[number], attended))
-        return [self.final_norm(stream) for stream in streams]
+        return [self.final_norm(stream, block.compact) for stream, block in zip(streams, blocks, strict=True)]
 
-    def final_norm(self, stream: Stream) -> Stream:
-        """``norm`` for und tokens, ``norm_moe_gen`` for gen tokens."""
+    def final_norm(self, stream: Stream, compact: Compact | None) -> Stream:
+        """``norm`` for und tokens (then padded again), ``norm_moe_gen`` for gen tokens."""
         und, gen = stream
         model = self.language_model.model
-        return model.norm(und) if und.shape[1] else und, model.norm_moe_gen(gen) if gen.shape[1] else gen
+        und = model.norm(und) if und.shape[1] else und
+        return und if compact is None else compact.padded(und), model.norm_moe_gen(gen) if gen.shape[1] else gen
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Text logits, fp32: the head runs in the weights' dtype, the result is widened."""
-        return F.linear(hidden, self.language_model.lm_head.weight).float()
+        """Text logits, fp32, also where everything else runs in less (spec/bagel.md section 9)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.language_model.lm_head.weight.float())
 
     def velocity_head(self, hidden: Tensor) -> Tensor:
         """llm2vae at latent tokens, fp32 [..., P]."""
