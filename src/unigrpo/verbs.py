@@ -27,8 +27,8 @@ from unigrpo.reports.progress import Progress
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.guidance import Guidance
+from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.training import checkpoint
-from unigrpo.training.sources import decode_pictures, thinking_of
 from unigrpo.training.trainer import Stop, Trainer, describe_summary
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes

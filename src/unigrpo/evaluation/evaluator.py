@@ -15,7 +15,8 @@ from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
-from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.rollout.outcome import decode_pictures, thinking_of
+from unigrpo.trajectory import Prompt
 
 EVALUATION_ITERATION = -1
 """The iteration that keys an evaluation's draws: never one of training, and the same before, during and after."""
@@ -59,9 +60,8 @@ def evaluate(
         some = prompts[start : start + per_call]
         draws = Draws(seed, EVALUATION_ITERATION)
         drawn = rollout(policy, single_round(think=think), some, sampling, group_size=samples, draws=draws)
-        latents = torch.stack([t.images[-1].latents for t in drawn])
-        bytes_ = (policy.decode_image(latents) * 255.0).round().to(torch.uint8).cpu()
-        thinking = [_thinking(policy, t) for t in drawn]
+        bytes_ = decode_pictures(policy, drawn)
+        thinking = [thinking_of(policy, t) for t in drawn]
         images, asked = bytes_.float() / 255.0, [t.prompt for t in drawn]
         verdicts = judge(images, asked, thinking)
         if reward is not None:
@@ -73,11 +73,6 @@ def evaluate(
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
         pictures.append(bytes_)
     return Evaluation(records, torch.cat(pictures))
-
-
-def _thinking(policy: Policy, trajectory: Trajectory) -> str | None:
-    texts = trajectory.sampled_texts
-    return " ".join(policy.decode_text(text.ids) for text in texts) if texts else None
 
 
 def _mean(values: Sequence[Any]) -> float | None:

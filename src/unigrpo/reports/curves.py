@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unigrpo.reports.progress import LOSSES
 from unigrpo.reports.rendering import BLUE, CYCLE, VERMILION, Chart, png, svg
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chart", "charts", "keys", "ordinal", "phases", "png", "series", "smooth", "svg"]
 
-LOSSES = {"cross_entropy": "cross-entropy (words)", "flow_matching": "flow matching (velocity)"}
-"""Names of the supervised losses (``loss`` of a metric line) for people."""
 
 Lines = Sequence[Mapping[str, Any]]
 Series = tuple[np.ndarray, np.ndarray]
@@ -188,9 +187,11 @@ def _policy(lines: Lines) -> list[Chart]:
                 title="Largest change of a token's log-probability",
                 healthy="Stays below about 1 (a factor of 3 after one update).",
                 unit="max |log ratio| (nats)"),
-        *_chart(lines, spread, name="image-ratio-spread", section=section, title="Spread of the image log-ratios, by place in the window",
+        *_chart(lines, spread, name="image-ratio-spread", section=section,
+                title="Spread of the image log-ratios, by place in the window",
                 healthy="Steady; the places need not agree.", unit="standard deviation (nats)"),
-        *_chart(lines, mean, name="image-ratio-mean", section=section, title="Mean of the image log-ratios, by place in the window",
+        *_chart(lines, mean, name="image-ratio-mean", section=section,
+                title="Mean of the image log-ratios, by place in the window",
                 healthy="Near 0 at every place; a drift clips one side.", unit="mean (nats)"),
         *_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
                 healthy="Grows slowly from 0.", unit="KL to the start checkpoint (nats)"),

@@ -241,7 +241,7 @@ def _tiles(run_dir: Path, when: Literal["before", "after"]) -> list[Tile]:
     return read_tiles(path) if path.is_file() else []
 
 
-def _records_of(tiles: Sequence[Tile], run_dir: Path, when: Literal["before", "after"]) -> list[Json]:
+def _records_of(tiles: Sequence[Tile], run_dir: Path, when: Literal["before", "after"]) -> Sequence[Json]:
     """Return the record of every tile, or {} for all of them where records and sheet do not belong together.
 
     The sheet shows the first records with ``sample`` 0, in order (``training.recorder``). Order is the only key:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from unigrpo.reports.curves import LOSSES
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
 
 ROWS = 12  # of the live table: the last iterations, few enough for a small terminal
 RECENT = 20  # iterations over which the speed is averaged, so that the time left follows a change
+LOSSES = {"cross_entropy": "cross-entropy (words)", "flow_matching": "flow matching (velocity)"}
+"""Names of the supervised losses (``loss`` of a metric line) for people."""
 
 
 class Progress:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from torch import Tensor
 
 from unigrpo.evaluation.canaries import colour_diversity, edge_energy, plan_diversity
 from unigrpo.evaluation.evaluator import Evaluation, compare, summarise
 from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
-from unigrpo.training.sources import Collected, thinking_of
+from unigrpo.rollout.outcome import thinking_of
+from unigrpo.training.sources import Collected
 
 SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12
 
@@ -25,9 +26,12 @@ class Recorder:
         self.run_dir = run_dir
 
     def start(self, recipe_yaml: str) -> None:
-        """Write what the run was started with."""
+        """Write what the run was started with, or add where it is resumed."""
         runlog.write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
-        runlog.write_json_atomic(self.run_dir / runlog.ENVIRONMENT, runlog.environment())
+        path, now = self.run_dir / runlog.ENVIRONMENT, runlog.environment()
+        if before := runlog.read_json(path):
+            now = {**before, "resumed": [*before.get("resumed", []), now]}
+        runlog.write_json_atomic(path, now)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append one iteration."""
@@ -65,7 +69,8 @@ class Recorder:
         sheet = record_sheet(pictures, [result.records[i] for i in chosen])
         save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
-        summary[when] = {**summarise(result.records), "canaries": canaries(result)}
+        plans = [r["thinking"] for r in result.records if r["thinking"]]
+        summary[when] = {**summarise(result.records), "canaries": canaries(result.pictures, plans)}
         if when == "after":
             before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
             summary["paired"] = compare(before, result.records)
@@ -84,25 +89,16 @@ class Recorder:
         return when in runlog.read_json(self.run_dir / runlog.SUMMARY)
 
 
-def canaries(result: Evaluation) -> dict[str, float]:
-    """Colour diversity, edge energy and plan diversity of an evaluation."""
-    images = result.pictures.float() / 255.0
-    plans = [r["thinking"] for r in result.records if r["thinking"]]
-    return {
-        "colour_diversity": colour_diversity(images),
-        "edge_energy": edge_energy(images),
-        **({"plan_diversity": plan_diversity(plans)} if plans else {}),
-    }
+def canaries(pictures: Tensor, plans: Sequence[str]) -> dict[str, float]:
+    """Colour diversity and edge energy of uint8 pictures [N, 3, H, W], and plan diversity where there are plans."""
+    images = pictures.float() / 255.0
+    found = {"colour_diversity": colour_diversity(images), "edge_energy": edge_energy(images)}
+    return {**found, "plan_diversity": plan_diversity(plans)} if plans else found
 
 
 def training_canaries(policy: Policy, collected: Collected) -> dict[str, float]:
-    """The same of an iteration's training samples; empty without pictures."""
+    """The canaries of an iteration's training samples; empty without pictures."""
     if collected.pictures is None:
         return {}
-    images = collected.pictures.to(torch.float32) / 255.0
-    plans = [text for t in collected.trajectories if (text := thinking_of(policy, t)) is not None]
-    return {
-        "colour_diversity": colour_diversity(images),
-        "edge_energy": edge_energy(images),
-        **({"plan_diversity": plan_diversity(plans)} if plans else {}),
-    }
+    texts = (thinking_of(policy, t) for t in collected.trajectories)
+    return canaries(collected.pictures, [text for text in texts if text is not None])

@@ -14,6 +14,7 @@ from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import Episode
+from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.training.clock import Clock
 from unigrpo.trajectory import Prompt, Trajectory
 
@@ -41,24 +42,6 @@ class PromptSource(Protocol):
     def batch(self, iteration: int, n: int) -> list[Prompt]:
         """The n prompts of an iteration."""
         ...
-
-
-def quantise(images: Tensor) -> Tensor:
-    """[0, 1] floats -> uint8, rounded: what a PNG of the picture holds."""
-    return (images * 255.0).round().clamp(0, 255).to(torch.uint8)
-
-
-def thinking_of(policy: Policy, trajectory: Trajectory) -> str | None:
-    """What the model wrote before drawing, in words; None without thinking."""
-    texts = trajectory.sampled_texts
-    return " ".join(policy.decode_text(text.ids) for text in texts) if texts else None
-
-
-@torch.no_grad()
-def decode_pictures(policy: Policy, trajectories: Sequence[Trajectory]) -> Tensor:
-    """The last picture of every trajectory, uint8 [B, 3, H, W] on the CPU."""
-    latents = torch.stack([trajectory.images[-1].latents for trajectory in trajectories])
-    return quantise(policy.decode_image(latents)).cpu()
 
 
 def score(
