@@ -26,7 +26,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
         "iterations": recipe.iterations,
         "training_seconds": round(sum(line["seconds"]["total"] for line in lines), 1),
         **runlog.read_json(run_dir / runlog.SUMMARY),
-        "environment": runlog.read_json(run_dir / runlog.ENVIRONMENT),
+        "environment": {k: v for k, v in runlog.read_json(run_dir / runlog.ENVIRONMENT).items() if k != "command"},
         "recipe": config.to_yaml(recipe),
     }
 

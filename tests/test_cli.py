@@ -170,6 +170,22 @@ def test_what_cannot_work_is_refused_before_anything_is_written(here, tmp_path, 
     assert tiny_runs.listed(tmp_path) == before
 
 
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_a_folder_with_something_in_it_is_not_written_to(here, tmp_path, capsys, verb):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "notes.txt").write_text("keep me")
+    words = TRAIN if verb == "train" else ("eval", "--prompts", "1", "--samples", "1")
+    message = refused(capsys, *words, "--out", str(out))
+    assert "not empty" in message and [p.name for p in out.iterdir()] == ["notes.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named(here, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    message = refused(capsys, "eval", "--prompts", "1", "--samples", "1", "--out", str(tmp_path / "file" / "below"))
+    assert "cannot write to" in message and "choose another --out" in message
+
+
 def test_a_bug_is_not_dressed_up_as_a_message(monkeypatch):
     """Only what a user can mend is a message; anything else keeps its traceback."""
     monkeypatch.setattr(config, "list_recipes", lambda: [][1])

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from unigrpo.reports import grids, runlog
+from unigrpo.training.metrics import metrics_line
+from unigrpo.training.sources import Collected
+from unigrpo.training.update import Updated
+from unigrpo.trajectory import Prompt, Trajectory
 
-CATEGORIES = ("single", "two", "counting", "colors", "position", "color_attr")
+CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLOURS = {"red": (220, 50, 47), "blue": (38, 90, 210), "green": (60, 160, 60), "yellow": (230, 200, 40)}
 RECIPE = """name: shapes/unigrpo
 seed: 0
@@ -22,56 +26,73 @@ method: {name: unigrpo, lambda_flow: 1.0}  # <not markup> & "quoted"
 
 
 def line_of(k: int, total: int = 120) -> dict[str, Any]:
-    """Make the metrics of one iteration of a run that goes well."""
+    """Make the metrics of one iteration of a run that goes well, put together by the trainer's own code."""
     rng = np.random.default_rng(k)
     rise = 1 - np.exp(-3 * k / total)
-    line: dict[str, Any] = {
-        "iteration": k,
-        "reward_mean": 0.55 + 0.25 * rise + 0.03 * rng.normal(),
-        "reward_std": 0.2,
-        "reward_by_category": dict.fromkeys(CATEGORIES, 0.6),
-        "zero_variance_share": 0.1 + 0.2 * rise + 0.02 * rng.random(),
-        "text": {
-            "ratio_max_abs_log": 0.2 + 0.3 * rng.random(),
-            "clip_fraction": 0.02 + 0.01 * rng.random(),
-            "kl": 0.03 * rise,
-            "entropy": 0.9 - 0.4 * rise + 0.02 * rng.normal(),
-            "think_length": 11 - 2 * rise + 0.2 * rng.normal(),
-            "loss": 0.01,
-        },
-        "flow": {
-            "loss": 1e-5,
-            "mse": 1e-4 + 0.01 * rise + 5e-4 * rng.random(),
-            "steps": [
-                {
-                    "step": s,
-                    "log_ratio_mean": 1e-7 * rng.normal(),
-                    "log_ratio_std": (1 + s) * 2e-6 * (1 + 0.2 * rng.random()),
-                    "clip_fraction": 0.1 + 0.04 * s + 0.02 * rng.random(),
-                    "mse": 0.01,
-                }
-                for s in (0, 1, 2)
-            ],
-        },
-        "grad_norm": {"reasoning": 0.6 + 0.2 * rng.random(), "denoising": 0.02 + 0.01 * rng.random()},
-        "seconds": {"rollout": 0.33, "reward": 0.05, "update": 0.4 + 0.05 * rng.random(), "total": 0.9},
-        "samples_per_second": 110 + 5 * rng.normal(),
-        "canaries": {
+    stats = {
+        "text/ratio": 1.0, "text/log_ratio_max": 0.2 + 0.3 * rng.random(),
+        "text/clip_low": 0.01, "text/clip_high": 0.01 + 0.01 * rng.random(), "text/kl": 0.03 * rise,
+        "flow/ratio": 1.0, "flow/log_ratio": 0.0, "flow/log_ratio_max": 1e-5,
+        "flow/clip_low": 0.1, "flow/clip_high": 0.1, "flow/velocity_mse": 1e-4 + 0.01 * rise + 5e-4 * rng.random(),
+    }  # fmt: skip
+    for place in range(3):
+        stats |= {
+            f"flow/log_ratio/{place}": 1e-7 * rng.normal(),
+            f"flow/log_ratio_std/{place}": (1 + place) * 2e-6 * (1 + 0.2 * rng.random()),
+            f"flow/clip_low/{place}": 0.05 + 0.04 * place, f"flow/clip_high/{place}": 0.05 + 0.02 * rng.random(),
+            f"flow/velocity_mse/{place}": 0.01,
+        }  # fmt: skip
+    norms = {"reasoning": 0.6 + 0.2 * rng.random(), "denoising": 0.02 + 0.01 * rng.random()}
+    return metrics_line(
+        iteration=k,
+        collected=Collected([Trajectory(Prompt(0, ""), i, ()) for i in range(96)], _rewards(rise, rng)),
+        updates=[Updated(stats, norms, 0.9 - 0.4 * rise + 0.02 * rng.normal())],
+        rates={"reasoning": 3e-4, "denoising": 5e-4},
+        canaries={
             "colour_diversity": 2.4 - 0.5 * rise + 0.03 * rng.normal(),
             "edge_energy": 0.05 + 0.002 * rng.normal(),
             "plan_diversity": 4.4 - 0.6 * rise,
         },
-    }
-    if k == 0:
-        line["first_update"] = {"text_log_ratio_max": 1.9e-6, "image_log_ratio_max": 1.2e-7}
-    if k % 20 == 19:
-        score = 0.58 + 0.22 * rise
-        by_category = {name: min(1.0, score + 0.05 * i - 0.12) for i, name in enumerate(CATEGORIES)}
-        line["validation"] = {
-            "score": score, "exam_score": score + 0.1, "reward": score + 0.05, "plan_right": 0.68 + 0.2 * rise,
-            "follow": 0.7 + 0.05 * rise, "parsable": 0.97, "by_category": by_category,
-        }  # fmt: skip
-    return line
+        validation=_validation(rise) if k % 20 == 19 else None,
+        gap={},
+        seconds={"rollout": 0.33, "reward": 0.05, "update": 0.4 + 0.05 * rng.random(), "total": 0.9},
+    )
+
+
+def _rewards(rise: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Make what ``sources.describe`` says of an iteration."""
+    return {
+        "reward_mean": 0.55 + 0.25 * rise + 0.03 * rng.normal(), "reward_std": 0.2, "reward_group_std": 0.15,
+        "zero_variance_share": 0.1 + 0.2 * rise + 0.02 * rng.random(), "advantage_std": 0.9,
+        "reward_by_category": dict.fromkeys(CATEGORIES, 0.6),
+        "reward_parts": {"correct": 0.5, "exam": 0.8, "evidence": 0.8, "clean": 0.9},
+        "think_length": 11 - 2 * rise + 0.2 * rng.normal(), "think_cut_share": 0.0,
+    }  # fmt: skip
+
+
+def _validation(rise: float) -> dict[str, Any]:
+    score = 0.58 + 0.22 * rise
+    by_category = {name: min(1.0, score + 0.05 * i - 0.12) for i, name in enumerate(CATEGORIES)}
+    return {
+        "score": score, "exam_score": score + 0.1, "reward": score + 0.05, "plan_right": 0.68 + 0.2 * rise,
+        "follow": 0.7 + 0.05 * rise, "parsable": 0.97, "by_category": by_category, "n": 200,
+    }  # fmt: skip
+
+
+def supervised_line_of(k: int) -> dict[str, Any]:
+    """Make the metrics of one iteration of supervised training."""
+    return metrics_line(
+        iteration=k,
+        collected=Collected([Trajectory(Prompt(0, ""), 0, ())]),
+        updates=[
+            Updated({"sft/cross_entropy": 1.25 / (k + 1), "sft/flow_matching": 0.5}, {"reasoning": 1.0}, entropy=1.0)
+        ],
+        rates={"reasoning": 3e-3, "denoising": 3e-3},
+        canaries={},
+        validation=None,
+        gap={},
+        seconds={"data": 0.1, "update": 0.2, "total": 0.3},
+    )
 
 
 def pictures_and_records(good: float, seed: int, count: int = 12) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -151,3 +172,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 def metric_line() -> Callable[..., dict[str, Any]]:
     """Return the maker of made-up metric lines."""
     return line_of
+
+
+@pytest.fixture
+def supervised_line() -> Callable[[int], dict[str, Any]]:
+    """Return the maker of made-up metric lines of supervised training."""
+    return supervised_line_of

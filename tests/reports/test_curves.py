@@ -30,14 +30,28 @@ def test_full_run_has_all_charts(metric_line: Maker) -> None:
     assert "supervised" not in found
 
 
+def test_places_in_the_window_are_counted_like_people_do(metric_line: Maker) -> None:
+    found = {chart.name: chart for chart in curves.charts([metric_line(k) for k in range(3)])}
+    for name in ("clipped", "image-ratio-spread", "image-ratio-mean"):
+        drawn = curves.svg(found[name])
+        assert all(f"{place} place" in drawn for place in ("1st", "2nd", "3rd"))
+        assert "place in the window" in found[name].title + found[name].healthy
+        assert "same size" not in found[name].healthy and "image, step" not in drawn
+    said = [curves.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112)]
+    assert said == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
+
+
 def test_text_only_run_has_no_image_charts(metric_line: Maker) -> None:
     found = names([without(metric_line(k), "flow") for k in range(5)])
     assert found.isdisjoint({"velocity-mse", "image-ratio-spread", "image-ratio-mean"})
     assert {"clipped", "text-ratio"} <= found
 
 
-def test_supervised_and_empty_runs() -> None:
-    assert names([{"iteration": k, "loss": {"ce": 1.0, "mse": None}} for k in range(9)]) == {"supervised"}
+def test_supervised_and_empty_runs(supervised_line: Maker) -> None:
+    found = curves.charts([supervised_line(k) for k in range(9)])
+    assert {chart.name for chart in found} == {"supervised", "gradients", "entropy", "seconds", "speed"}
+    drawn = next(curves.svg(chart) for chart in found if chart.name == "supervised")
+    assert "cross-entropy (words)" in drawn and "flow matching (velocity)" in drawn
     assert curves.charts([]) == [] and curves.charts([{"iteration": 0}, {}]) == []
     with pytest.raises(ValueError, match="no metrics yet"):
         curves.png([])

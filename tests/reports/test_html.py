@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -82,11 +84,12 @@ def test_bare_run_of_a_recipe_only(tmp_path: Path) -> None:
     assert "No iteration is logged yet." in page.text
 
 
-def test_supervised_run(tmp_path: Path) -> None:
+def test_supervised_run(tmp_path: Path, supervised_line: Callable[[int], dict[str, Any]]) -> None:
     (tmp_path / runlog.RECIPE).write_text("name: shapes/sft\niterations: 5\n")
     for k in range(5):
-        runlog.append_metrics(tmp_path, {"iteration": k, "loss": {"ce": 1 / (k + 1), "mse": 0.5}})
-    assert "Supervised losses" in page_of(tmp_path).text
+        runlog.append_metrics(tmp_path, supervised_line(k))
+    page = page_of(tmp_path).text
+    assert "Supervised losses" in page and "cross-entropy (words)" in page
 
 
 @pytest.mark.parametrize(
@@ -106,10 +109,52 @@ def test_headline_without_interval() -> None:
 def test_markup_in_model_output_is_escaped(make_run: Callable[..., Path]) -> None:
     run_dir = make_run(iterations=1, after=False)
     records = [{"prompt": "<script>alert(1)</script>", "thinking": "<b>x", "correct": None}]
-    sheet = grids.record_sheet(grids.np.zeros((1, 8, 8, 3), dtype="uint8"), records)
+    sheet = grids.record_sheet(np.zeros((1, 8, 8, 3), dtype=np.uint8), records)
     grids.save_png_atomic(sheet, runlog.evaluation_file(run_dir, "before", "png"))
     html.write_report(run_dir)
     assert "<script>" not in (run_dir / runlog.REPORT).read_text(encoding="utf-8")
+
+
+def write_evaluation(run_dir: Path, shown: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
+    """Write a contact sheet of some records beside the records of an evaluation."""
+    sheet = grids.record_sheet(np.zeros((len(shown), 8, 8, 3), dtype=np.uint8), shown)
+    grids.save_png_atomic(sheet, runlog.evaluation_file(run_dir, "before", "png"))
+    runlog.write_records_atomic(runlog.evaluation_file(run_dir, "before", "jsonl"), records)
+
+
+def twins() -> list[dict[str, Any]]:
+    """Two prompts of the same words, two samples of each, all with the same words of thinking; all verdicts differ."""
+    same = {"prompt": "a ring", "thinking": "a ring a1", "plan_right": True, "parsable": True}
+    halves = [(0, 0, False, False), (0, 1, True, True), (1, 0, False, True), (1, 1, True, False)]
+    return [
+        {**same, "position": p, "sample": s, "correct": c, "follow": f, "points": [[f"ring {p}{s}?", c]]}
+        for p, s, c, f in halves
+    ]
+
+
+def test_equal_prompts_and_thoughts_keep_their_own_verdicts(make_run: Callable[..., Path]) -> None:
+    run_dir, records = make_run(iterations=1, after=False), twins()
+    write_evaluation(run_dir, [r for r in records if r["sample"] == 0], records)
+    shown = [pair["before"] for pair in html.report_content(run_dir)["pairs"]]
+    assert [picture["missed"] for picture in shown] == [["ring 00?"], ["ring 10?"]]
+    assert [picture["halves"] for picture in shown] == [
+        "plan right, picture does not follow it",
+        "plan right, picture follows it",
+    ]
+
+
+@pytest.mark.parametrize("change", ["fewer", "prompt", "thinking", "verdict"])
+def test_records_that_do_not_belong_to_the_sheet_give_no_details(make_run: Callable[..., Path], change: str) -> None:
+    run_dir = make_run(iterations=1, after=False)
+    shown = [r for r in twins() if r["sample"] == 0]
+    changed = {"prompt": {"prompt": "a star"}, "thinking": {"thinking": "no"}, "verdict": {"correct": True}}
+    records = shown[:1] if change == "fewer" else [shown[0], shown[1] | changed[change]]
+    write_evaluation(run_dir, shown, records)
+    pictures = [pair["before"] for pair in html.report_content(run_dir)["pairs"]]
+    assert [(p["thinking"], p["verdict"], p["halves"], p["missed"]) for p in pictures] == [
+        ("a ring a1", False, "", []),
+        ("a ring a1", False, "", []),
+    ]
 
 
 def test_sheets_that_cannot_be_paired_are_shown_whole(make_run: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -54,12 +55,20 @@ def test_plain_lines_come_by_time_too_and_after_a_resume() -> None:
     assert heads == [f"iteration {k} of 60" for k in (51, 54, 57, 60)]
 
 
-def test_supervised_lines_show_their_losses() -> None:
+def test_supervised_lines_show_their_losses(supervised_line: Callable[[int], dict]) -> None:
     output, clock = io.StringIO(), Clock()
     progress = Progress("sft", 2, console=Console(file=output), clock=clock)
-    run(progress, clock, [{"iteration": 0, "loss": {"ce": 1.25, "mse": 0.5}}])
-    assert "text loss 1.2500 | image loss 0.5000" in output.getvalue()
+    run(progress, clock, [supervised_line(0)])
+    assert "cross-entropy (words) 1.2500 | flow matching (velocity) 0.5000" in output.getvalue()
     assert "reward" not in output.getvalue()
+
+
+def test_supervised_table_has_a_column_for_each_loss(supervised_line: Callable[[int], dict]) -> None:
+    output, clock = io.StringIO(), Clock()
+    console = Console(file=output, force_terminal=True, width=120)
+    run(Progress("sft", 2, console=console, clock=clock), clock, [supervised_line(0)])
+    for words in ("cross-entropy (words)", "flow matching (velocity)", "1.2500", "0.5000"):
+        assert words in output.getvalue()
 
 
 def test_terminal_gets_a_table_with_filled_columns_only() -> None:
@@ -69,7 +78,7 @@ def test_terminal_gets_a_table_with_filled_columns_only() -> None:
     text = output.getvalue()
     assert "demo: iteration 6 of 25, about 38 s left" in text
     assert "training reward" in text and "validation score" in text
-    assert "text loss" not in text and "plan right" not in text
+    assert "cross-entropy" not in text and "plan right" not in text
 
 
 def test_table_keeps_whole_words_on_a_narrow_terminal() -> None:

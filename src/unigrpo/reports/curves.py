@@ -149,7 +149,7 @@ def _progress(lines: Lines) -> list[Chart]:
                 unit="share judged correct", dots=True, share=True),
         *_chart(lines, {label: f"loss.{key}" for key, label in LOSSES.items()},
                 name="supervised", section=section, title="Supervised losses",
-                healthy="Both fall, then flatten.", unit="nats per token; squared velocity"),
+                healthy="Both fall, then flatten.", unit="loss"),
     ]  # fmt: skip
 
 
@@ -175,24 +175,24 @@ def _reward(lines: Lines, section: str) -> list[Chart]:
 def _policy(lines: Lines) -> list[Chart]:
     section = "Does the policy move in small steps?"
     places = sorted({int(item["step"]) for line in lines for item in _steps(line)})
-    labels = {k: f"image, {ordinal(k + 1)} in the window" for k in places}
-    clipped = {"text": "text.clip_fraction"} | {labels[k]: f"places.{k}.clip_fraction" for k in places}
+    labels = {k: f"{ordinal(k + 1)} place" for k in places}
+    clipped = {"text": "text.clip_fraction"} | {f"image, {labels[k]}": f"places.{k}.clip_fraction" for k in places}
     spread = {labels[k]: f"places.{k}.log_ratio_std" for k in places}
     mean = {labels[k]: f"places.{k}.log_ratio_mean" for k in places}
     lines = [{**line, "places": {str(item["step"]): item for item in _steps(line)}} for line in lines]
     return [
         *_chart(lines, clipped, name="clipped", section=section, title="Share of ratios beyond the clip",
-                healthy="Above 0 (or the clip never acts), far below 1.", unit="share clipped"),
+                healthy="Above 0, far below 1. Image: by place in the window.", unit="share clipped"),
         *_chart(lines, {"text": "text.ratio_max_abs_log"}, name="text-ratio", section=section,
                 title="Largest change of a token's log-probability",
                 healthy="Stays below about 1 (a factor of 3 after one update).",
                 unit="max |log ratio| (nats)"),
         *_chart(lines, spread, name="image-ratio-spread", section=section,
-                title="Spread of the image log-ratios, by place in the window",
-                healthy="Steady; the places need not agree.", unit="standard deviation (nats)"),
+                title="Spread of the image log-ratios",
+                healthy="By place in the window: each steady, not all alike.", unit="standard deviation (nats)"),
         *_chart(lines, mean, name="image-ratio-mean", section=section,
-                title="Mean of the image log-ratios, by place in the window",
-                healthy="Near 0 at every place; a drift clips one side.", unit="mean (nats)"),
+                title="Mean of the image log-ratios",
+                healthy="By place in the window: near 0; a drift clips one side.", unit="mean (nats)"),
         *_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
                 healthy="Grows slowly from 0.", unit="KL to the start checkpoint (nats)"),
     ]  # fmt: skip

@@ -90,8 +90,16 @@ def report_content(run_dir: Path) -> dict[str, Any]:
         "first_update": _first_update(lines),
         "samples": _samples(run_dir),
         "recipe": recipe_text,
-        "environment": runlog.read_json(run_dir / runlog.ENVIRONMENT),
+        "environment": _environment(run_dir),
     }
+
+
+def _environment(run_dir: Path) -> Json:
+    """Where the run was started; of later sessions, how many and when the last began."""
+    environment = runlog.read_json(run_dir / runlog.ENVIRONMENT)
+    if sessions := environment.pop("resumed", []):
+        environment["resumed"] = f"{len(sessions)} times, last {sessions[-1].get('date')}"
+    return environment
 
 
 def _parse_recipe(text: str, path: Path) -> dict[str, Any]:

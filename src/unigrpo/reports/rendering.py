@@ -23,6 +23,7 @@ BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, GREY = (
 CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, GREY)
 
 Draw = Callable[["Axes"], None]
+LEGEND_LETTERS = 56  # of a legend's row; a wider legend would leave no room for the axes
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def _finish(axes: Axes, chart: Chart) -> None:
     axes.grid(axis="y", alpha=0.18, color=INK, linewidth=0.7)
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=min(len(handles), 3))
+        columns = max(1, LEGEND_LETTERS // (max(map(len, labels)) + 5))  # 5: the line's sample and the gap
+        columns = min(len(handles), 3, columns)
+        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
 
 
 def _style(salt: str) -> Any:

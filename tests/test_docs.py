@@ -1,0 +1,72 @@
+"""The guide names every key that a run writes, and no other."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import tiny_runs
+from unigrpo.reports import runlog
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
+METRICS, RECORDS = GUIDE.split("## metrics.jsonl, key by key")[1].split("## What stops a run")[0].split("### Samples")
+NAMED_BY_THE_WORLD = {"reward_by_category": "<category>", "by_category": "<category>", "verdict": "<part>"}
+RUNS = {
+    "rl": {},
+    "penalties": {
+        "model__dtype": "bfloat16",
+        "method__text__kl_weight": 0.01,
+        "method__regulariser": "{kind: latent_kl, weight: 0.3}",
+    },
+    "supervised": {"recipe": tiny_runs.PRETRAIN, "optimizer__warmup": 0},
+}
+
+
+def rows(part):
+    """What stands in code in the first column of the guide's tables."""
+    cells = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def paths(value, path=""):
+    """Dotted paths of all leaves; places in lists are [], names that belong to the world <...>."""
+    if isinstance(value, dict):
+        general = NAMED_BY_THE_WORLD.get(path.rsplit(".", 1)[-1])
+        return {p for key, v in value.items() for p in paths(v, f"{path}.{general or key}".lstrip("."))}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {p for v in value for p in paths(v, f"{path}[]")}
+    return {path}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One iteration of every kind of run, with everything that is optional switched on in one of them."""
+    made = {}
+    for name, options in RUNS.items():
+        made[name] = tmp_path_factory.mktemp(name)
+        tiny_runs.train(tiny_runs.trainer_of(made[name], iterations=1, eval__every=1, **options))
+    return made
+
+
+def test_every_metric_is_explained_and_every_explained_metric_exists(folders):
+    written = {p for folder in folders.values() for line in runlog.read_metrics(folder) for p in paths(line)}
+    assert written == rows(METRICS)
+
+
+def test_names_of_categories_are_in_the_guide(folders):
+    (line,) = runlog.read_metrics(folders["rl"])
+    assert all(f"`{name}`" in METRICS for name in line["validation"]["by_category"])
+
+
+def test_every_key_of_samples_and_evaluations_is_explained(folders):
+    folder = folders["rl"]
+    records = runlog.read_records(runlog.samples_file(folder, 1, "jsonl"))
+    records += runlog.read_records(runlog.evaluation_file(folder, "after", "jsonl"))
+    written = {p for record in records for p in paths(record)}
+    summary = json.loads((folder / runlog.SUMMARY).read_text())
+    written |= {f"paired.<measure>.{key}" for measure in summary["paired"].values() for key in measure}
+    written |= {f"{side}.<key>" for side in ("before", "after")}
+    assert written == rows(RECORDS)
+    sides = paths(summary["before"])
+    assert all(p in rows(METRICS) or f"validation.{p}" in rows(METRICS) for p in sides)
