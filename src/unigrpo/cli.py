@@ -79,6 +79,10 @@ class Eval:
     """Draw without thinking first."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is none."""
+    renorm: Literal["global", "channel", "text_channel"] = "global"
+    """How guided velocities are brought back to size."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance is on where LOW < t <= HIGH."""
     steps: int | None = None
     """Points of the timestep grid (default: the model's own)."""
     temperature: float = 1.0

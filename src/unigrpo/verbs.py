@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -217,12 +216,14 @@ def sampling(policy: BagelPolicy, verb: cli.Generate | cli.Eval) -> Sampling:
     ):
         if not value >= least:
             raise ConfigError(f"--{option} {value}: it must be at least {least}")
+    if not 0 <= verb.interval[0] < verb.interval[1] <= 1:
+        raise ConfigError(f"--interval {verb.interval[0]} {verb.interval[1]}: it must be 0 <= LOW < HIGH <= 1")
     return Sampling(
         num_points=points,
         shift=policy.config.timestep_shift,
         temperature=verb.temperature,
         max_think_tokens=verb.max_think_tokens,
-        guidance=Guidance(text_scale=verb.guidance),
+        guidance=Guidance(text_scale=verb.guidance, interval=verb.interval, renorm=verb.renorm),
     )
 
 
@@ -230,19 +231,15 @@ def generate(verb: cli.Generate) -> int:
     """Draw one prompt ``num`` times into one picture."""
     if verb.num < 1:
         raise ConfigError(f"--num {verb.num}: draw at least one picture")
-    if not 0 <= verb.interval[0] < verb.interval[1] <= 1:
-        raise ConfigError(f"--interval {verb.interval[0]} {verb.interval[1]}: it must be 0 <= LOW < HIGH <= 1")
     if verb.out.suffix.lower() != ".png":
         raise ConfigError(f"--out {verb.out}: pictures are written as .png")
     policy = resolve.policy(config.Model(verb.model))
-    guidance = Guidance(text_scale=verb.guidance, interval=verb.interval, renorm=verb.renorm)
-    chosen = replace(sampling(policy, verb), guidance=guidance)
     prompt = Prompt(0, *understood(policy, verb.prompt))
     drawn = rollout(
         policy,
         single_round(think=not verb.no_think),
         [prompt],
-        chosen,
+        sampling(policy, verb),
         group_size=verb.num,
         draws=Draws(verb.seed, 0),
     )
@@ -305,7 +302,12 @@ def evaluate_model(verb: cli.Eval) -> int:
         print(f"  {category:14} {value:.3f}")
     if verb.out is not None:
         settings = {"model": verb.model, "suite": verb.suite, "seed": verb.seed, "think": not verb.no_think}
-        settings |= {"guidance": verb.guidance, "num_points": verb.steps or policy.config.num_points}
+        settings |= {
+            "guidance": verb.guidance,
+            "interval": verb.interval,
+            "renorm": verb.renorm,
+            "num_points": verb.steps or policy.config.num_points,
+        }
         runlog.write_records_atomic(verb.out / "records.jsonl", result.records)
         runlog.write_json_atomic(verb.out / "summary.json", {**summary, "settings": settings})
         sheet = record_sheet(result.pictures[:24].permute(0, 2, 3, 1).numpy(), result.records[:24])

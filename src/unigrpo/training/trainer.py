@@ -171,7 +171,12 @@ class Trainer:
             batch = annotate_reference(self.parts.reference, batch, micro_batch=size, temperature=temperature)
         if self.parts.compute_dtype == torch.float32 or collected.pictures is None:
             return batch, {}
-        return rescore(self.parts.policy, batch, micro_batch=optimizer.micro_batch, temperature=temperature)
+        ready, gap = Batch([], []), {"text": 0.0, "image": 0.0}
+        for part in minibatches(batch, optimizer.minibatches):  # the very micro-batches that are trained on
+            again, apart = rescore(self.parts.policy, part, micro_batch=optimizer.micro_batch, temperature=temperature)
+            ready = Batch(ready.trajectories + again.trajectories, ready.draws + again.draws)
+            gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
+        return ready, gap
 
     def update(self, batch: Batch) -> list[Updated]:
         """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def load_policy(
         raise ValueError(f"{folder} is not a model folder: it has no {', '.join(missing)}")
     config = BagelConfig.load(folder / "config.json")
     model = Bagel(config)
-    load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    if dropped := load_weights(model, read_weights(folder / "model.safetensors"), str(folder / "model.safetensors")):
+        warnings.warn(f"{folder}: left out {len(dropped)} tensors of the vision tower", stacklevel=2)
     autoencoder = load_autoencoder(folder) if (folder / "autoencoder.json").is_file() else None
     model = model.to(device)
     if autoencoder is not None:
