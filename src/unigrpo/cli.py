@@ -33,18 +33,12 @@ class Train:
     """Go on with the run in --out from its last complete checkpoint."""
 
 
-@dataclass(frozen=True)
-class Generate:
-    """Think about a prompt, then draw it."""
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What the verbs that draw have in common."""
 
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    """What to draw, for example "a red circle left of a blue square"."""
     model: str = "builtin:shapes-sft"
     """builtin:shapes-sft, builtin:shapes-pretrain, a model folder, or a run folder (its newest checkpoint)."""
-    out: Path = Path("generated.png")
-    """The picture to write: a grid with the thinking under each drawing."""
-    num: int = 4
-    """How many to draw."""
     no_think: bool = False
     """Draw without thinking first."""
     guidance: float = 1.0
@@ -60,39 +54,33 @@ class Generate:
     max_think_tokens: int = 32
     """Where the thinking is cut."""
     seed: int = 0
-    """Another seed, other drawings."""
+    """Keys all draws: another seed, other drawings."""
 
 
 @dataclass(frozen=True)
-class Eval:
+class Generate(Drawing):
+    """Think about a prompt, then draw it."""
+
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
+    """What to draw, for example "a red circle left of a blue square"."""
+    out: Path = Path("generated.png")
+    """The picture to write: a grid with the thinking under each drawing."""
+    num: int = 4
+    """How many to draw."""
+
+
+@dataclass(frozen=True)
+class Eval(Drawing):
     """Draw for held-out prompts and print score, exam score, plan right and follow."""
 
-    model: str = "builtin:shapes-sft"
-    """builtin:shapes-sft, builtin:shapes-pretrain, a model folder, or a run folder (its newest checkpoint)."""
     suite: str = "shapes"
     """The prompts: shapes (held-out), shapes:held-out or shapes:train."""
     prompts: int = 504
     """How many prompts."""
     samples: int = 4
     """Pictures per prompt."""
-    no_think: bool = False
-    """Draw without thinking first."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
-    renorm: Literal["global", "channel", "text_channel"] = "global"
-    """How guided velocities are brought back to size."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Guidance is on where LOW < t <= HIGH."""
-    steps: int | None = None
-    """Points of the timestep grid (default: the model's own)."""
-    temperature: float = 1.0
-    """Of the thinking; 0 always takes the likeliest word."""
-    max_think_tokens: int = 32
-    """Where the thinking is cut."""
-    seed: int = 0
-    """Keys all draws."""
     out: Path | None = None
-    """A folder for records.jsonl, summary.json and sheet.png (default: print only)."""
+    """A new folder for records.jsonl, summary.json and sheet.png (default: print only)."""
 
 
 @dataclass(frozen=True)

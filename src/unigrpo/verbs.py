@@ -204,7 +204,7 @@ def print_comparison(run_dir: Path) -> None:
 # Drawing and judging
 
 
-def sampling(policy: BagelPolicy, verb: cli.Generate | cli.Eval) -> Sampling:
+def sampling(policy: BagelPolicy, verb: cli.Drawing) -> Sampling:
     """The sampling that the options ask for, on the model's own timestep grid."""
     points = policy.config.num_points if verb.steps is None else verb.steps
     if points < 2:
