@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
+from unigrpo.config import did_you_mean
 from unigrpo.rewards.protocol import RewardFunction
 
 _FACTORIES: dict[str, Callable[[], RewardFunction]] = {}
@@ -20,7 +20,6 @@ def register(name: str, factory: Callable[[], RewardFunction]) -> None:
 def build(name: str) -> RewardFunction:
     """Build the reward of this name; ValueError lists the known ones."""
     if name not in _FACTORIES:
-        near = difflib.get_close_matches(name, _FACTORIES, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(name, list(_FACTORIES))
         raise ValueError(f"there is no reward called {name!r}{hint}; known rewards: {', '.join(sorted(_FACTORIES))}")
     return _FACTORIES[name]()

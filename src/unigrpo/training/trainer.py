@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -237,6 +238,11 @@ class Trainer:
         summary = self.recorder.evaluation(when, result)[when]
         progress.note(f"{when} training: {describe_summary(summary)}")
 
+    @cached_property
+    def reference_hash(self) -> str | None:
+        """The frozen reference's fingerprint, taken once a run: of a large model it reads many gigabytes."""
+        return fingerprint(self.parts.reference)
+
     def save(self) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
         if self.saved == self.done:
@@ -248,7 +254,7 @@ class Trainer:
             raw = {n: p.detach().clone() for n, p in self.average.parameters.items()}
             tensors |= checkpoint.prefixed("raw", raw)
             save_model = self._save_averaged
-        facts = {"recipe": self.recipe.name, "reference": fingerprint(self.parts.reference)}
+        facts = {"recipe": self.recipe.name, "reference": self.reference_hash}
         state = checkpoint.TrainingState(self.done, tensors, facts)
         checkpoint.save(self.run_dir, state, save_model, keep=self.recipe.checkpoint.keep)
         self.saved = self.done
@@ -267,7 +273,7 @@ class Trainer:
         folders = checkpoint.complete(self.run_dir)
         if folders:
             state = checkpoint.load(folders[-1])
-            if state.facts.get("reference") != fingerprint(self.parts.reference):
+            if state.facts.get("reference") != self.reference_hash:
                 raise ValueError(
                     f"the reference model of {self.run_dir} is not the one it was started with: "
                     f"restore model.path {self.recipe.model.path}, or start a new run"

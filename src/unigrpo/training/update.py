@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
-from unigrpo.objectives.methods import Draw, Losses, Method
+from unigrpo.objectives.methods import Draw, Losses, Method, target_tokens
 from unigrpo.objectives.terms import merge, summarize
 from unigrpo.policy import Policy, Replayed, ReplayItem, VelocityQuery
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
@@ -69,8 +69,7 @@ def _group(trajectory: Trajectory) -> int:
 
 def target_tokens_per_row(batch: Batch) -> float | None:
     """Target tokens per trajectory of a minibatch, by which supervised losses are divided; None without targets."""
-    texts = [s for t in batch.trajectories for s in t.segments if isinstance(s, Text) and s.target]
-    return sum(text.num_actions for text in texts) / len(batch) if texts else None
+    return target_tokens(batch.trajectories) / len(batch) or None
 
 
 def update(

@@ -231,3 +231,12 @@ def lay_context(builder: RowBuilder, segment: Segment) -> int:
     start = len(builder.und.ids)
     builder.clean_image(segment.latents, segment.grid)
     return start
+
+
+def lay_rows(contexts: Sequence[Sequence[Segment]], config: BagelConfig) -> list[RowBuilder]:
+    """Lay every context into a row of its own."""
+    rows = [RowBuilder(config) for _ in contexts]
+    for row, segments in zip(rows, contexts, strict=True):
+        for segment in segments:
+            lay_context(row, segment)
+    return rows

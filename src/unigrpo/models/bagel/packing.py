@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from unigrpo.models.bagel.blocks import NOISE, Block, RowBuilder, Tokens, build_block, lay_context, require_grid
+from unigrpo.models.bagel.blocks import (
+    NOISE,
+    Block,
+    RowBuilder,
+    Tokens,
+    build_block,
+    lay_context,
+    lay_rows,
+    require_grid,
+)
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.trajectory import Segment, Text
@@ -146,21 +155,13 @@ def noise_block(spans: Sequence[NoiseSpan], config: BagelConfig, device: torch.d
     )
 
 
-def _lay_beginnings(beginnings: Sequence[Sequence[Segment]], config: BagelConfig) -> list[RowBuilder]:
-    rows = [RowBuilder(config) for _ in beginnings]
-    for row, segments in zip(rows, beginnings, strict=True):
-        for segment in segments:
-            lay_context(row, segment)
-    return rows
-
-
 def pack(items: Sequence[ReplayItem], config: BagelConfig, device: torch.device, *, plain: bool = False) -> Packed:
     """Lay items into [shared prompts | rest of the context | noisy images], with the padding of words left out.
 
     An image enters the context only if something after it needs it. ``plain``: nothing is shared, and padding stays.
     """
     beginnings, owners = ([], []) if plain else shared_beginnings(items)
-    prompts = _lay_beginnings(beginnings, config)
+    prompts = lay_rows(beginnings, config)
     contexts, texts, images = [], [], []
     for row, item in enumerate(items):
         context, first = RowBuilder(config), 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_range, unpatchify
-from unigrpo.models.bagel.blocks import NOISE, Block, RowBuilder, Tokens, build_block, lay_context
+from unigrpo.models.bagel.blocks import NOISE, Block, Tokens, build_block, lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.packing import Packed, pack
 from unigrpo.models.bagel.tokenizer import Tokenizer
@@ -78,10 +78,7 @@ class BagelPolicy:
 
     def extend(self, cache: Cache, additions: Sequence[Sequence[Segment]]) -> Cache:
         """Read further segments into a cache, one tuple per row; returns the same cache."""
-        rows = [RowBuilder(self.config) for _ in additions]
-        for row, segments in zip(rows, additions, strict=True):
-            for segment in segments:
-                lay_context(row, segment)
+        rows = lay_rows(additions, self.config)
         if not any(row.order for row in rows):
             return cache
         block = build_block(rows, self.config.latent_dim, self.model.device)
