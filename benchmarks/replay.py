@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unigrpo import config, resolve, seeds
 from unigrpo.config import PromptData
-from unigrpo.models.bagel.policy import BagelPolicy
+from unigrpo.models.bagel.policy import Bagel
 from unigrpo.objectives.methods import PolicyGradient
 from unigrpo.policy import Replayed, ReplayItem, VelocityQuery
 from unigrpo.rollout.engine import Draws, rollout
@@ -39,7 +39,7 @@ RECIPE, GOAL, SAME = "shapes/unigrpo", 1.8, 1e-4
 class Case:
     """A model, its method, and the trajectories to learn from."""
 
-    policy: BagelPolicy
+    policy: Bagel
     method: PolicyGradient
     batch: Batch
     temperature: float

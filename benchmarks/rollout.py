@@ -19,7 +19,7 @@ import torch
 
 from unigrpo import config, resolve
 from unigrpo.config import PromptData
-from unigrpo.models.bagel.policy import BagelPolicy
+from unigrpo.models.bagel.policy import Bagel
 from unigrpo.rollout.engine import Draws, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.trajectory import Prompt, Trajectory
@@ -28,7 +28,7 @@ RECIPE, GOAL = "shapes/unigrpo", 6.0
 SAME = 1e-4  # a trained model's latents are of order 1, and rounding grows a little over the steps
 
 
-def demo(model: str) -> tuple[BagelPolicy, config.Recipe, list[Prompt]]:
+def demo(model: str) -> tuple[Bagel, config.Recipe, list[Prompt]]:
     """The model, the recipe, and the prompts of its first iteration."""
     recipe = config.load_recipe(RECIPE)
     assert isinstance(recipe.data, PromptData)

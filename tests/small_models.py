@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
-from unigrpo.models.bagel.policy import BagelPolicy
+from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.tokenizer import word_tokenizer
-from unigrpo.models.bagel.transformer import Bagel, PositionTable
+from unigrpo.models.bagel.transformer import BagelModel, PositionTable
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.rollout.engine import Draws, Sampling, rollout
@@ -46,9 +46,9 @@ def small_policy(*, seed=0, image_size=(32, 16), hidden_size=32, num_layers=2):
     randomise(autoencoder, seed + 1)
     words = [*SPECIAL_WORDS, *vocabulary()]
     config = micro_config(len(words), autoencoder, hidden_size=hidden_size, num_layers=num_layers)
-    model = Bagel(replace(config, image_size=image_size))
+    model = BagelModel(replace(config, image_size=image_size))
     randomise(model, seed)
-    return BagelPolicy(model, word_tokenizer(words), autoencoder.requires_grad_(False))
+    return Bagel(model, word_tokenizer(words), autoencoder.requires_grad_(False))
 
 
 def position_table(policy):

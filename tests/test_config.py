@@ -257,8 +257,10 @@ def test_written_yaml_means_the_same_to_others() -> None:
         (["--model.path="], ["model.path = None"]),
         (["--model.path=''"], ["model.path is empty"]),
         (["--model.path=builtin:shapes-sfft"], ["did you mean builtin:shapes-sft"]),
-        (["--model.lora.rank=8"], ["LoRA", "null"]),
-        (["--model.lora=8"], ["LoRA", "null"]),
+        (["--model.lora.rank=0"], ["model.lora.rank = 0", "at least 1"]),
+        (["--model.lora.experts=[]"], ["model.lora.experts = []", "null"]),
+        (["--model.lora.experts=[denoising, denoising]"], ["each once"]),
+        (["--model.lora=8"], ["model.lora = 8 is not a section", "rank, alpha, experts"]),
         # parts that do not fit each other
         (["--data.group-size=1"], ["data.group_size = 1", "2 or more"]),
         (["--optimizer.minibatches=3"], ["optimizer.minibatches = 3", "prompts_per_iteration = 16", "whole groups"]),

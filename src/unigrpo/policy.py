@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from torch import Tensor, nn
 
-from unigrpo.trajectory import Segment, Text
+from unigrpo.trajectory import Prompt, Segment, Text
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,26 @@ class Replayed:
     velocities: tuple[Tensor, ...]
 
 
-class Policy(Protocol):
-    """A model that thinks, then draws. B rows run together; rows may have different lengths."""
-
-    spec: PolicySpec
+class Scorer(Protocol):
+    """A model as a replay needs it: the policy itself, or a frozen reference."""
 
     @property
     def module(self) -> nn.Module:
         """The trainable module (named parameters, state dict)."""
         ...
 
-    def prompt_segments(self, prompt: str, *, think: bool) -> tuple[Text, ...]:
-        """The given segments before the model's first own turn: [system] [prompt] with thinking, else [prompt]."""
+    def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0) -> list[Replayed]:
+        """Score B items in one packed forward, with gradients."""
         ...
 
-    def unconditional_segments(self, *, think: bool) -> tuple[Text, ...]:
-        """The context of the guidance's unconditional branch: [system] with thinking, else nothing."""
+
+class Policy(Scorer, Protocol):
+    """A model that thinks, then draws. B rows run together; rows may have different lengths."""
+
+    spec: PolicySpec
+
+    def prompt_segments(self, prompt: Prompt, *, think: bool) -> tuple[Segment, ...]:
+        """The given segments before the model's first own turn: [system, with thinking] [pictures] [prompt]."""
         ...
 
     def prefill(self, contexts: Sequence[Sequence[Segment]]) -> Context:
@@ -107,10 +111,6 @@ class Policy(Protocol):
 
     def velocity(self, context: Context, x: Tensor, t: Tensor) -> Tensor:
         """dx/dt of B images x [B, n, d] at times t [B] given B contexts; fp32 [B, n, d]."""
-        ...
-
-    def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0) -> list[Replayed]:
-        """Score B items in one packed forward, with gradients."""
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -130,9 +130,9 @@ class Policy(Protocol):
         ...
 
     def reasoning_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the text half, by name (design: Words)."""
+        """Parameters of the text half that are trained, by name (design: Words)."""
         ...
 
     def denoising_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the image half, by name (design: Words)."""
+        """Parameters of the image half that are trained, by name (design: Words)."""
         ...

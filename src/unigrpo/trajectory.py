@@ -21,11 +21,13 @@ class Prompt:
 
     ``position`` is its index in the stream; it keys the random draws (design: Seeds), not the text.
     ``metadata`` is what a reward needs to judge the picture (for example the requirements of the prompt).
+    ``images`` are pictures shown with the words, uint8 [3, H, W]: where the text says ``<image>``, else before it.
     """
 
     position: int
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,19 @@ class Image:
     target: bool = False
 
 
-Segment = Text | Image
+@dataclass(frozen=True)
+class View:
+    """A given picture as a vision tower sees it: ``patches`` [n, 3 p p] of a grid (rows, columns), pixels in [-1, 1].
+
+    A picture that is to be worked on comes as an :class:`Image` (what it is made of) and a View (what is on it); one
+    that is only talked about comes as a View alone.
+    """
+
+    patches: Tensor
+    grid: tuple[int, int]
+
+
+Segment = Text | Image | View
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from small_models import normal, text
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
-from unigrpo.models.bagel.transformer import Bagel, sincos_table
+from unigrpo.models.bagel.transformer import BagelModel, sincos_table
 from unigrpo.models.micro import SPECIAL_WORDS, SYSTEM_PROMPT, build_micro
 from unigrpo.worlds.shapes import vocabulary
 
@@ -17,7 +17,7 @@ def micro(seed=0):
 
 def test_sizes_and_special_words():
     policy = micro()
-    assert isinstance(policy.model, Bagel)
+    assert isinstance(policy.model, BagelModel)
     assert policy.spec.grid == (4, 4) and policy.spec.latent_dim == 16 and policy.spec.image_size == (32, 32)
     assert 0.3e6 < sum(p.numel() for p in policy.model.parameters()) < 0.6e6
     config = policy.config

@@ -7,7 +7,8 @@ import torch
 
 from small_models import EVALUATION, counted_forwards, largest, normal, prompts, sample, small_policy
 from unigrpo import flow
-from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, guided, prepare
+from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, guided, prepare, without_prompt
+from unigrpo.trajectory import Image, Text, View
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +16,20 @@ def policy():
     return small_policy()
 
 
+def given(policy, think, count=2):
+    return [policy.prompt_segments(prompt, think=think) for prompt in prompts(count)]
+
+
 def test_a_scale_of_1_or_less_is_no_guidance(policy):
     assert not NO_GUIDANCE.on and not Guidance(0.5, 3.0).active(0.9)
-    assert prepare(policy, prompts(), 2, Guidance(1.0, 3.0), think=True) is None
+    assert prepare(policy, given(policy, True), 2, Guidance(1.0, 3.0)) is None
+
+
+def test_the_last_text_is_what_the_text_branch_leaves_out():
+    picture, view = Image(normal(8, 16), (4, 2)), View(normal(4, 12), (2, 2))
+    system, prompt = Text(torch.tensor([3])), Text(torch.tensor([4, 5]))
+    assert without_prompt((system, picture, view, prompt)) == (system, picture, view)
+    assert without_prompt((prompt, view)) == (view,) and without_prompt(()) == ()
 
 
 def test_the_interval_is_open_below_and_closed_above():
@@ -29,24 +41,24 @@ def test_the_interval_is_open_below_and_closed_above():
 @pytest.mark.parametrize(("think", "empty"), [(True, False), (False, True)])
 @torch.no_grad()
 def test_the_unconditional_context_is_the_system_prompt_or_nothing(policy, think, empty):
-    branches = prepare(policy, prompts(), 3, Guidance(4.0, 2.0), think=think)
+    branches = prepare(policy, given(policy, think), 3, Guidance(4.0, 2.0))
     assert branches is not None and branches.image is not None
     assert branches.text.valid.shape[0] == 6 and branches.image.valid.shape[0] == 6
     assert (branches.text.length == 0) == empty
-    system = policy.prefill([policy.unconditional_segments(think=think)])
+    system = policy.prefill([given(policy, think)[0][:-1]])
     assert branches.text.rope.tolist() == system.rope.tolist() * 6
-    given = policy.prefill([policy.prompt_segments(p.text, think=think) for p in prompts() for _ in range(3)])
-    assert branches.image.rope.tolist() == given.rope.tolist()
+    read = policy.prefill([segments for segments in given(policy, think) for _ in range(3)])
+    assert branches.image.rope.tolist() == read.rope.tolist()
     x, t = normal(6, 8, 16), torch.full((6,), 0.5)
-    assert largest(policy.velocity(branches.image, x, t), policy.velocity(given, x, t)) < 2e-6
+    assert largest(policy.velocity(branches.image, x, t), policy.velocity(read, x, t)) < 2e-6
 
 
 @pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])
 @torch.no_grad()
 def test_the_mix_is_the_formula_row_by_row(policy, renorm):
     some = Guidance(4.0, 2.0, renorm=renorm, renorm_min=0.1)
-    branches = prepare(policy, prompts(), 2, some, think=True)
-    context = policy.prefill([policy.prompt_segments(p.text, think=True) for p in prompts()]).expand(2)
+    branches = prepare(policy, given(policy, True), 2, some)
+    context = policy.prefill(given(policy, True)).expand(2)
     x, t = normal(4, 8, 16), torch.full((4,), 0.7)
     v = policy.velocity(context, x, t)
     mixed = guided(policy, v, branches, x, t, some)

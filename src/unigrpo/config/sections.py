@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 
 class ConfigError(ValueError):
@@ -54,18 +54,44 @@ BUILTIN_MODELS = ("builtin:shapes-sft", "builtin:shapes-pretrain", "init:micro")
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on q, k, v, o and the three MLP matrices of the named experts; all else is frozen.
+
+    W x + (alpha / rank) B A x with B = 0 at the start; rank 64 and alpha 128 are flow_grpo's (spec g.2), the paper is
+    silent. The adapters are fp32 whatever ``model.dtype`` is (spec h.4).
+    """
+
+    rank: Count = 64
+    alpha: Positive = 128.0
+    experts: tuple[Literal["reasoning", "denoising"], ...] = ("reasoning", "denoising")
+
+    def __post_init__(self) -> None:
+        if not self.experts or len(set(self.experts)) < len(self.experts):
+            raise ConfigError(
+                f"model.lora.experts = {list(self.experts)}: name reasoning, denoising or both, each once; "
+                "set model.lora to null to train all weights"
+            )
+
+
+@dataclass(frozen=True)
 class Model:
-    """The start checkpoint: a name of ``BUILTIN_MODELS`` or a folder; ``dtype`` is the compute precision."""
+    """The start checkpoint: a name of ``BUILTIN_MODELS``, a folder, or a hub id (``owner/name``).
+
+    dtype: the precision of the computation; what is trained is kept in fp32, what is frozen in ``dtype``. lora: null
+    trains all weights of the method's experts. device: auto is the accelerator where there is one, but the CPU for the
+    shipped models, which are too small for it. activation_checkpointing: compute layers again in the backward pass and
+    keep only what goes in between. autoencoder: sliced decodes one picture at a time (the same numbers), tiled parts
+    of a picture (nearly the same), both in less memory.
+    """
 
     path: str
     dtype: Literal["float32", "bfloat16"] = "float32"
-    lora: Any | None = None
+    lora: Lora | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    activation_checkpointing: bool = False
+    autoencoder: Literal["whole", "sliced", "tiled"] = "whole"
 
     def __post_init__(self) -> None:
-        if self.lora is not None:
-            raise ConfigError(
-                f"model.lora = {self.lora!r}: this version has no LoRA; set it to null, which trains all weights"
-            )
         if not self.path:
             raise ConfigError("model.path is empty: name a checkpoint folder or one of " + ", ".join(BUILTIN_MODELS))
         if self.path.startswith(("builtin:", "init:")) and self.path not in BUILTIN_MODELS:
@@ -77,7 +103,11 @@ class Model:
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts for RL: a stream (``world:split``), prompts per iteration P and samples per prompt G."""
+    """Prompts for RL: where from, prompts per iteration P and samples per prompt G.
+
+    prompts: a world's stream (``shapes:train``, ``geneval:train``), a file (.txt, one a line; .jsonl with ``prompt``
+    and anything else as metadata), or a data set of the hub (``hf:owner/name``, ``hf:owner/name:split:column``).
+    """
 
     prompts: str
     prompts_per_iteration: Count = 32
@@ -107,7 +137,11 @@ class Mix:
 
 @dataclass(frozen=True)
 class DemonstrationData:
-    """Demonstrations for supervised runs: whose (``shapes``), how many per step, and how imperfect."""
+    """Demonstrations for supervised runs: where from, how many per step, and (shapes only) how imperfect.
+
+    demonstrations: ``shapes``, or a .jsonl file with ``prompt``, ``image`` (a path beside the file) and, where there is
+    one, ``thinking``.
+    """
 
     demonstrations: str
     batch_size: Count = 48
@@ -223,6 +257,7 @@ class Supervised:
     """ce_weight CE(text) + mse_weight MSE(velocity) on demonstrations, each image at noisy_copies times (spec f.5).
 
     times: the distribution of t (logit_normal is BAGEL's), stratified over the copies, then shifted by timestep_shift.
+    train_vision: train the vision tower and its connector too, at the reasoning expert's learning rate.
     """
 
     name: Literal["supervised"] = "supervised"
@@ -231,6 +266,7 @@ class Supervised:
     timestep_shift: Positive = 3.0
     noisy_copies: Count = 1
     times: Literal["logit_normal", "uniform"] = "logit_normal"
+    train_vision: bool = False
 
 
 Method = UniGRPO | TextGRPO | FlowGRPO | Supervised
@@ -250,7 +286,10 @@ class Optimizer:
     ppo_epochs: passes over an iteration's trajectories; minibatches: disjoint sets of whole groups in a pass, one
     optimizer step each; micro_batch: sequences per forward. warmup: iterations of linear rise; decay: share of the run,
     at its end, with linear fall to 0; ema: memory of the weight average, 0 = off. max_grad_norm is per expert.
+    kind: the 8-bit ones (bitsandbytes) keep the moments in a quarter of the memory, paged ones also in the CPU's.
     """
+
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
 
     lr_reasoning: NonNegative = 1e-6
     lr_denoising: NonNegative = 3e-5
@@ -272,6 +311,7 @@ class Eval:
     """Evaluation: in the run one picture for each of the first ``limit`` prompts, every so many iterations.
 
     Before and after: ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, the same draws.
+    guidance: its scale, on where interval[0] < t <= interval[1], brought back to size by renorm (spec/bagel.md, CFG).
     """
 
     prompts: str
@@ -281,7 +321,15 @@ class Eval:
     compare_samples: Count = 4
     num_points: GridPoints = 50
     guidance: Guidance = 1.0
+    interval: tuple[Probability, Probability] = (0.0, 1.0)
+    renorm: Literal["global", "channel", "text_channel"] = "global"
     think: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.interval[0] < self.interval[1]:
+            raise ConfigError(
+                f"eval.interval = {list(self.interval)}: guidance is on where low < t <= high; set low below high"
+            )
 
 
 @dataclass(frozen=True)

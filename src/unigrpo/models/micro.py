@@ -10,9 +10,9 @@ from torch import nn
 
 from unigrpo.models.bagel.autoencoder import Autoencoder
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.policy import BagelPolicy
+from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.tokenizer import word_tokenizer
-from unigrpo.models.bagel.transformer import Bagel, PositionTable
+from unigrpo.models.bagel.transformer import BagelModel, PositionTable
 
 SPECIAL_WORDS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 SYSTEM_PROMPT = "think then draw"
@@ -44,16 +44,16 @@ def micro_config(
     )
 
 
-def build_micro(words: Sequence[str], autoencoder: Autoencoder, *, seed: int) -> BagelPolicy:
+def build_micro(words: Sequence[str], autoencoder: Autoencoder, *, seed: int) -> Bagel:
     """A freshly initialised micro model over the given words (special words come first)."""
     vocabulary = [*SPECIAL_WORDS, *words]
-    model = Bagel(micro_config(len(vocabulary), autoencoder))
+    model = BagelModel(micro_config(len(vocabulary), autoencoder))
     initialise(model, seed)
-    return BagelPolicy(model, word_tokenizer(vocabulary), autoencoder)
+    return Bagel(model, word_tokenizer(vocabulary), autoencoder)
 
 
 @torch.no_grad()
-def initialise(model: Bagel, seed: int) -> None:
+def initialise(model: BagelModel, seed: int) -> None:
     """N(0, 1/fan_in) weights, zero biases; o and down scaled by 1/sqrt(2 layers); a velocity head of zeros."""
     generator = torch.Generator().manual_seed(seed)
     residual = 1.0 / math.sqrt(2 * model.config.num_layers)

@@ -91,7 +91,7 @@ def rollout(
     """
     with torch.no_grad():
         on_phase("prefill")
-        given = [policy.prompt_segments(prompt.text, think=episode.think) for prompt in prompts]
+        given = [policy.prompt_segments(prompt, think=episode.think) for prompt in prompts]
         context = policy.prefill(given).expand(group_size)
         rows = [(prompt, first_sample + s) for prompt in prompts for s in range(group_size)]
         written: list[tuple[Text, ...]] = [()] * len(rows)
@@ -102,7 +102,7 @@ def rollout(
                 texts, context = _think(policy, context, rows, sampling, draws)
                 written = [(*before, text) for before, text in zip(written, texts, strict=True)]
             else:
-                branches = prepare(policy, prompts, group_size, sampling.guidance, think=episode.think)
+                branches = prepare(policy, given, group_size, sampling.guidance)
                 images = _draw(policy, context, branches, rows, sampling, draws)
     return [
         Trajectory(prompt, sample, (*given[index // group_size], *written[index], images[index]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unigrpo import flow
 from unigrpo.policy import Context, Policy
-from unigrpo.trajectory import Prompt, Segment
+from unigrpo.trajectory import Segment, Text
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,26 @@ class GuidanceContexts:
     image: Context | None
 
 
+def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The text-unconditional context: all but the last text turn (spec/bagel.md, CFG)."""
+    last = max((i for i, segment in enumerate(given) if isinstance(segment, Text)), default=len(given))
+    return (*given[:last], *given[last + 1 :])
+
+
 def prepare(
-    policy: Policy, prompts: Sequence[Prompt], group_size: int, guidance: Guidance, *, think: bool
+    policy: Policy, given: Sequence[Sequence[Segment]], group_size: int, guidance: Guidance
 ) -> GuidanceContexts | None:
-    """Prefill the branches: without the prompt (text), and with all given texts but no thinking (image)."""
+    """Prefill the branches of given contexts: without the last text (text), and without pictures (image)."""
     if not guidance.on:
         return None
-    nothing: Sequence[Segment] = policy.unconditional_segments(think=think)
-    text = policy.prefill([nothing]).expand(len(prompts) * group_size)
+    bare = [without_prompt(segments) for segments in given]
+    alike = all(isinstance(segment, Text) for segments in bare for segment in segments)  # a system prompt, or nothing
+    contexts, repeats = (bare[:1], len(given) * group_size) if alike else (bare, group_size)
+    text = policy.prefill(contexts).expand(repeats)
     if guidance.image_scale <= 1.0:
         return GuidanceContexts(text, None)
-    image = policy.prefill([policy.prompt_segments(p.text, think=think) for p in prompts]).expand(group_size)
-    return GuidanceContexts(text, image)
+    words = [[segment for segment in segments if isinstance(segment, Text)] for segments in given]
+    return GuidanceContexts(text, policy.prefill(words).expand(group_size))
 
 
 def guided(policy: Policy, v: Tensor, contexts: GuidanceContexts, x: Tensor, t: Tensor, guidance: Guidance) -> Tensor:

@@ -78,5 +78,5 @@ def test_a_question_about_a_text_is_refused():
 
 def test_an_image_of_the_wrong_size_is_refused():
     policy = small_policy()
-    with pytest.raises(ValueError, match="8 latent tokens cannot have a grid of 3 x 2"):
+    with pytest.raises(ValueError, match="8 tokens cannot have a grid of 3 x 2"):
         pack([ReplayItem((Image(torch.zeros(8, 16), (3, 2)), text(4)))], policy.config, CPU)

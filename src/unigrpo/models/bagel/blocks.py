@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.trajectory import Segment, Text
+from unigrpo.trajectory import Segment, Text, View
 
 CAUSAL, FULL, NOISE = 0, 1, 2
 
@@ -67,6 +67,17 @@ class Compact:
         return tokens[0].index_select(0, self.spread).unflatten(0, (self.batch, -1))
 
 
+Picture = tuple[Tensor, tuple[int, int]]  # patches [n, 3 p p] and their grid (rows, columns)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Pictures that the vision tower reads, and the slots [sum of n] in B * U where their tokens belong."""
+
+    pictures: tuple[Picture, ...]
+    slots: Tensor
+
+
 @dataclass(frozen=True)
 class Block:
     """One block's inputs: ids [B, U]; latents [B, G, P], their table rows places [B, G]; rope [B, L].
@@ -74,6 +85,7 @@ class Block:
     t: the times of the latents, [B, G], or [B, 1] where a row has one time (its embedding is then computed once).
     rows int64 [B]: which row of the block before each row continues; None: row i continues row i.
     compact: how to leave out the padding of the und half; None: it is computed like tokens.
+    views: pictures whose tokens stand among the und tokens (the ids there say nothing).
     """
 
     ids: Tensor
@@ -84,6 +96,7 @@ class Block:
     tokens: Tokens
     rows: Tensor | None = None
     compact: Compact | None = None
+    views: Views | None = None
 
     @property
     def num_und(self) -> int:
@@ -121,6 +134,7 @@ class RowBuilder:
     gen: _Half = field(default_factory=_Half)
     latents: list[Tensor] = field(default_factory=list)
     times: list[Tensor] = field(default_factory=list)
+    views: list[tuple[int, Picture]] = field(default_factory=list)  # und index of the first patch, picture
 
     def text(self, ids: Sequence[int]) -> int:
         """Append ``bos ids eos`` (causal); return the index of bos among the und tokens."""
@@ -143,6 +157,16 @@ class RowBuilder:
         self.times.append(torch.zeros(n, dtype=torch.float32, device=latents.device))
         self._advance(1, n + 2)
 
+    def view(self, patches: Tensor, grid: tuple[int, int]) -> None:
+        """Append a picture as seen, und tokens alone (full attention); the rope counter advances by one."""
+        n = patches.shape[0]
+        require_grid(n, grid)
+        self.views.append((len(self.und.ids) + 1, (patches, grid)))
+        self.und.ids.extend([self.config.vision_start_id, *[0] * n, self.config.vision_end_id])
+        order = range(self.order, self.order + n + 2)
+        self.und.add(n + 2, [self.rope] * (n + 2), order, self.segment, FULL)
+        self._advance(1, n + 2)
+
     def leave_room(self, n: int) -> None:
         """Skip the order of an image of n tokens that another block holds: what follows is later than it."""
         self._advance(0, n + 2)
@@ -154,9 +178,19 @@ class RowBuilder:
 
 
 def require_grid(n: int, grid: tuple[int, int]) -> None:
-    """ValueError unless n latent tokens fill the grid (rows, columns)."""
+    """ValueError unless n tokens fill the grid (rows, columns)."""
     if n != grid[0] * grid[1]:
-        raise ValueError(f"an image of {n} latent tokens cannot have a grid of {grid[0]} x {grid[1]}")
+        raise ValueError(f"an image of {n} tokens cannot have a grid of {grid[0]} x {grid[1]}")
+
+
+def _views(rows: Sequence[RowBuilder], width: int, device: torch.device) -> Views | None:
+    """All pictures of the rows, and their slots in the padded und half."""
+    found = [(row * width + start, picture) for row, built in enumerate(rows) for start, picture in built.views]
+    if not found:
+        return None
+    slots = [torch.arange(start, start + picture[0].shape[0], device=device) for start, picture in found]
+    pictures = tuple((patches.to(device), grid) for _, (patches, grid) in found)
+    return Views(pictures, torch.cat(slots))
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int, fill: int, device: torch.device) -> Tensor:
@@ -210,6 +244,7 @@ def build_block(
         tokens=Tokens(order, both("segment", -1), both("mode", CAUSAL), valid),
         rows=continues,
         compact=Compact.of(valid[:, :num_und]) if padding else None,
+        views=_views(rows, num_und, device),
     )
 
 
@@ -229,7 +264,10 @@ def lay_context(builder: RowBuilder, segment: Segment) -> int:
     if isinstance(segment, Text):
         return builder.text(segment.ids.tolist())
     start = len(builder.und.ids)
-    builder.clean_image(segment.latents, segment.grid)
+    if isinstance(segment, View):
+        builder.view(segment.patches, segment.grid)
+    else:
+        builder.clean_image(segment.latents, segment.grid)
     return start
 
 

@@ -10,13 +10,41 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision tower (SigLIP without a head); num_layers are those that are instantiated (26 of 27).
+
+    A picture's patch at (row, column) has row ``row * max_patches_per_side + column`` of both position tables.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int = 980
+    patch_size: int = 14
+    max_patches_per_side: int = 70
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the tower's own position table."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers per patch (3 p p)."""
+        return 3 * self.patch_size**2
+
+
+@dataclass(frozen=True)
 class BagelConfig:
     """All that fixes the shapes and the arithmetic of the transformer.
 
     The latent grid of an image of H x W pixels has H / (vae_downsample * latent_patch_size) rows; each token carries
     ``latent_patch_size**2 * latent_channels`` numbers, and has row ``row * max_latent_size + column`` of the position
-    table. ``system_prompt`` is the text that asks for thinking;
-    ``timestep_shift`` and ``num_points`` are the sampling grid that ``generate`` and ``eval`` take by default.
+    table. ``system_prompt`` is the text that asks for thinking before drawing, ``answer_prompt`` the one before
+    answering. The last five are what ``generate`` and ``eval`` take by default: the sampling grid, the guidance scale,
+    and the thinking's temperature (0: greedy) and length. ``vision`` is None for a model that cannot see.
     """
 
     vocab_size: int
@@ -36,9 +64,14 @@ class BagelConfig:
     vae_downsample: int = 8
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    vision: VisionConfig | None = None
     system_prompt: str = ""
+    answer_prompt: str = ""
     timestep_shift: float = 3.0
     num_points: int = 50
+    guidance: float = 1.0
+    temperature: float = 1.0
+    max_think_tokens: int = 32
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -87,6 +120,8 @@ class BagelConfig:
         if "image_size" in ready:
             ready["image_size"] = (int(ready["image_size"][0]), int(ready["image_size"][1]))
         try:
+            if ready.get("vision") is not None:
+                ready["vision"] = VisionConfig(**ready["vision"])
             return cls(**ready)
         except TypeError as error:
             raise ValueError(f"the model config is incomplete: {error}") from error

@@ -6,15 +6,27 @@ meet in one attention. Parameter names are those of the public checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unigrpo.models.bagel.blocks import Compact
+from unigrpo.models.bagel.blocks import Block, Compact
 from unigrpo.models.bagel.config import BagelConfig
 
 Stream = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all layers share of one forward: the blocks, and of each its rope tables and its additive mask."""
+
+    blocks: Sequence[Block]
+    ropes: Sequence[tuple[Tensor, Tensor]]
+    masks: Sequence[Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -29,7 +41,7 @@ class RMSNorm(nn.Module):
         """Normalise the last dimension."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return (normed.to(x.dtype) * self.weight).to(x.dtype)  # weights may be kept wider than the computation
 
 
 class SwiGLU(nn.Module):
@@ -136,6 +148,33 @@ class MoTLayer(nn.Module):
             self.get_submodule(name)(und) if und.shape[1] else und,
             self.get_submodule(f"{name}_moe_gen")(gen) if gen.shape[1] else gen,
         )
+
+    def forward(
+        self,
+        streams: list[Stream],
+        reading: Reading,
+        past: KeyValue | None = None,
+        append: Callable[[Tensor, Tensor], KeyValue] | None = None,
+    ) -> list[Stream]:
+        """The streams of all blocks after this layer; block i attends to ``past`` (the cache), blocks[:i] and itself.
+
+        ``append`` writes the keys and values of the (single) block into the cache and returns all of them.
+        """
+        out = list(streams)
+        for number, block in enumerate(reading.blocks):
+            if block.rows is not None and past is not None:
+                past = past[0].index_select(0, block.rows), past[1].index_select(0, block.rows)
+            if not block.rope.shape[1]:
+                continue  # a replay whose contexts are all empty
+            normed = self.by_expert("input_layernorm", out[number])
+            q, k, v = self.self_attn.project(normed, *reading.ropes[number], block.compact)
+            if append is not None:
+                past = append(k, v)
+            else:
+                past = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
+            attended = self.self_attn.attend(q, *past, reading.masks[number], block.num_und, block.compact)
+            out[number] = self.mix(add(out[number], attended))
+        return out
 
     def mix(self, stream: Stream) -> Stream:
         """h + mlp(norm(h)) in each expert."""

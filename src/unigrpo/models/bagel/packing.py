@@ -21,7 +21,7 @@ from unigrpo.models.bagel.blocks import (
 )
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.policy import ReplayItem, VelocityQuery
-from unigrpo.trajectory import Segment, Text
+from unigrpo.trajectory import Image, Segment, Text
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def given(item: ReplayItem) -> tuple[Segment, ...]:
 def shared_beginnings(items: Sequence[ReplayItem]) -> tuple[list[tuple[Segment, ...]], list[int]]:
     """The distinct beginnings (see ``given``), and for every item which one is its own; ([], []) if none is shared.
 
-    Texts are the same where their ids are (the members of a group hold one object), images where they are one object.
+    Texts are the same where their ids are (the members of a group hold one object), pictures where they are one object.
     """
     keys: dict[int, object] = {}
     found: dict[tuple[object, ...], int] = {}
@@ -122,8 +122,9 @@ def _lay_item(
     for index, segment in enumerate(item.segments[first:], first):
         for number, query in enumerate(item.queries):
             if query.segment == index:
-                if isinstance(segment, Text):
-                    raise ValueError(f"velocities were asked for segment {index}, which is a text")
+                if not isinstance(segment, Image):
+                    kind = type(segment).__name__.lower()
+                    raise ValueError(f"velocities were asked for segment {index}, which is a {kind} and no image")
                 images[number] = NoiseSpan(row, query, segment.grid, builder.rope, builder.order, builder.segment)
                 builder.leave_room(query.x.shape[1])  # the clean copy comes after its noisy ones
         if index < end:

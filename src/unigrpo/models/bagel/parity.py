@@ -1,155 +1,27 @@
 """Check this BAGEL against a folder of reference numbers of the original code (layout: tests/golden/bagel_a/README.md).
 
-Each check yields one line: the group, its largest absolute error, and the tolerance. What needs the vision tower is
-listed as skipped.
+Each check yields one line: the group, its largest error, and the tolerance. The checks of pictures that are seen are in
+``parity_seeing``, those of the packed training forward and its gradients in ``parity_training``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from unigrpo import flow
-from unigrpo.models.bagel.autoencoder import patchify, unpatchify
+from unigrpo.models.bagel.autoencoder import unpatchify
 from unigrpo.models.bagel.cache import Cache
-from unigrpo.models.bagel.checkpoint import load_weights, read_weights
-from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.packing import pack
-from unigrpo.models.bagel.policy import BagelPolicy
-from unigrpo.models.bagel.transformer import Bagel
-from unigrpo.policy import ReplayItem, VelocityQuery
-from unigrpo.trajectory import Image, Text
-
-TOLERANCE, TEXT_TOLERANCE, GUIDED_TOLERANCE = 1e-4, 2e-4, 3e-4
-NEEDS_VISION = ("edit", "vit", "und", "train sample 1", "train gradients")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report; ``error`` is the largest absolute difference (inf: shapes or ids differ)."""
-
-    group: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the tolerance (NaN is not)."""
-        return self.error <= self.tolerance
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference; inf when the shapes differ, NaN when a value is."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return float((ours.detach().double() - theirs.double()).abs().max()) if theirs.numel() else 0.0
-
-
-def read_config(values: dict[str, Any]) -> BagelConfig:
-    """The folder's config.json (a format of its own) as a BagelConfig."""
-    llm, tokens = values["llm_config"], values["special_tokens"]
-    return BagelConfig(
-        vocab_size=llm["vocab_size"],
-        hidden_size=llm["hidden_size"],
-        intermediate_size=llm["intermediate_size"],
-        num_layers=llm["num_hidden_layers"],
-        num_heads=llm["num_attention_heads"],
-        num_kv_heads=llm["num_key_value_heads"],
-        rms_norm_eps=llm["rms_norm_eps"],
-        rope_theta=llm["rope_theta"],
-        latent_channels=values["vae_config"]["z_channels"],
-        vae_downsample=values["vae_config"]["downsample"],
-        latent_patch_size=values["latent_patch_size"],
-        max_latent_size=values["max_latent_size"],
-        bos_token_id=tokens["bos_token_id"],
-        eos_token_id=tokens["eos_token_id"],
-        vision_start_id=tokens["start_of_image"],
-        vision_end_id=tokens["end_of_image"],
-        image_size=(values["image_hw"][0], values["image_hw"][1]),
-    )
-
-
-class Golden:
-    """A reference folder, its model, and the contexts that the checks share."""
-
-    def __init__(self, folder: Path) -> None:
-        names = ("config.json", "weights.safetensors", "golden.safetensors")
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ValueError(f"{folder} is not a parity folder: it has no {', '.join(missing)}")
-        try:
-            self.values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            config = read_config(self.values)
-            self.num_points, self.shift = int(self.values["num_timesteps"]), float(self.values["timestep_shift"])
-            self.first_length = int(self.values["meta"]["train_sample_lens"][0])
-        except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not a parity config: {error!r}") from error
-        self.data = read_weights(folder / "golden.safetensors")
-        model = Bagel(config)
-        source = str(folder / "weights.safetensors")
-        self.dropped = load_weights(model, read_weights(folder / "weights.safetensors"), source)
-        self.policy = BagelPolicy(model.eval(), None, None)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.data:
-            raise ValueError(f"golden.safetensors has no tensor {name!r}")
-        return self.data[name]
-
-    def text(self, name: str, *, target: bool = False) -> Text:
-        """A given text of the folder."""
-        return Text(self[f"t2i.{name}_ids"], target=target)
-
-    @cached_property
-    def prompt(self) -> tuple[Text, Text]:
-        """[system] [prompt]."""
-        return self.text("system"), self.text("prompt")
-
-    @cached_property
-    def full(self) -> Cache:
-        """The context that the image sees: [system] [prompt] [think]."""
-        return self.policy.prefill([(*self.prompt, self.text("think"))])
-
-    @cached_property
-    def guidance_contexts(self) -> tuple[Cache, Cache]:
-        """Text-unconditional [system] and image-unconditional [system] [prompt]."""
-        return self.policy.prefill([self.prompt[:1]]), self.policy.prefill([self.prompt])
-
-    def velocity(self, context: Cache, x: Tensor, t: float) -> Tensor:
-        """One velocity [n, d] of one image [n, d]."""
-        return self.policy.velocity(context, x[None], torch.tensor([t]))[0]
-
-    def guided(
-        self, x: Tensor, t: float, text_scale: float, image_scale: float, renorm: flow.Renorm, renorm_min: float
-    ) -> Tensor:
-        """A guided velocity in the thinking context."""
-        text, image = self.guidance_contexts
-        return flow.guided_velocity(
-            self.velocity(self.full, x, t)[None],
-            self.velocity(text, x, t)[None],
-            self.velocity(image, x, t)[None],
-            text_scale=text_scale,
-            image_scale=image_scale,
-            renorm=renorm,
-            renorm_min=renorm_min,
-        )[0]
-
-
-def cache_error(golden: Golden, cache: Cache, name: str) -> float:
-    """Largest error of keys and values over the filled slots of row 0 (reference layout: layers, slots, heads, d)."""
-    ours = [cache.layer(index) for index in range(golden.policy.config.num_layers)]
-    filled = cache.valid[0]
-    worst = 0.0
-    for position, kind in enumerate(("keys", "values")):
-        stacked = torch.stack([layer[position][0][:, filled].transpose(0, 1) for layer in ours if layer is not None])
-        worst = max(worst, difference(stacked, golden[f"t2i.{name}.{kind}"]))
-    return worst
+from unigrpo.models.bagel.golden import GUIDED_TOLERANCE, TEXT_TOLERANCE, TOLERANCE, Check, Golden, difference
+from unigrpo.models.bagel.parity_seeing import editing, understanding, vision
+from unigrpo.models.bagel.parity_training import training
+from unigrpo.models.bagel.vae_parity import is_vae_folder
+from unigrpo.models.bagel.vae_parity import run as run_vae
 
 
 def decode(golden: Golden) -> tuple[Tensor, Cache]:
@@ -184,10 +56,13 @@ def thinking(golden: Golden) -> Iterator[Check]:
 
 def caches(golden: Golden) -> Iterator[Check]:
     """Keys and values after the prompt, after re-prefilled thinking, and as decoding leaves them."""
-    after_prompt = golden.policy.prefill([golden.prompt])
-    yield Check("t2i cache after prompt", cache_error(golden, after_prompt, "kv_after_prompt"), TOLERANCE)
-    yield Check("t2i cache after think (prefilled)", cache_error(golden, golden.full, "kv_final"), TOLERANCE)
-    yield Check("t2i cache after think (decoded)", cache_error(golden, decode(golden)[1], "kv_final"), TOLERANCE)
+    whole = (*golden.prompt, golden.text("think"))
+    for label, cache, context, name in (
+        ("prompt", golden.policy.prefill([golden.prompt]), golden.prompt, "kv_after_prompt"),
+        ("think (prefilled)", golden.full, whole, "kv_final"),
+        ("think (decoded)", decode(golden)[1], whole, "kv_final"),
+    ):
+        yield Check(f"t2i cache after {label}", golden.cache_error(cache, context, f"t2i.{name}"), TOLERANCE)
 
 
 def velocities(golden: Golden) -> Iterator[Check]:
@@ -255,40 +130,13 @@ def unit(golden: Golden) -> Iterator[Check]:
         difference(model.time_embedder(golden["unit.time_in"]), golden["unit.time_embed"]),
         TOLERANCE,
     )
-    table = model.latent_pos_embed(golden.policy.places(torch.device("cpu")))
-    yield Check("unit position table", difference(table, golden["unit.latent_pos_embed"]), TOLERANCE)
-
-
-def packed(golden: Golden) -> Iterator[Check]:
-    """The packed training forward of sample 0: hidden states, CE and velocity of its noise tokens."""
-    policy, n = golden.policy, golden.policy.spec.num_tokens
-    size = golden.first_length
-    latents = _first_latents(golden)
-    t = golden["train.shifted_timesteps"][0]
-    x = flow.interpolate(latents[None], golden["train.noise"][None, :n], t.reshape(1)).float()
-    segments = (*golden.prompt, golden.text("think", target=True), Image(latents, policy.spec.grid))
-    items = pack([ReplayItem(segments, (VelocityQuery(3, x, t.reshape(1)),))], policy.config, policy.model.device)
-    assert items.noise is not None
-    (text, _), (markers, image) = policy.model([items.context, items.noise])
-    hidden = torch.cat([text[0], markers[0, :1], image[0], markers[0, 1:]])
+    places = golden.policy.places(torch.device("cpu"))
     yield Check(
-        "train hidden states (sample 0)", difference(hidden, golden["train.out.last_hidden_state"][:size]), TOLERANCE
+        "unit position table", difference(model.latent_pos_embed(places), golden["unit.latent_pos_embed"]), TOLERANCE
     )
-    where = golden["train.ce_loss_indexes"]
-    count = int((where < size).sum())
-    log_p = policy.model.logits(hidden[where[:count]]).log_softmax(-1)
-    ce = -log_p.gather(1, golden["train.packed_label_ids"][:count, None])[:, 0]
-    yield Check("train CE (sample 0)", difference(ce, golden["train.out.ce"][:count]), TEXT_TOLERANCE)
-    v = policy.model.velocity_head(image[0])
-    yield Check("train velocity (sample 0)", difference(v, golden["train.out.velocity_pred"][:n]), TOLERANCE)
-    squared = (v - (golden["train.noise"][:n] - latents)).square()
-    yield Check("train squared error (sample 0)", difference(squared, golden["train.out.mse"][:n]), TOLERANCE)
-
-
-def _first_latents(golden: Golden) -> Tensor:
-    rows, columns = golden.policy.spec.grid
-    p = golden.policy.config.latent_patch_size
-    return patchify(golden["train.padded_latent"][:1, :, : rows * p, : columns * p], p)[0]
+    yield Check("t2i pack rows of the table", difference(places, golden["t2i.pack.packed_vae_position_ids"]), 0)
+    rope = golden["t2i.pack.packed_position_ids"]
+    yield Check("t2i pack rope position", difference(golden.full.rope.expand(len(rope)), rope), 0)
 
 
 CHECKS: tuple[Callable[[Golden], Iterator[Check]], ...] = (
@@ -299,12 +147,17 @@ CHECKS: tuple[Callable[[Golden], Iterator[Check]], ...] = (
     guidance,
     plain,
     unit,
-    packed,
+    vision,
+    editing,
+    understanding,
 )
 
 
-@torch.no_grad()
-def run(folder: Path) -> tuple[list[Check], list[str]]:
-    """All checks of a folder, and the weights that were left out (the vision tower's)."""
+def run(folder: Path) -> list[Check]:
+    """All checks of a folder of reference numbers: a model's, or an autoencoder's."""
+    if is_vae_folder(folder):
+        return run_vae(folder)
     golden = Golden(folder)
-    return [check for group in CHECKS for check in group(golden)], golden.dropped
+    with torch.no_grad():
+        checks = [check for group in CHECKS for check in group(golden)]
+    return [*checks, *training(golden)]

@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from unigrpo.models.bagel import transforms
 from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_range, unpatchify
 from unigrpo.models.bagel.blocks import NOISE, Block, Tokens, build_block, lay_rows
 from unigrpo.models.bagel.cache import Cache
+from unigrpo.models.bagel.config import BagelConfig
+from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.packing import Packed, pack
 from unigrpo.models.bagel.tokenizer import Tokenizer
-from unigrpo.models.bagel.transformer import Bagel, plain_tokens
+from unigrpo.models.bagel.transformer import BagelModel, plain_tokens
+from unigrpo.models.bagel.vision import grid_of, patches_of
 from unigrpo.policy import Context, PolicySpec, Replayed, ReplayItem
-from unigrpo.trajectory import Segment, Text
+from unigrpo.trajectory import Image, Prompt, Segment, Text, View
 
 DENOISING_PREFIXES = ("vae2llm.", "llm2vae.", "time_embedder.")
-FROZEN_PREFIXES = ("latent_pos_embed.", "vit_pos_embed.", "vit_model.", "connector.")
+IMAGE_PLACE = "<image>"
 
 
-class BagelPolicy:
-    """The model with its tokenizer and autoencoder; ``compute_dtype`` below fp32 runs under autocast."""
+class Bagel:
+    """The model with its tokenizer and autoencoder; ``compute_dtype`` below fp32 runs under autocast.
+
+    ``image_size`` (height, width) is what it draws; :meth:`at_size` gives the same model at another. ``origin`` is the
+    public folder that it came from, if it did, and goes back to with :meth:`save_pretrained`.
+    """
 
     def __init__(
         self,
-        model: Bagel,
+        model: BagelModel,
         tokenizer: Tokenizer | None,
         autoencoder: Autoencoder | None,
         *,
         image_size: tuple[int, int] | None = None,
         compute_dtype: torch.dtype = torch.float32,
+        origin: Origin | None = None,
     ) -> None:
-        size = image_size or model.config.image_size
         self.model, self.tokenizer, self.autoencoder = model, tokenizer, autoencoder
-        self.config, self.compute_dtype = model.config, compute_dtype
-        self.spec = PolicySpec(model.config.grid_of(size), model.config.latent_dim, size)
+        self.config, self.compute_dtype, self.origin = model.config, compute_dtype, origin
+        self.spec = _spec(model.config, image_size or model.config.image_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        compute_dtype: torch.dtype = torch.float32,
+        image_size: tuple[int, int] | None = None,
+    ) -> Bagel:
+        """Load a folder in the public layout (or this package's own), or a hub id ``owner/name``.
+
+        Weights are kept in ``compute_dtype``, frozen or not. ValueError says what is missing, unexpected or misshapen.
+        """
+        from unigrpo.models.bagel.checkpoint import load_policy  # which builds this class
+        from unigrpo.models.bagel.public import fetch
+
+        return load_policy(fetch(str(name)), device=device, compute_dtype=compute_dtype, image_size=image_size)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the folder that others load: the public layout, with every tensor in the dtype it came in.
+
+        A model that did not come from a public folder is written in this package's own layout.
+        """
+        from unigrpo.models.bagel.checkpoint import save_policy
+        from unigrpo.models.bagel.public import save_public
+
+        if self.origin is None:
+            save_policy(self, Path(folder))
+        else:
+            save_public(self, Path(folder))
+
+    def at_size(self, image_size: tuple[int, int]) -> Bagel:
+        """The same model (shared weights), drawing (height, width) pixels; ValueError where a size does not fit."""
+        other = copy.copy(self)
+        other.spec = _spec(self.config, image_size)
+        return other
 
     @property
     def module(self) -> nn.Module:
@@ -61,13 +110,64 @@ class BagelPolicy:
             raise ValueError("this model was built without a tokenizer; it only gives token ids")
         return self.tokenizer.decode(ids)
 
-    def prompt_segments(self, prompt: str, *, think: bool) -> tuple[Text, ...]:
-        """[system] [prompt] with thinking, else [prompt]."""
-        return (*self.unconditional_segments(think=think), Text(self.encode_text(prompt)))
+    def prompt_segments(self, prompt: Prompt, *, think: bool) -> tuple[Segment, ...]:
+        """[system, with thinking] [pictures] [prompt]; pictures stand where the text says ``<image>``, else before it.
 
-    def unconditional_segments(self, *, think: bool) -> tuple[Text, ...]:
-        """[system] with thinking, else nothing."""
-        return (Text(self.encode_text(self.config.system_prompt)),) if think else ()
+        Given pictures enter as latents and as seen (spec/bagel.md 6); their latents are the posterior's mean.
+        """
+        system = (Text(self.encode_text(self.config.system_prompt)),) if think else ()
+        return (*system, *self.turn(prompt.text, prompt.images))
+
+    def question_segments(self, question: str, pictures: Sequence[Tensor], *, think: bool) -> tuple[Segment, ...]:
+        """[system for answers, with thinking] [pictures, only seen] [question]: understanding (spec/bagel.md 6)."""
+        system = (Text(self.encode_text(self.config.answer_prompt)),) if think else ()
+        return (*system, *self.turn(question, pictures, latents=False))
+
+    def turn(self, text: str, pictures: Sequence[Tensor], *, latents: bool = True) -> tuple[Segment, ...]:
+        """A user's turn: pictures uint8 [3, H, W] and words, in order."""
+        shown = [self.picture_segments(picture, latents=latents) for picture in pictures]
+        if not shown or IMAGE_PLACE not in text:
+            return (*chain(*shown), Text(self.encode_text(text)))
+        pieces = text.split(IMAGE_PLACE)
+        if len(pieces) - 1 != len(shown):
+            raise ValueError(f"{text!r} has {len(pieces) - 1} places {IMAGE_PLACE} for {len(shown)} pictures")
+        segments: list[Segment] = []
+        for index, piece in enumerate(pieces):
+            segments += [Text(self.encode_text(piece.strip()))] if piece.strip() else []
+            segments += shown[index] if index < len(shown) else ()
+        return tuple(segments)
+
+    # Pictures that are shown to it
+
+    def picture_segments(self, picture: Tensor, *, latents: bool = True) -> tuple[Segment, ...]:
+        """A picture uint8 [3, H, W] as [latents] [view], resized as BAGEL does; without ``latents`` the view alone."""
+        vision = self.config.vision
+        if vision is None:
+            raise ValueError("this model cannot see pictures: it has no vision tower (vit_config.json and vit_model.*)")
+        resized = transforms.resize(picture, self._limits(transforms.VAE_LIMITS))
+        shrunk = transforms.resize(resized, self._limits(transforms.VIT_LIMITS))
+        patches = patches_of(transforms.to_signed(shrunk), vision)
+        view = View(patches, grid_of(shrunk.shape[1], shrunk.shape[2], vision))
+        if not latents:
+            return (view,)
+        size = (resized.shape[1], resized.shape[2])
+        encoded = self.at_size(size).encode_image(resized[None].float() / 255.0)[0]
+        return (Image(encoded, self.config.grid_of(size)), view)
+
+    def edit_size(self, picture: Tensor) -> tuple[int, int]:
+        """(height, width) of what an edit of this picture is drawn at: the size it is resized to."""
+        _, height, width = transforms.resize(picture, self._limits(transforms.VAE_LIMITS)).shape
+        return height, width
+
+    def _limits(self, limits: transforms.Limits) -> transforms.Limits:
+        """BAGEL's limits, cut down to what this model's tables hold."""
+        if limits is transforms.VAE_LIMITS:
+            stride, most = self.config.pixels_per_token, self.config.max_latent_size
+        else:
+            assert self.config.vision is not None
+            stride, most = self.config.vision.patch_size, self.config.vision.max_patches_per_side
+        longest = min(limits.max_side, stride * most)
+        return replace(limits, max_side=longest, min_side=min(limits.min_side, longest), stride=stride)
 
     # Reading, writing, drawing
 
@@ -215,11 +315,12 @@ class BagelPolicy:
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] -> packed latents [B, n, d]."""
-        latents = self._autoencoder().encode(pixels.to(self.model.device) * 2.0 - 1.0)
+        with torch.no_grad():
+            latents = self._autoencoder().encode(pixels.to(self.model.device) * 2.0 - 1.0)
         return patchify(latents.float(), self.config.latent_patch_size)
 
     def decode_image(self, latents: Tensor) -> Tensor:
-        """Packed latents [B, n, d] -> pixels fp32 [B, 3, H, W] in [0, 1]."""
+        """Packed latents [B, n, d] -> pixels fp32 [B, 3, H, W] in [0, 1]; gradients flow back into the latents."""
         maps = unpatchify(latents, self.spec.grid, self.config.latent_patch_size)
         return to_unit_range(self._autoencoder().decode(maps))
 
@@ -231,14 +332,16 @@ class BagelPolicy:
     # Parameters
 
     def reasoning_parameters(self) -> dict[str, nn.Parameter]:
-        """Embeddings, text head and the understanding expert."""
-        return {
-            n: p for n, p in self.model.named_parameters() if not (is_denoising(n) or n.startswith(FROZEN_PREFIXES))
-        }
+        """Embeddings, text head and the understanding expert (and the vision tower, if it is trained)."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and not is_denoising(n)}
 
     def denoising_parameters(self) -> dict[str, nn.Parameter]:
         """The generation expert, vae2llm, llm2vae and the time embedder."""
-        return {n: p for n, p in self.model.named_parameters() if is_denoising(n)}
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and is_denoising(n)}
+
+
+def _spec(config: BagelConfig, image_size: tuple[int, int]) -> PolicySpec:
+    return PolicySpec(config.grid_of(image_size), config.latent_dim, image_size)
 
 
 def as_cache(context: Context) -> Cache:
@@ -275,4 +378,4 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
 
 def _shifted(block: Block, rope: Tensor) -> Block:
     """The same block, placed after rows whose next rope position is ``rope`` [B]."""
-    return Block(block.ids, block.latents, block.t, block.places, block.rope + rope[:, None], block.tokens)
+    return replace(block, rope=block.rope + rope[:, None])

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from unigrpo.models.bagel.blocks import Block, Compact, Tokens, allowed
+from unigrpo.models.bagel.blocks import Block, Compact, Picture, Tokens, Views, allowed
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.layers import MoTLayer, RMSNorm, Stream, add, rope_tables
+from unigrpo.models.bagel.layers import MoTLayer, Reading, RMSNorm, Stream, rope_tables
+from unigrpo.models.bagel.vision import Connector, VisionTower, positions
 
 FREQUENCIES = 256
 
@@ -90,8 +93,12 @@ def additive(mask: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(blocked, float("-inf"))[:, None]
 
 
-class Bagel(nn.Module):
-    """Thinks with one expert and draws with the other; parameter names are those of the public checkpoint."""
+class BagelModel(nn.Module):
+    """Thinks with one expert and draws with the other; parameter names are those of the public checkpoint.
+
+    The vision tower and its connector, where the config has them, start frozen. ``activation_checkpointing``: under
+    gradients without a cache, layers are computed again in the backward pass.
+    """
 
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
@@ -101,20 +108,46 @@ class Bagel(nn.Module):
         self.vae2llm = nn.Linear(config.latent_dim, config.hidden_size)
         self.llm2vae = nn.Linear(config.hidden_size, config.latent_dim)
         self.latent_pos_embed = PositionTable(config.max_latent_size, config.hidden_size)
+        self.activation_checkpointing = False
+        if config.vision is not None:
+            self.vit_model = VisionTower(config.vision).requires_grad_(False)
+            self.connector = Connector(config.vision.hidden_size, config.hidden_size).requires_grad_(False)
+            self.vit_pos_embed = PositionTable(config.vision.max_patches_per_side, config.hidden_size)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.vae2llm.weight.device
 
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """The dtype of the hidden states: autocast's where it is on, whatever the weights are kept in."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.vae2llm.weight.dtype
+
     def embed(self, block: Block) -> Stream:
-        """Token embeddings for und; vae2llm(x) + time + place for gen."""
-        ids = block.ids if block.compact is None else block.compact.tokens(block.ids)
-        und = self.language_model.model.embed_tokens(ids)
+        """Token embeddings (and pictures as seen) for und; vae2llm(x) + time + place for gen."""
+        ids, dtype = block.ids if block.compact is None else block.compact.tokens(block.ids), self.stream_dtype
+        und = self.language_model.model.embed_tokens(ids).to(dtype)
+        if block.views is not None:
+            und = self._put_views(und, block.views, block.compact)
         if not block.latents.shape[1]:
             return und, und.new_zeros((block.ids.shape[0], 0, und.shape[2]))
-        latents = self.vae2llm(block.latents.to(self.vae2llm.weight.dtype))
-        return und, latents + self.time_embedder(block.t) + self.latent_pos_embed(block.places).to(latents.dtype)
+        latents = self.vae2llm(block.latents.to(self.vae2llm.weight.dtype)).to(dtype)
+        return und, latents + self.time_embedder(block.t).to(dtype) + self.latent_pos_embed(block.places).to(dtype)
+
+    def _put_views(self, und: Tensor, views: Views, compact: Compact | None) -> Tensor:
+        slots = views.slots if compact is None else compact.spread[views.slots]
+        return und.flatten(0, 1).index_copy(0, slots, self.see(views.pictures).to(und.dtype)).view_as(und)
+
+    def see(self, pictures: Sequence[Picture]) -> Tensor:
+        """What the language model reads of pictures: connector(tower(patches)) + place, [sum of n, H]."""
+        if self.config.vision is None:
+            raise ValueError("this model cannot see pictures: it has no vision tower (vit_config.json and vit_model.*)")
+        stride = self.config.vision.max_patches_per_side
+        features = torch.cat(self.vit_model(pictures))
+        places = torch.cat([positions(grid, stride, features.device) for _, grid in pictures])
+        return self.connector(features) + self.vit_pos_embed(places).to(features.dtype)
 
     def masks(self, blocks: Sequence[Block], cache: Cache | None, dtype: torch.dtype) -> list[Tensor]:
         """For each block, what it may see of [cache | earlier blocks | itself], additive."""
@@ -139,25 +172,16 @@ class Bagel(nn.Module):
         if write and (cache is None or len(blocks) != 1):
             raise ValueError("write=True appends exactly one block to a cache")
         streams = [self.embed(block) for block in blocks]
-        dtype = streams[0][0].dtype
-        masks = self.masks(blocks, cache, dtype)
         ropes = [rope_tables(block.rope, self.config.head_dim, self.config.rope_theta) for block in blocks]
+        reading = Reading(blocks, ropes, self.masks(blocks, cache, streams[0][0].dtype))
+        again = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for index, layer in enumerate(self.language_model.model.layers):
-            assert isinstance(layer, MoTLayer)
-            past = cache.layer(index) if cache is not None else None
-            for number, block in enumerate(blocks):
-                if block.rows is not None and past is not None:
-                    past = past[0].index_select(0, block.rows), past[1].index_select(0, block.rows)
-                if not block.rope.shape[1]:
-                    continue  # a replay whose contexts are all empty
-                normed = layer.by_expert("input_layernorm", streams[number])
-                q, k, v = layer.self_attn.project(normed, *ropes[number], block.compact)
-                if write and cache is not None:
-                    past = cache.append(index, k, v)
-                else:
-                    past = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-                attended = layer.self_attn.attend(q, *past, masks[number], block.num_und, block.compact)
-                streams[number] = layer.mix(add(streams[number], attended))
+            if again:
+                streams = checkpoint(layer, streams, reading, use_reentrant=False, preserve_rng_state=False)
+            else:
+                past = cache.layer(index) if cache is not None else None
+                append = partial(cache.append, index) if write and cache is not None else None
+                streams = layer(streams, reading, past, append)
         return [self.final_norm(stream, block.compact) for stream, block in zip(streams, blocks, strict=True)]
 
     def final_norm(self, stream: Stream, compact: Compact | None) -> Stream:

@@ -20,10 +20,9 @@ DEFAULT_WEIGHTS = RewardWeights()
 def given_segments(policy: Policy, demonstration: Demonstration) -> tuple[Segment, ...]:
     """What stands before the picture, as the policy would see it at sampling time; a prompted plan is a target."""
     think = demonstration.plan is not None or (demonstration.prompt is None and demonstration.system)
+    before = policy.prompt_segments(demonstration.prompt or Prompt(0, ""), think=think)
     if demonstration.prompt is None:
-        before = policy.unconditional_segments(think=think)
-    else:
-        before = policy.prompt_segments(demonstration.prompt.text, think=think)
+        before = before[:-1]  # as the guidance's unconditional branch reads it
     if demonstration.plan is None:
         return before
     ids = policy.encode_text(format_plan(demonstration.plan))
