@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg, subcommand
 
 
 @dataclass(frozen=True)
@@ -28,45 +28,66 @@ class Train:
     out: Path | None = None
     """The run folder (default: runs/<recipe>-<time>)."""
     dry_run: bool = False
-    """Print the resolved recipe and what an iteration costs, and stop."""
+    """Print the resolved recipe and what an iteration costs (memory, FLOPs, time), and stop."""
+    tflops: float = 989.0
+    """For --dry-run: TFLOP/s of one GPU at its best (an H100 or H200 in bfloat16: 989)."""
+    mfu: float = 0.4
+    """For --dry-run: the share of it that is reached."""
     resume: bool = False
     """Go on with the run in --out from its last complete checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What the verbs that draw have in common."""
+    """What the verbs that draw have in common; what is not set, the model (or for eval the convention) decides."""
 
     model: str = "builtin:shapes-sft"
-    """builtin:shapes-sft, builtin:shapes-pretrain, a model folder, or a run folder (its newest checkpoint)."""
+    """builtin:shapes-sft, builtin:shapes-pretrain, a model or run folder (its newest checkpoint), or a hub id."""
     no_think: bool = False
     """Draw without thinking first."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
-    renorm: Literal["global", "channel", "text_channel"] = "global"
-    """How guided velocities are brought back to size."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Guidance is on where LOW < t <= HIGH."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels, for example 1024x768 (default: the model's own; an edit keeps its picture's)."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance on the words; 1 is none (generate: shapes 1, BAGEL 4; eval: 1)."""
+    image_guidance: float | None = None
+    """Scale of guidance on the given pictures; 1 is none (edits: 2)."""
+    renorm: Literal["global", "channel", "text_channel"] | None = None
+    """How guided velocities are brought back to size (global; edits: text_channel)."""
+    interval: tuple[float, float] | None = None
+    """Guidance is on where LOW < t <= HIGH (generate on BAGEL: 0.4 1; edits, shapes and eval: 0 1)."""
     steps: int | None = None
     """Points of the timestep grid (default: the model's own); M points are M - 1 forwards."""
-    temperature: float = 1.0
-    """Of the thinking; 0 always takes the likeliest word."""
-    max_think_tokens: int = 32
-    """Where the thinking is cut."""
+    temperature: float | None = None
+    """Of the thinking; 0 always takes the likeliest word (generate: shapes 1, BAGEL 0; eval: 1)."""
+    max_think_tokens: int | None = None
+    """Where the thinking is cut (default: shapes 32, BAGEL 1024)."""
     seed: int = 0
     """Keys all draws: another seed, other drawings."""
+    batch: int | None = None
+    """Pictures that are drawn together (default: shapes 192, BAGEL 4); changes memory, not pictures."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto is the accelerator where there is one (shapes: the CPU)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision; auto is bfloat16 on an accelerator and float32 on a CPU."""
 
 
 @dataclass(frozen=True)
 class Generate(Drawing):
-    """Think about a prompt, then draw it."""
+    """Think about a prompt, then draw it; edit a picture (--image), or answer a question about it (--understand)."""
 
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
-    """What to draw, for example "a red circle left of a blue square"."""
-    out: Path = Path("generated.png")
-    """The picture to write: a grid with the thinking under each drawing."""
-    num: int = 4
-    """How many to draw."""
+    prompt: Annotated[Positional[str | None], arg(metavar="PROMPT")] = None
+    """What to draw, for example "a red circle left of a blue square"; with --image, what to change or to answer."""
+    prompts: Path | None = None
+    """Prompts from a file in place of PROMPT: .txt, one a line, or .jsonl with prompt (and images)."""
+    image: Annotated[tuple[Path, ...], UseAppendAction] = ()
+    """A picture to edit or to talk about; may be given several times (the prompt may place them with <image>)."""
+    understand: bool = False
+    """Answer in words in place of drawing."""
+    out: Path | None = None
+    """A .png (one picture as it is, several as a grid), or a folder of pictures with results.jsonl; answers: a .jsonl.
+    Default: generated.png, with --prompts the folder generated; answers are only printed."""
+    num: int | None = None
+    """How many to draw of each prompt (default: shapes 4, BAGEL 1)."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +95,13 @@ class Eval(Drawing):
     """Draw for held-out prompts and print score, exam score, plan right and follow."""
 
     suite: str = "shapes"
-    """The prompts: shapes (held-out), shapes:held-out or shapes:train."""
+    """The prompts: shapes (held-out), shapes:train, geneval, a .txt or .jsonl file, or hf:owner/name."""
     prompts: int = 504
     """How many prompts."""
     samples: int = 4
     """Pictures per prompt."""
+    reward: str | None = None
+    """The reward that judges prompts outside the shapes world, for example image/jpeg-compressibility."""
     out: Path | None = None
     """A new folder for records.jsonl, summary.json and sheet.png (default: print only)."""
 
@@ -101,7 +124,29 @@ class Parity:
     """Check this BAGEL against reference numbers of the original code; exit 1 if any is out of tolerance."""
 
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
-    """A folder with config.json, weights.safetensors and golden.safetensors."""
+    """A folder with config.json, golden.safetensors and weights.safetensors (a model) or ae.safetensors (a VAE)."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained model as others load it: adapters merged, in the layout and precision that it came in."""
+
+    model: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run folder (its newest checkpoint), a checkpoint, or a model folder."""
+    out: Annotated[Positional[Path], arg(metavar="DIR")]
+    """A new folder."""
+    adapter: bool = False
+    """Write only the LoRA adapter, in peft's format."""
+
+
+@dataclass(frozen=True)
+class MakeTinyBagel:
+    """Write a random BAGEL of a few MB in exactly the public layout, with samples to try recipes on."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """A new folder."""
+    seed: int = 0
+    """Of the random weights."""
 
 
 Verb = (
@@ -111,6 +156,8 @@ Verb = (
     | Annotated[Report, subcommand("report")]
     | Annotated[Recipes, subcommand("recipes")]
     | Annotated[Parity, subcommand("parity")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[MakeTinyBagel, subcommand("make-tiny-bagel")]
 )
 
 

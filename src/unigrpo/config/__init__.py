@@ -22,7 +22,7 @@ import yaml
 from unigrpo.config.arithmetic import batch_arithmetic
 from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
 from unigrpo.config.reading import read_recipe
-from unigrpo.config.recipe import Recipe
+from unigrpo.config.recipe import Recipe, trained_experts
 from unigrpo.config.sections import (
     METHODS,
     Advantage,
@@ -78,6 +78,7 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "to_yaml",
+    "trained_experts",
 ]
 
 

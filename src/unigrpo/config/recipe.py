@@ -45,6 +45,7 @@ class Recipe:
         _check_data(self)
         _check_rewards(self)
         _check_schedule(self)
+        _check_lora(self)
         if isinstance(self.method, UniGRPO | FlowGRPO):
             _check_window(self.rollout)
             _check_guidance(self)
@@ -87,6 +88,29 @@ def _check_rewards(recipe: Recipe) -> None:
     if not recipe.reward.train and not isinstance(recipe.method, Supervised):
         raise ConfigError(
             f"reward.train is empty: {recipe.method.name} has nothing to optimise; list a reward, {example}"
+        )
+
+
+def trained_experts(recipe: Recipe) -> tuple[str, ...]:
+    """Which experts the method trains: its terms decide (spec f.4)."""
+    if isinstance(recipe.method, TextGRPO):
+        return ("reasoning",)
+    return ("denoising",) if isinstance(recipe.method, FlowGRPO) else ("reasoning", "denoising")
+
+
+def _check_lora(recipe: Recipe) -> None:
+    lora, method = recipe.model.lora, recipe.method
+    if lora is None:
+        return
+    if missing := [expert for expert in trained_experts(recipe) if expert not in lora.experts]:
+        alone = " (method.name flow_grpo trains denoising alone, text_grpo reasoning alone)"
+        raise ConfigError(
+            f"model.lora.experts = {list(lora.experts)}: {method.name} also trains {missing[0]}, which would have no "
+            f"weights to train; add it{alone if isinstance(method, UniGRPO) else ''}"
+        )
+    if isinstance(method, Supervised) and method.train_vision:
+        raise ConfigError(
+            "method.train_vision = true with model.lora: adapters train the experts only; set one of them off"
         )
 
 

@@ -154,6 +154,7 @@ class Rollout:
 
     window: [lo, hi), the step indices from which ``window_size`` consecutive SDE steps are drawn. noise_level: a of
     sigma = a sqrt(t / (1 - t)), or eta of the kinds cps and dance. image_size: pixels of a side, null = the model's.
+    batch: samples that are drawn together (also in evaluations), null = all at once; it changes memory, not draws.
     """
 
     num_points: GridPoints = 25
@@ -168,6 +169,7 @@ class Rollout:
     max_think_tokens: Count = 1024
     same_initial_noise: bool = False
     image_size: Count | None = None
+    batch: Count | None = None
 
 
 @dataclass(frozen=True)

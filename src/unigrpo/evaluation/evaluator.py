@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,26 @@ EVALUATION_ITERATION = -1
 
 Judge = Callable[[Tensor, Sequence[Prompt], Sequence[str | None]], list[dict[str, Any]]]
 """(images float32 [B, 3, H, W] in [0, 1], prompts, thinking) -> one record per picture: category, correct, exam,
-reward, points, parsable, plan_right, follow (None where they do not apply)."""
+reward, points, parsable, plan_right, follow (None where they do not apply, or nobody knows)."""
 
 Reward = Callable[[RewardInput], RewardOutput]
+
+MEASURES = {
+    "score": "score",
+    "plan_right": "plan right",
+    "follow": "picture follows plan",
+    "parsable": "plan parsable",
+    "exam_score": "exam score",
+}
+"""Figures of a summary that depend on a judge, by their names for people."""
+SHORT = {
+    "score": "score",
+    "exam_score": "exam score",
+    "plan_right": "plan right",
+    "follow": "follows plan",
+    "parsable": "plan parsable",
+}
+"""The same, for a column."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,9 @@ def evaluate(
     """
     per_call = max(1, batch // samples)
     records: list[dict[str, Any]] = []
-    pictures: list[Tensor] = []
+    height, width = policy.spec.image_size
+    # made at once and filled: putting parts together at the end would hold all pictures twice
+    pictures = torch.empty((len(prompts) * samples, 3, height, width), dtype=torch.uint8)
     for start in range(0, len(prompts), per_call):
         some = prompts[start : start + per_call]
         draws = Draws(seed, EVALUATION_ITERATION)
@@ -71,8 +90,22 @@ def evaluate(
         for trajectory, text, verdict in zip(drawn, thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
-        pictures.append(bytes_)
-    return Evaluation(records, torch.cat(pictures))
+        pictures[start * samples : start * samples + len(drawn)] = bytes_
+    return Evaluation(records, pictures)
+
+
+def unjudged(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The judge of prompts that no rules can judge: nothing is known of a picture but what its reward says.
+
+    The category is the metadata's ``category``, or GenEval's ``tag``, else "all".
+    """
+    unknown = ("correct", "exam", "reward", "points", "parsable", "plan_right", "follow")
+    return [{"category": category_of(prompt), **dict.fromkeys(unknown)} for prompt in prompts]
+
+
+def category_of(prompt: Prompt) -> str:
+    """The category that a prompt's metadata names, else "all"."""
+    return str(prompt.metadata.get("category") or prompt.metadata.get("tag") or "all")
 
 
 def _mean(values: Sequence[Any]) -> float | None:
@@ -81,16 +114,15 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of an evaluation (design: Words).
+    """The figures of an evaluation (design: Words); None where no picture says anything.
 
     score: mean over categories of the share of correct pictures; exam_score: mean share of requirements met;
-    plan_right, follow, parsable: shares (follow over parsable plans; None without thinking); n: pictures.
+    plan_right, follow, parsable: shares (follow over parsable plans; None without thinking); n: pictures;
+    by_category: shares of correct pictures. Where nothing is judged, by_category is empty, and reward_by_category is
+    there in its place if there is more than one category.
     """
-    categories: dict[str, list[Any]] = {}
-    for record in records:
-        categories.setdefault(record["category"], []).append(record["correct"])
-    by_category = {name: _mean(values) for name, values in categories.items()}
-    return {
+    by_category = _by_category(records, "correct")
+    figures = {
         "score": _mean(list(by_category.values())),
         "exam_score": _mean([r["exam"] for r in records]),
         "reward": _mean([r["reward"] for r in records]),
@@ -100,10 +132,47 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_category": by_category,
         "n": len(records),
     }
+    rewards = {} if by_category else _by_category(records, "reward")
+    return {**figures, "reward_by_category": rewards} if len(rewards) > 1 else figures
+
+
+def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
+    """Mean of a figure in every category where it is known."""
+    categories: dict[str, list[Any]] = {}
+    for record in records:
+        categories.setdefault(record["category"], []).append(record[key])
+    means = {name: _mean(values) for name, values in categories.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def describe_summary(summary: Mapping[str, Any]) -> str:
+    """One line of plain words for an evaluation: what is known of it; the reward where there is no score."""
+    named = MEASURES if summary.get("score") is not None else {"reward": "reward", **MEASURES}
+    parts = [f"{name} {summary[key]:.3f}" for key, name in named.items() if summary.get(key) is not None]
+    return ", ".join([*parts, f"{summary['n']} pictures"])
+
+
+def describe_comparison(summary: Mapping[str, Any]) -> list[str]:
+    """A line for every measure of ``before`` and ``after`` with its paired difference; [] without both.
+
+    The reward is shown where there is no score.
+    """
+    paired = summary.get("paired") or {}
+    named = SHORT if "score" in paired else {"reward": "reward", **SHORT}
+    lines = []
+    for key, name in named.items():
+        entry = paired.get(key)
+        if entry is None or entry["low"] is None or entry["high"] is None:
+            continue
+        lines.append(
+            f"{name:13} {summary['before'][key]:.3f} -> {summary['after'][key]:.3f}   "
+            f"difference {entry['difference']:+.3f} (95 % interval {entry['low']:+.3f} to {entry['high']:+.3f})"
+        )
+    return lines
 
 
 def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Differences after - before of score, exam score, plan right and follow; 95 % bootstrap intervals over prompts.
+    """Differences after - before of all that both sides know; 95 % bootstrap intervals over prompts.
 
     Both sides must be the same prompts and samples in the same order (ValueError otherwise).
     """
@@ -119,6 +188,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     for name, key, strata in (
         ("score", "correct", categories),
         ("exam_score", "exam", None),
+        ("reward", "reward", None),
         ("plan_right", "plan_right", None),
         ("follow", "follow", None),
         ("parsable", "parsable", None),

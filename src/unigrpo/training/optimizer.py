@@ -1,8 +1,14 @@
-"""AdamW with one group per expert, their learning-rate schedule and clipping, and a moving average of the weights."""
+"""AdamW with one group per trained expert, their learning-rate schedule and clipping, and a moving average.
+
+The moments are fp32, or in 8 bits by bitsandbytes: blockwise codes ``state1`` and ``state2``, each with a map of codes
+to numbers and a scale per block; matrices below 4096 numbers keep fp32 moments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +17,8 @@ from unigrpo.config import Optimizer as OptimizerConfig
 from unigrpo.policy import Policy
 
 EXPERTS = ("reasoning", "denoising")
+EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a parameter
 
 
 class TrainingFault(ValueError):
@@ -18,30 +26,44 @@ class TrainingFault(ValueError):
 
 
 def expert_parameters(policy: Policy) -> dict[str, dict[str, nn.Parameter]]:
-    """Named parameters of the two experts (design: Words)."""
-    return {"reasoning": policy.reasoning_parameters(), "denoising": policy.denoising_parameters()}
+    """Named parameters of the two experts that are trained (design: Words); an expert that is not has none."""
+    named = {"reasoning": policy.reasoning_parameters(), "denoising": policy.denoising_parameters()}
+    return {expert: {n: p for n, p in named[expert].items() if p.requires_grad} for expert in EXPERTS}
 
 
 class ExpertOptimizer:
-    """One optimizer step at a time over both experts; parameters without a gradient stay as they are."""
+    """One optimizer step at a time over the trained experts; parameters without a gradient stay as they are.
+
+    ``trained`` names the experts that have parameters. ValueError where nothing is trained.
+    """
 
     def __init__(self, policy: Policy, config: OptimizerConfig, iterations: int) -> None:
         self.config, self.iterations = config, iterations
         self.parameters = expert_parameters(policy)
+        self.trained = tuple(expert for expert in EXPERTS if self.parameters[expert])
+        if not self.trained:
+            raise ValueError("all weights of the model are frozen, so nothing can be trained: set model.lora.experts")
         rates = {"reasoning": config.lr_reasoning, "denoising": config.lr_denoising}
         epsilons = {"reasoning": config.eps_reasoning, "denoising": config.eps_denoising}
         groups = [
-            {"params": list(self.parameters[e].values()), "lr": rates[e], "eps": epsilons[e], "base_lr": rates[e]}
-            for e in EXPERTS
+            {
+                "params": list(self.parameters[expert].values()),
+                "expert": expert,
+                "lr": rates[expert],
+                "base_lr": rates[expert],
+                "eps": epsilons[expert],
+            }
+            for expert in self.trained
         ]
-        self.adam = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
+        self.adam = build_adam(groups, config)
 
     def set_iteration(self, iteration: int) -> dict[str, float]:
-        """Set the learning rates of an iteration; return them by expert."""
+        """Set the learning rates of an iteration; return them by expert (0 for one that is not trained)."""
         factor = schedule(iteration, self.iterations, self.config.warmup, self.config.decay)
+        rates: dict[str, float] = dict.fromkeys(EXPERTS, 0.0)
         for group in self.adam.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        return {expert: group["lr"] for expert, group in zip(EXPERTS, self.adam.param_groups, strict=True)}
+            group["lr"] = rates[group["expert"]] = group["base_lr"] * factor
+        return rates
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -50,7 +72,8 @@ class ExpertOptimizer:
     def step(self) -> dict[str, float]:
         """Clip each expert's gradient to max_grad_norm, step, and return the norms before clipping.
 
-        Raises TrainingFault, and leaves the weights alone, where a norm is not finite.
+        The norm of an expert without gradients (frozen, or not this method's) is 0. Raises TrainingFault, and leaves
+        the weights alone, where a norm is not finite.
         """
         gradients = {expert: self._gradients(expert) for expert in EXPERTS}
         norms = {expert: nn.utils.get_total_norm(list(named.values())) for expert, named in gradients.items()}
@@ -72,25 +95,72 @@ class ExpertOptimizer:
         return {name: p.grad for name, p in self.parameters[expert].items() if p.grad is not None}
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's moments and step counts by parameter name, as flat tensors."""
+        """What Adam keeps (moments, scales, step counts) by parameter name, as flat tensors that share no memory."""
         out: dict[str, Tensor] = {}
+        seen: set[int] = set()
         for name, parameter in self._named():
             for key, value in self.adam.state.get(parameter, {}).items():
-                out[f"{name}|{key}"] = value
+                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                if tensor.untyped_storage().data_ptr() in seen:
+                    tensor = tensor.clone()  # bitsandbytes has one map for all, which safetensors would refuse
+                seen.add(tensor.untyped_storage().data_ptr())
+                out[f"{name}|{key}"] = tensor
         return out
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` gave."""
+        """Restore what :meth:`state` gave, bit for bit; ValueError for a state of another model or optimizer."""
         known = dict(self._named())
-        for entry, value in state.items():
-            name, key = entry.rsplit("|", 1)
+        split = [(*entry.rsplit("|", 1), value) for entry, value in state.items()]
+        for name, _, _ in split:
             if name not in known:
                 raise ValueError(f"the optimizer state has an unknown parameter {name!r}: it is of another model")
-            self.adam.state[known[name]][key] = value.clone() if key == "step" else value.to(known[name].device).clone()
+        if self.config.kind in EIGHT_BIT:
+            self._prepare({name for name, _, _ in split})
+        for name, key, value in split:
+            kept = self.adam.state[known[name]]
+            place = kept.get(key) if self.config.kind in EIGHT_BIT else empty_moment(key, known[name])
+            if place is None or (isinstance(place, Tensor) and not fits(place, value)):
+                raise ValueError(
+                    f"the optimizer state of {name!r} has {key!r} ({value.dtype}, shape {tuple(value.shape)}), which "
+                    f"optimizer.kind {self.config.kind} does not keep so: it is of another optimizer or model"
+                )
+            kept[key] = place.copy_(value) if isinstance(place, Tensor) else int(value)
+
+    def _prepare(self, names: set[str]) -> None:
+        """Let bitsandbytes make the (empty) states of these parameters, each in the memory it wants."""
+        adam: Any = self.adam
+        for index, group in enumerate(adam.param_groups):
+            for place, (name, parameter) in enumerate(self.parameters[group["expert"]].items()):
+                if name in names:
+                    adam.init_state(group, parameter, index, place)
 
     def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
         for expert in EXPERTS:
             yield from self.parameters[expert].items()
+
+
+def empty_moment(key: str, parameter: nn.Parameter) -> Tensor | None:
+    """The place of one of torch's AdamW states: the step count lies on the CPU, the moments beside the parameter."""
+    if key not in MOMENTS:
+        return None
+    return torch.tensor(0.0) if key == "step" else torch.empty_like(parameter, requires_grad=False)
+
+
+def fits(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a value may be copied into a tensor without a change of shape or type."""
+    return tensor.shape == value.shape and tensor.dtype == value.dtype
+
+
+def build_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The AdamW that ``config.kind`` names; ValueError where it needs a package that is not there."""
+    if config.kind not in EIGHT_BIT:
+        return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
+    try:
+        library: Any = import_module("bitsandbytes")
+    except ImportError as error:
+        raise ValueError(f'optimizer.kind = {config.kind} needs bitsandbytes: pip install "unigrpo[8bit]"') from error
+    kinds = {"adamw_8bit": library.optim.AdamW8bit, "paged_adamw_8bit": library.optim.PagedAdamW8bit}
+    return kinds[config.kind](groups, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def schedule(iteration: int, iterations: int, warmup: int, decay: float) -> float:
@@ -101,11 +171,11 @@ def schedule(iteration: int, iterations: int, warmup: int, decay: float) -> floa
 
 
 class MovingAverage:
-    """Exponential moving average of the trained weights; the memory starts short and grows to ``decay``."""
+    """Exponential moving average of the trained weights alone; the memory starts short and grows to ``decay``."""
 
     def __init__(self, policy: Policy, decay: float) -> None:
         self.decay = decay
-        self.parameters = {n: p for n, p in policy.module.named_parameters() if p.requires_grad}
+        self.parameters = {n: p for named in expert_parameters(policy).values() for n, p in named.items()}
         self.shadow = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()

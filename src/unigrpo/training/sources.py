@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -63,7 +63,7 @@ def score(
 
 @dataclass(frozen=True)
 class RolloutSource:
-    """Think, draw, score, compare: rollouts of the policy with group advantages."""
+    """Think, draw, score, compare: rollouts of the policy with group advantages, ``batch`` samples at a time."""
 
     prompts: PromptSource
     episode: Episode
@@ -74,18 +74,43 @@ class RolloutSource:
     seed: int
     advantage_epsilon: float
     advantage_clip: float
+    batch: int | None = None
 
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
         """Sample, decode, score and assign advantages."""
         prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
-        with clock.phase("rollout"):
-            draws = Draws(self.seed, iteration)
-            sampled = rollout(policy, self.episode, prompts, self.sampling, group_size=self.group_size, draws=draws)
+        sampled: list[Trajectory] = []
+        pictures: list[Tensor] = []
+        for some, first, count in portions(prompts, self.group_size, self.batch):
+            with clock.phase("rollout"):
+                draws = Draws(self.seed, iteration)
+                sampled += rollout(
+                    policy, self.episode, some, self.sampling, group_size=count, draws=draws, first_sample=first
+                )
+            with clock.phase("reward"):
+                pictures.append(decode_pictures(policy, sampled[-len(some) * count :]))
         with clock.phase("reward"):
-            pictures = decode_pictures(policy, sampled)
-            scored = score(self.reward, policy, sampled, pictures)
+            drawn = torch.cat(pictures)
+            scored = score(self.reward, policy, sampled, drawn)
         ready = assign_advantages(scored, epsilon=self.advantage_epsilon, clip=self.advantage_clip)
-        return Collected(ready, describe(ready), pictures)
+        return Collected(ready, describe(ready), drawn)
+
+
+def portions(
+    prompts: Sequence[Prompt], group_size: int, batch: int | None
+) -> Iterator[tuple[Sequence[Prompt], int, int]]:
+    """Cut prompts x samples into parts of at most ``batch``: (prompts, first sample, samples of each), groups in order.
+
+    Whole groups together where they fit; a group that does not fit is cut by itself.
+    """
+    if batch is None or batch >= group_size:
+        whole = len(prompts) if batch is None else batch // group_size
+        for start in range(0, len(prompts), whole):
+            yield prompts[start : start + whole], 0, group_size
+        return
+    for prompt in prompts:
+        for first in range(0, group_size, batch):
+            yield [prompt], first, min(batch, group_size - first)
 
 
 def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:

@@ -14,15 +14,16 @@ import torch
 
 from unigrpo import seeds
 from unigrpo.config import Recipe
-from unigrpo.evaluation.evaluator import Evaluation, summarise
+from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
 from unigrpo.objectives.flow_grpo import resolve_clip_range
 from unigrpo.objectives.methods import Method
-from unigrpo.policy import Policy
+from unigrpo.policy import Policy, Scorer
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import truncate_metrics
 from unigrpo.rewards.protocol import RewardFault
 from unigrpo.training import checkpoint
 from unigrpo.training.clock import Clock
+from unigrpo.training.lora import base_state_dict
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
 from unigrpo.training.recorder import Recorder, training_canaries
@@ -58,7 +59,7 @@ class Parts:
     """Everything a run is made of; the command line resolves a recipe's names into these."""
 
     policy: Policy
-    reference: Policy | None
+    reference: Scorer | None
     method: Method
     source: Source
     evaluator: Evaluator
@@ -298,23 +299,12 @@ class Trainer:
             parameter.copy_(raw[name])
 
 
-def fingerprint(policy: Policy | None) -> str | None:
-    """A hash of a model's weights, to notice that a reference was exchanged."""
-    if policy is None:
+def fingerprint(reference: Scorer | None) -> str | None:
+    """A hash of a model's weights (without an adapter's), to notice that a reference was exchanged."""
+    if reference is None:
         return None
     digest = hashlib.sha256()
-    for name, tensor in sorted(policy.module.state_dict().items()):
+    for name, tensor in sorted(base_state_dict(reference.module).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def describe_summary(summary: dict[str, Any]) -> str:
-    """One line of plain words for an evaluation."""
-    parts = [f"score {summary['score']:.3f}"]
-    if summary["plan_right"] is not None:
-        parts.append(f"plan right {summary['plan_right']:.3f}")
-    if summary["follow"] is not None:
-        parts.append(f"picture follows plan {summary['follow']:.3f}")
-        parts.append(f"plan parsable {summary['parsable']:.3f}")
-    return ", ".join([*parts, f"exam score {summary['exam_score']:.3f}", f"{summary['n']} pictures"])

@@ -12,7 +12,7 @@ from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
 from unigrpo.objectives.methods import Draw, Losses, Method, target_tokens
 from unigrpo.objectives.terms import merge, summarize
-from unigrpo.policy import Policy, Replayed, ReplayItem, VelocityQuery
+from unigrpo.policy import Policy, Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.trajectory import FlowPath, Image, Reference, Segment, Text, Trajectory
 
@@ -45,7 +45,7 @@ class Updated:
     entropy: float | None
 
 
-def replay(policy: Policy, batch: Batch, temperature: float) -> list[Replayed]:
+def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
     """One packed forward over a batch: token log-probs and the velocities of every draw."""
     items = [
         ReplayItem(t.segments, tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws))
@@ -159,7 +159,7 @@ def ratio_bounds(compute_dtype: torch.dtype, clip_range: float | None) -> RatioB
 
 
 @torch.no_grad()
-def annotate_reference(reference: Policy, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
+def annotate_reference(reference: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
     """Add what the frozen start checkpoint says: v_ref on the draws and log-probs, with its own weights throughout."""
     ready = []
     for part in batch.pieces(micro_batch):
@@ -170,7 +170,7 @@ def annotate_reference(reference: Policy, batch: Batch, *, micro_batch: int, tem
 
 
 @torch.no_grad()
-def rescore(policy: Policy, batch: Batch, *, micro_batch: int, temperature: float) -> tuple[Batch, dict[str, float]]:
+def rescore(policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> tuple[Batch, dict[str, float]]:
     """Replace the rollout's old log-probs and means by those of a replay (for compute below fp32).
 
     Also returns the gap between the two, max |log ratio| of "text" and "image", which is rounding and never trained on.

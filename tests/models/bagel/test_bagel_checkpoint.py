@@ -10,7 +10,7 @@ import torch
 from small_models import normal, sample, small_policy
 from unigrpo.models.bagel.checkpoint import load_policy, load_weights, read_weights, save_policy
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.transformer import Bagel
+from unigrpo.models.bagel.transformer import BagelModel
 
 NAMES = Path(__file__).parents[2] / "golden" / "tensors_7b.txt"
 VISION = ("vit_model.", "connector.", "vit_pos_embed.")
@@ -24,7 +24,7 @@ def public_tensors():
 def test_names_and_shapes_are_those_of_the_public_7b_checkpoint():
     config = BagelConfig(152064, 3584, 18944, 28, 28, 4, 16, 64, 151644, 151645, 151652, 151653, (1024, 1024))
     with torch.device("meta"):
-        model = Bagel(config)
+        model = BagelModel(config)
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     public = public_tensors()
     assert len(public) == 1223

@@ -15,7 +15,7 @@ from small_models import (
     small_policy,
     text,
 )
-from unigrpo.models.bagel.policy import log_distribution, sample
+from unigrpo.models.bagel.sampling import log_distribution, sample
 from unigrpo.objectives.methods import Losses, PolicyGradient
 from unigrpo.policy import ReplayItem
 from unigrpo.training.update import backward

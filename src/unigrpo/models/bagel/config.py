@@ -43,8 +43,9 @@ class BagelConfig:
     The latent grid of an image of H x W pixels has H / (vae_downsample * latent_patch_size) rows; each token carries
     ``latent_patch_size**2 * latent_channels`` numbers, and has row ``row * max_latent_size + column`` of the position
     table. ``system_prompt`` is the text that asks for thinking before drawing, ``answer_prompt`` the one before
-    answering. The last five are what ``generate`` and ``eval`` take by default: the sampling grid, the guidance scale,
-    and the thinking's temperature (0: greedy) and length. ``vision`` is None for a model that cannot see.
+    answering. The last six are what ``generate`` takes by default: the sampling grid, the guidance and where it is on
+    (low < t <= high), and the thinking's temperature (0: greedy) and length. ``vision`` is None for a model that cannot
+    see.
     """
 
     vocab_size: int
@@ -70,6 +71,7 @@ class BagelConfig:
     timestep_shift: float = 3.0
     num_points: int = 50
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     temperature: float = 1.0
     max_think_tokens: int = 32
 
@@ -119,6 +121,8 @@ class BagelConfig:
         ready = dict(values)
         if "image_size" in ready:
             ready["image_size"] = (int(ready["image_size"][0]), int(ready["image_size"][1]))
+        if "guidance_interval" in ready:
+            ready["guidance_interval"] = tuple(ready["guidance_interval"])
         try:
             if ready.get("vision") is not None:
                 ready["vision"] = VisionConfig(**ready["vision"])

@@ -6,27 +6,25 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from unigrpo.models.bagel import transforms
 from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_range, unpatchify
 from unigrpo.models.bagel.blocks import NOISE, Block, Tokens, build_block, lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.packing import Packed, pack
+from unigrpo.models.bagel.sampling import log_distribution, sample
 from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.bagel.transformer import BagelModel, plain_tokens
-from unigrpo.models.bagel.vision import grid_of, patches_of
+from unigrpo.models.bagel.turns import fitted, interleave, view_of
 from unigrpo.policy import Context, PolicySpec, Replayed, ReplayItem
-from unigrpo.trajectory import Image, Prompt, Segment, Text, View
+from unigrpo.trajectory import Image, Prompt, Segment, Text
 
 DENOISING_PREFIXES = ("vae2llm.", "llm2vae.", "time_embedder.")
-IMAGE_PLACE = "<image>"
 
 
 class Bagel:
@@ -126,28 +124,12 @@ class Bagel:
     def turn(self, text: str, pictures: Sequence[Tensor], *, latents: bool = True) -> tuple[Segment, ...]:
         """A user's turn: pictures uint8 [3, H, W] and words, in order."""
         shown = [self.picture_segments(picture, latents=latents) for picture in pictures]
-        if not shown or IMAGE_PLACE not in text:
-            return (*chain(*shown), Text(self.encode_text(text)))
-        pieces = text.split(IMAGE_PLACE)
-        if len(pieces) - 1 != len(shown):
-            raise ValueError(f"{text!r} has {len(pieces) - 1} places {IMAGE_PLACE} for {len(shown)} pictures")
-        segments: list[Segment] = []
-        for index, piece in enumerate(pieces):
-            segments += [Text(self.encode_text(piece.strip()))] if piece.strip() else []
-            segments += shown[index] if index < len(shown) else ()
-        return tuple(segments)
-
-    # Pictures that are shown to it
+        return interleave(text, shown, self.encode_text)
 
     def picture_segments(self, picture: Tensor, *, latents: bool = True) -> tuple[Segment, ...]:
         """A picture uint8 [3, H, W] as [latents] [view], resized as BAGEL does; without ``latents`` the view alone."""
-        vision = self.config.vision
-        if vision is None:
-            raise ValueError("this model cannot see pictures: it has no vision tower (vit_config.json and vit_model.*)")
-        resized = transforms.resize(picture, self._limits(transforms.VAE_LIMITS))
-        shrunk = transforms.resize(resized, self._limits(transforms.VIT_LIMITS))
-        patches = patches_of(transforms.to_signed(shrunk), vision)
-        view = View(patches, grid_of(shrunk.shape[1], shrunk.shape[2], vision))
+        resized = fitted(picture, self.config)
+        view = view_of(resized, self.config)
         if not latents:
             return (view,)
         size = (resized.shape[1], resized.shape[2])
@@ -156,18 +138,8 @@ class Bagel:
 
     def edit_size(self, picture: Tensor) -> tuple[int, int]:
         """(height, width) of what an edit of this picture is drawn at: the size it is resized to."""
-        _, height, width = transforms.resize(picture, self._limits(transforms.VAE_LIMITS)).shape
+        _, height, width = fitted(picture, self.config).shape
         return height, width
-
-    def _limits(self, limits: transforms.Limits) -> transforms.Limits:
-        """BAGEL's limits, cut down to what this model's tables hold."""
-        if limits is transforms.VAE_LIMITS:
-            stride, most = self.config.pixels_per_token, self.config.max_latent_size
-        else:
-            assert self.config.vision is not None
-            stride, most = self.config.vision.patch_size, self.config.vision.max_patches_per_side
-        longest = min(limits.max_side, stride * most)
-        return replace(limits, max_side=longest, min_side=min(limits.min_side, longest), stride=stride)
 
     # Reading, writing, drawing
 
@@ -331,6 +303,17 @@ class Bagel:
 
     # Parameters
 
+    def lora_targets(self, experts: Sequence[str]) -> list[str]:
+        """The linear layers of the named experts in every layer: q, k, v, o, gate, up, down (spec g.2)."""
+        inside = "language_model.model.layers."
+        return [
+            name
+            for name, layer in self.model.named_modules()
+            if name.startswith(inside)
+            and isinstance(layer, nn.Linear)
+            and ("denoising" if is_denoising(name) else "reasoning") in experts
+        ]
+
     def reasoning_parameters(self) -> dict[str, nn.Parameter]:
         """Embeddings, text head and the understanding expert (and the vision tower, if it is trained)."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and not is_denoising(n)}
@@ -354,26 +337,6 @@ def as_cache(context: Context) -> Cache:
 def is_denoising(name: str) -> bool:
     """Whether a parameter belongs to the image half (design: Words)."""
     return "_moe_gen" in name or name.startswith(DENOISING_PREFIXES)
-
-
-def log_distribution(logits: Tensor, temperature: float) -> Tensor:
-    """log_softmax(logits / T), fp32, over the whole vocabulary (spec d.2); T = 0 scores as T = 1."""
-    return torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-
-
-def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draw one id per row by inverse CDF (fp64 sums): the first id whose cumulated probability exceeds u in [0, 1).
-
-    logits [B, V], uniforms [B] -> ids [B] int64, log-probs [B] fp32 of the very distribution drawn from. T = 0: argmax.
-    """
-    log_p = log_distribution(logits, temperature)
-    if temperature == 0:
-        ids = logits.argmax(-1)
-    else:
-        cumulated = log_p.double().exp().cumsum(-1)
-        threshold = uniforms.double()[:, None] * cumulated[:, -1:]
-        ids = (cumulated <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
-    return ids, log_p.gather(1, ids[:, None])[:, 0]
 
 
 def _shifted(block: Block, rope: Tensor) -> Block:

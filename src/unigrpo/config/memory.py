@@ -1,0 +1,186 @@
+"""Memory by part, in bytes on one GPU (docs/scaling.md derives every formula and says what it was measured against)."""
+
+from __future__ import annotations
+
+from unigrpo.config.sizes import EXPERTS, FREQUENCIES
+from unigrpo.config.workload import Block, Training, Workload
+
+FP32, INT64 = 4, 8
+EIGHT_BIT_BLOCK = 256  # numbers that share one scale in an 8-bit moment
+GATHERED_LAYERS = 2  # FSDP2: the one that runs and the one that is fetched
+
+
+# What is there all the time
+
+
+def trained(work: Workload) -> int:
+    """Numbers that are trained: whole experts, or their adapters (and the vision tower where a recipe asks for it)."""
+    sizes = work.sizes
+    counts = {"full": sizes.expert, "lora": lambda _: sizes.adapter(work.rank), "frozen": lambda _: 0}
+    experts = sum(counts[work.training(expert)](expert) for expert in EXPERTS)
+    return experts + (sizes.vision_parameters + sizes.connector if work.train_vision else 0)
+
+
+def frozen(work: Workload) -> int:
+    """Numbers that stay as they are, the autoencoder's included."""
+    sizes = work.sizes
+    adapters = sum(sizes.adapter(work.rank) for expert in EXPERTS if work.training(expert) == "lora")
+    return sizes.model_parameters + sizes.autoencoder_parameters + adapters - trained(work)
+
+
+def weights(work: Workload) -> float:
+    """What is trained in fp32, what is frozen in the computation's dtype; shared out over the GPUs."""
+    return (FP32 * trained(work) + work.compute * frozen(work)) / work.gpus
+
+
+def reference(work: Workload) -> float:
+    """A frozen copy in the computation's dtype; none with adapters, which are switched off instead."""
+    copied = work.reference and "full" in (work.reasoning, work.denoising)
+    return work.compute * work.sizes.model_parameters / work.gpus if copied else 0.0
+
+
+def gradients(work: Workload) -> float:
+    """fp32, from the first backward pass to the next iteration's update."""
+    return FP32 * trained(work) / work.gpus
+
+
+def moments(work: Workload, kind: str) -> float:
+    """AdamW's two moments: fp32, or one byte each and a scale for every 256 numbers."""
+    each = FP32 if kind == "adamw" else 1 + FP32 / EIGHT_BIT_BLOCK
+    return 2 * each * trained(work) / work.gpus
+
+
+def step_working(work: Workload, kind: str) -> float:
+    """One more fp32 tensor for every trained one of an expert while the optimizer steps (AdamW's square roots)."""
+    if kind != "adamw":
+        return 0.0
+    count = {"full": work.sizes.expert, "lora": lambda _: work.sizes.adapter(work.rank), "frozen": lambda _: 0}
+    return FP32 * max(count[work.training(expert)](expert) for expert in EXPERTS) / work.gpus
+
+
+# The packed replay
+
+
+def token_bytes(work: Workload, training: Training) -> float:
+    """What one layer keeps of one token for its backward pass, but keys and values (docs/scaling.md lists the tensors).
+
+    H (12 + 2c) + 4 kv + 3c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
+    full  6c H + c kv + c I;  lora  (6 or, in fp32, 3) c H + c I + 7c r.
+    """
+    s, c = work.sizes, work.compute
+    h, inner = s.hidden, s.intermediate
+    flow = h * (12 + 2 * c) + 4 * s.kv + 3 * c * inner + FP32 * (2 + 2 * s.heads + s.kv_heads)
+    if training == "full":
+        return flow + 6 * c * h + c * s.kv + c * inner
+    if training == "lora":
+        inputs = 6 if c < FP32 else 3  # under autocast every adapter casts its own input
+        return flow + inputs * c * h + c * inner + 7 * c * work.rank
+    return flow
+
+
+def layer_bytes(work: Workload, block: Block) -> float:
+    """What one layer keeps of a block: its tokens by expert, and the keys and values that its attention saw."""
+    if not block.flows:
+        return 0.0
+    und, gen = token_bytes(work, work.reasoning), token_bytes(work, work.denoising)
+    return block.und * und + block.gen * gen + 2 * work.compute * work.sizes.kv * block.keys
+
+
+def ends(work: Workload) -> float:
+    """Kept once: masks, rope tables, ids, embedded times, and the final norms with what the heads saw."""
+    s, c = work.sizes, work.compute
+    flowing = [block for block in work.blocks() if block.flows]
+    total = sum(c * b.pairs + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und for b in flowing)
+    images = work.micro * work.copies
+    latents = images * work.image_tokens
+    total += latents * FP32 * s.hidden + images * work.image_tokens * FP32 * s.latent_dim
+    if work.denoising == "full":
+        total += latents * c * (2 * s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
+    if work.text_trains:
+        texts = work.micro * (work.think_tokens if work.shared else work.context_tokens)
+        total += texts * s.hidden * (FP32 + c * (work.reasoning == "full"))
+        total += work.micro * work.actions * FP32 * s.hidden * (work.reasoning == "full")
+    return total
+
+
+def activations(work: Workload) -> float:
+    """Kept between the forward and the backward pass of one micro-batch, but casts and logits."""
+    blocks = work.blocks()
+    if work.checkpointing:
+        streams = work.sizes.layers * work.compute * work.sizes.hidden * sum(b.tokens for b in blocks)
+        handed_on = work.sizes.layers * 2 * work.compute * work.sizes.kv * sum(b.keys for b in blocks[:-1])
+        return streams + handed_on + ends(work)
+    return work.sizes.layers * sum(layer_bytes(work, b) for b in blocks) + ends(work)
+
+
+def recomputed(work: Workload) -> float:
+    """With activation checkpointing: one layer of the largest block, while the backward pass is in it."""
+    return max(layer_bytes(work, b) for b in work.blocks()) if work.checkpointing else 0.0
+
+
+def casts(work: Workload) -> float:
+    """Copies of fp32 weights in the computation's dtype: autocast makes them once a forward, the graph keeps them.
+
+    Over several GPUs instead what FSDP2 gathers: two layers, and what belongs to no layer.
+    """
+    s, c = work.sizes, work.compute
+    if work.gpus > 1:
+        root = s.model_parameters - s.vision_parameters - 2 * s.layers * s.layer_parameters
+        return c * (GATHERED_LAYERS * 2 * s.layer_parameters + root)
+    if c == FP32:
+        return 0.0
+    counts = {"full": s.cast, "lora": lambda _: s.adapter(work.rank), "frozen": lambda _: 0}
+    return c * sum(counts[work.training(expert)](expert) for expert in EXPERTS)
+
+
+def logits(work: Workload) -> float:
+    """fp32 log-probs over the vocabulary that are kept, and (text head frozen below fp32) its weights in fp32."""
+    if not (work.actions and work.text_trains):
+        return 0.0
+    copied = work.reasoning != "full" and work.compute < FP32
+    return FP32 * work.sizes.vocab * (work.micro * work.actions + copied * work.sizes.hidden)
+
+
+def logits_working(work: Workload) -> float:
+    """Two more tensors of the logits' size while they are made, and again in their backward pass."""
+    return 2 * FP32 * work.sizes.vocab * work.micro * work.actions
+
+
+# The rollout
+
+
+def cache(work: Workload) -> float:
+    """Keys and values of every row: prompt, bos, as many tokens as thinking may take, eos."""
+    s = work.sizes
+    return work.rows * work.context_tokens * (2 * work.compute * s.kv * s.layers + 1)
+
+
+def trajectories(work: Workload) -> float:
+    """What a rollout keeps: ids and log-probs, the latents, and of the K window steps x, x_next and the mean.
+
+    Also what annotating adds: v_ref and the reference's log-probs; below fp32 a second mean and second log-probs.
+    """
+    latent = FP32 * work.image_tokens * work.sizes.latent_dim
+    again, known = work.compute < FP32, work.reference
+    if work.supervised:
+        return work.rows * (INT64 * (work.prompt_tokens + work.actions) + latent * (1 + 2 * work.copies))
+    per_step = latent * (3 + again + known) + 2 * INT64 + 2 * FP32
+    text = work.actions * (INT64 + FP32 * (1 + again + known))
+    return work.rows * (text + latent + work.copies * per_step) + INT64 * work.prompts * work.prompt_tokens
+
+
+def drawing(work: Workload, rows: int = 1) -> float:
+    """Working memory of one denoising forward: 3 I + 7 H numbers a token, keys and values with the context, masks."""
+    s, own = work.sizes, work.image_tokens + 2
+    keys = work.context_tokens + own
+    numbers = own * (3 * s.intermediate + 7 * s.hidden) + 4 * s.kv * keys
+    return rows * (work.compute * (numbers + own * keys) + 3 * own * keys)
+
+
+def decoding(work: Workload, mode: str) -> float:
+    """Working memory of turning latents into pixels: three of the widest tensors, of all rows at once or of one."""
+    if work.sizes.autoencoder is None or work.supervised:
+        return 0.0
+    at_once = work.rows if mode == "whole" else 1
+    pixels = min(work.pixels, 512 * 512) if mode == "tiled" else work.pixels
+    return at_once * pixels * 3 * work.compute * work.sizes.autoencoder.widest + work.rows * work.pixels * 3 * 2 * FP32

@@ -1,0 +1,27 @@
+"""From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
+
+models: which model, where, in which precision · data: prompts, demonstrations, rewards, suites · runs: a recipe whole.
+"""
+
+from unigrpo.resolve.data import Suite, prompts, reward, suite
+from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, lasting_name, model_folder, policy
+from unigrpo.resolve.runs import RecipeEvaluator, evaluation_sampling, method, parts, source, training_sampling
+
+__all__ = [
+    "DTYPES",
+    "RecipeEvaluator",
+    "Suite",
+    "builtin_folder",
+    "device_of",
+    "evaluation_sampling",
+    "lasting_name",
+    "method",
+    "model_folder",
+    "parts",
+    "policy",
+    "prompts",
+    "reward",
+    "source",
+    "suite",
+    "training_sampling",
+]

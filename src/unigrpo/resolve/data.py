@@ -1,0 +1,141 @@
+"""From names to data: prompts, demonstrations, rewards, and the suites that evaluations run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unigrpo import config
+from unigrpo.config import ConfigError, Recipe
+from unigrpo.evaluation.evaluator import Judge, unjudged
+from unigrpo.policy import Policy
+from unigrpo.rewards import jpeg as _jpeg  # noqa: F401 (registers its rewards)
+from unigrpo.rewards import registry
+from unigrpo.rewards.composite import CompositeReward, WeightedReward
+from unigrpo.rewards.protocol import RewardOutput
+from unigrpo.training.sources import PromptSource
+from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.worlds import geneval, pairs, shapes
+from unigrpo.worlds.prompt_files import HUB, FilePrompts, RowPrompts, hf_prompts
+from unigrpo.worlds.shapes import tasks
+from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstrations
+
+GENEVAL = ("geneval:train", "geneval:fixed")
+KNOWN = (
+    f"{', '.join(f'shapes:{split}' for split in shapes.SPLITS)}, {', '.join(GENEVAL)}, a .txt or .jsonl file, {HUB}..."
+)
+
+
+# Prompts
+
+
+def prompts(name: str, seed: int) -> PromptSource:
+    """A stream of training prompts: ``shapes:train``, ``geneval:train``, a .txt or .jsonl file, ``hf:owner/name``."""
+    if name == "geneval:train":
+        return geneval.PromptStream(seed)
+    if name == "geneval:fixed":
+        raise ConfigError(f"{name} is a list to evaluate on: set data.prompts to geneval:train")
+    if (rows := _rows(name, seed)) is not None:
+        return rows
+    return shapes.PromptStream(_shapes_split(name), seed)
+
+
+def _rows(name: str, seed: int) -> RowPrompts | None:
+    """Prompts of one's own; None where the name is a world's."""
+    if name.startswith(HUB):
+        return hf_prompts(name, seed)
+    return FilePrompts(name, seed) if Path(name).suffix.lower() in (".txt", ".jsonl") else None
+
+
+def _shapes_split(name: str) -> str:
+    world, _, split = name.partition(":")
+    if world != "shapes" or split not in shapes.SPLITS:
+        raise ConfigError(f"there are no prompts called {name!r}: there are {KNOWN}")
+    return split
+
+
+def is_shapes(name: str) -> bool:
+    """Whether prompts (or demonstrations) are of the shapes world, whose pictures have one size."""
+    return name.partition(":")[0] == "shapes"
+
+
+# Demonstrations
+
+
+def demonstration_maker(recipe: Recipe, data: config.DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
+    """A maker of batches: (policy, iteration) -> trajectories with targets."""
+    if data.demonstrations == "shapes":
+        return _shapes_maker(recipe, data)
+    if data.mix != config.Mix():
+        raise ConfigError(f"data.mix is for the demonstrations of shapes, not for {data.demonstrations}: leave it out")
+    if data.demonstrations.startswith(HUB):
+        source = pairs.hf_pairs(data.demonstrations, recipe.seed)
+    elif Path(data.demonstrations).suffix.lower() == ".jsonl":
+        source = pairs.PairFile(data.demonstrations, recipe.seed)
+    else:
+        raise ConfigError(
+            f"there are no demonstrations called {data.demonstrations!r}: there are shapes, a .jsonl file, {HUB}..."
+        )
+    return lambda policy, iteration: pairs.supervised_trajectories(policy, source.batch(iteration, data.batch_size))
+
+
+def _shapes_maker(recipe: Recipe, data: config.DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
+    mix = data.mix
+
+    def make(policy: Policy, iteration: int) -> list[Trajectory]:
+        early = iteration < mix.dense_until * recipe.iterations
+        now = DemonstrationMix(
+            bad_plan=mix.bad_plan,
+            mismatch=mix.mismatch,
+            no_think=mix.no_think,
+            unconditional=mix.unconditional,
+            dense=mix.dense if early else mix.dense_late,
+            unsorted=mix.unsorted,
+            plan_only=mix.plan_only,
+        )
+        return tasks.supervised_trajectories(policy, demonstrations(recipe.seed, iteration, data.batch_size, now))
+
+    return make
+
+
+# Rewards and judges
+
+
+def _shapes_verifier(
+    images: Tensor, texts: Sequence[str], metadata: Sequence[Mapping[str, Any]], thinking: Sequence[str | None]
+) -> RewardOutput:
+    values, parts = tasks.graded_reward(images, metadata)
+    return RewardOutput(values, parts)
+
+
+VERIFIER = "shapes/verifier"
+registry.register(VERIFIER, lambda: _shapes_verifier)
+
+
+def reward(scorers: Sequence[config.Scorer]) -> CompositeReward:
+    """The weighted sum of named rewards."""
+    return CompositeReward(tuple(WeightedReward(s.name, registry.build(s.name), s.weight) for s in scorers))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A list of prompts to evaluate on, and who judges the pictures (``judged``: by rules; else a reward must say)."""
+
+    name: str
+    prompts: Callable[[int], list[Prompt]]
+    judge: Judge
+    judged: bool = True
+
+
+def suite(name: str) -> Suite:
+    """The evaluation of a prompt set; ``shapes`` means held-out, ``geneval`` the fixed list."""
+    if name in ("geneval", *GENEVAL):
+        return Suite(name, geneval.fixed, unjudged, judged=False)
+    if (rows := _rows(name, 0)) is not None:
+        return Suite(name, rows.fixed, unjudged, judged=False)
+    split = _shapes_split("shapes:held-out" if name == "shapes" else name)
+    return Suite(name, lambda limit: shapes.fixed(split, limit), tasks.judge_pictures)

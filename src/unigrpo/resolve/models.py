@@ -1,0 +1,120 @@
+"""From the name of a model to a model: shipped ones, folders of either layout, runs, adapters, hub ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from unigrpo import config
+from unigrpo.config import ConfigError
+from unigrpo.models.bagel.checkpoint import load_autoencoder, load_policy
+from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel.public import fetch, nothing_trained
+from unigrpo.models.micro import build_micro
+from unigrpo.training import checkpoint
+from unigrpo.training.lora import CONFIG as ADAPTER
+from unigrpo.training.lora import Adapter
+from unigrpo.worlds import shapes
+
+ASSETS = "assets"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def builtin_folder(name: str) -> Path:
+    """The folder of a checkpoint that ships with the package (``shapes-sft``)."""
+    folder = Path(str(resources.files("unigrpo"))) / ASSETS / name
+    if not folder.is_dir():
+        raise ConfigError(f"builtin:{name} is not in this installation ({folder} is missing): `make base` makes it")
+    return folder
+
+
+def model_folder(path: str) -> Path:
+    """The model folder that a name means: builtin:NAME, a model folder, a run folder (its newest checkpoint), a hub id.
+
+    ConfigError says what the name could have been; a hub id is downloaded.
+    """
+    if path.startswith("builtin:"):
+        return builtin_folder(path.removeprefix("builtin:"))
+    folder = Path(path)
+    if not folder.is_dir():
+        try:
+            return fetch(path)
+        except ValueError as error:
+            builtin = " or ".join(f"builtin:{name}" for name in ("shapes-sft", "shapes-pretrain"))
+            raise ConfigError(
+                f"the model {path!r} is not a folder: give a model or run folder, {builtin}, or a hub id ({error})"
+            ) from error
+    if (folder / "recipe.yaml").is_file():
+        if not (saved := checkpoint.complete(folder)):
+            raise ConfigError(f"the run {path} has no checkpoint yet: wait for one, or name a model folder")
+        return saved[-1]
+    return folder
+
+
+def device_of(model: config.Model) -> torch.device:
+    """Where a model is to run: ``auto`` is the accelerator where there is one, but the CPU for the shipped models."""
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device = cuda, but torch sees no CUDA device here: set it to cpu or auto")
+    small = model.path.startswith(("builtin:", "init:"))
+    if model.device == "cpu" or (model.device == "auto" and (small or not torch.cuda.is_available())):
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def policy(
+    model: config.Model,
+    *,
+    seed: int = 0,
+    image_side: int | None = None,
+    trained: Callable[[str], bool] = nothing_trained,
+    merge: bool = False,
+) -> Bagel:
+    """Load (or, for init:micro, make) a model that thinks and draws.
+
+    Weights whose name is ``trained`` are kept in fp32, all others in ``model.dtype``. The model of a LoRA run is its
+    base with the adapter beside it; ``merge`` folds the adapter into the weights.
+    """
+    device, size = device_of(model), None if image_side is None else (image_side, image_side)
+    if model.path == "init:micro":
+        made = build_micro(shapes.vocabulary(), load_autoencoder(builtin_folder("shapes-autoencoder")), seed=seed)
+        made.model.to(device)
+        return made if size is None else made.at_size(size)
+    folder = model_folder(model.path)
+    if (folder / ADAPTER).is_file():
+        return _with_adapter(model, folder, image_side, trained, merge)
+    loaded = load_policy(
+        folder,
+        device=device,
+        compute_dtype=DTYPES[model.dtype],
+        image_size=size,
+        trained=trained,
+        autoencoder_memory=model.autoencoder,
+    )
+    if loaded.autoencoder is None:
+        raise ConfigError(f"{folder} cannot draw: it has no autoencoder (autoencoder.json and ae.safetensors); add one")
+    loaded.model.activation_checkpointing = model.activation_checkpointing
+    return loaded
+
+
+def _with_adapter(
+    model: config.Model, folder: Path, image_side: int | None, trained: Callable[[str], bool], merge: bool
+) -> Bagel:
+    base = Adapter.base_of(folder)
+    if base is None:
+        raise ConfigError(f"the adapter in {folder} does not name the model it belongs to (base_model_name_or_path)")
+    loaded = policy(replace(model, path=base), image_side=image_side, trained=trained)
+    adapter = Adapter.load(loaded.model, folder)
+    if merge:
+        adapter.merge()
+    return loaded
+
+
+def lasting_name(path: str) -> str:
+    """What an adapter says it belongs to: a name that means the same model from any working folder."""
+    if path.startswith(("builtin:", "init:")) or not Path(path).is_dir():
+        return path
+    return str(model_folder(path).resolve())

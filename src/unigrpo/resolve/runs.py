@@ -1,0 +1,259 @@
+"""From a recipe to everything that its run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unigrpo import config
+from unigrpo.config import ConfigError, Recipe
+from unigrpo.evaluation.evaluator import Evaluation, evaluate
+from unigrpo.models.bagel.checkpoint import restore_weights, save_policy
+from unigrpo.models.bagel.policy import Bagel, is_denoising
+from unigrpo.objectives import methods, settings
+from unigrpo.policy import Policy, Scorer
+from unigrpo.resolve import data, models
+from unigrpo.rewards.composite import CompositeReward
+from unigrpo.rollout.engine import Sampling
+from unigrpo.rollout.episode import single_round
+from unigrpo.rollout.guidance import Guidance
+from unigrpo.training.lora import Adapter, WithoutAdapter
+from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
+from unigrpo.training.trainer import Parts
+from unigrpo.worlds import shapes
+
+VISION = ("vit_model.", "connector.")
+
+
+# Methods and sampling
+
+
+def method(chosen: config.Method) -> methods.Method:
+    """The terms that a recipe's method section names."""
+    if isinstance(chosen, config.Supervised):
+        return methods.Supervised(
+            ce_weight=chosen.ce_weight,
+            mse_weight=chosen.mse_weight,
+            shift=chosen.timestep_shift,
+            times_per_image=chosen.noisy_copies,
+            times=chosen.times,
+        )
+    advantage = settings.AdvantageSettings(chosen.advantage.epsilon, chosen.advantage.clip)
+    if isinstance(chosen, config.TextGRPO):
+        return methods.PolicyGradient(text=_text(chosen.text), flow=None, advantage=advantage)
+    if isinstance(chosen, config.FlowGRPO):
+        return methods.PolicyGradient(
+            text=None, flow=_flow(chosen.flow), regulariser=_regulariser(chosen.regulariser), advantage=advantage
+        )
+    return methods.PolicyGradient(
+        text=_text(chosen.text),
+        flow=_flow(chosen.flow),
+        regulariser=_regulariser(chosen.regulariser),
+        advantage=advantage,
+        lambda_flow=chosen.lambda_flow,
+        image_grad_through_context=chosen.image_grad_through_context,
+    )
+
+
+def _text(term: config.TextTerm) -> settings.TextSettings:
+    return settings.TextSettings(term.clip_range, term.kl_weight)
+
+
+def _flow(term: config.FlowTerm) -> settings.FlowSettings:
+    return settings.FlowSettings(term.clip_range, term.ratio_norm, term.grad_reweight)
+
+
+def _regulariser(term: config.Regulariser) -> settings.RegulariserSettings:
+    if term.kind == "none":
+        return settings.RegulariserSettings(weight=0.0)
+    return settings.RegulariserSettings(term.kind, term.weight)
+
+
+def training_sampling(recipe: Recipe) -> Sampling:
+    """How training samples are drawn; methods without an image term draw by the ODE alone."""
+    r, draws = recipe.rollout, isinstance(recipe.method, config.UniGRPO | config.FlowGRPO)
+    return Sampling(
+        num_points=r.num_points,
+        shift=r.shift,
+        window=r.window if draws else None,
+        window_size=r.window_size if draws else 0,
+        noise_level=r.noise_level if draws else 0.0,
+        sde=r.sde,
+        temperature=r.temperature,
+        max_think_tokens=r.max_think_tokens,
+        same_initial_noise=r.same_initial_noise,
+        guidance=Guidance(text_scale=r.guidance),
+    )
+
+
+def evaluation_sampling(recipe: Recipe) -> Sampling:
+    """How evaluation pictures are drawn: the ODE, thinking sampled at temperature 1 (design: Words)."""
+    e = recipe.eval
+    return Sampling(
+        num_points=e.num_points,
+        shift=recipe.rollout.shift,
+        max_think_tokens=recipe.rollout.max_think_tokens,
+        guidance=Guidance(text_scale=e.guidance, interval=e.interval, renorm=e.renorm),
+    )
+
+
+# The parts of a run
+
+
+@dataclass(frozen=True)
+class RecipeEvaluator:
+    """The evaluations that a recipe asks for: the same prompts and draws each time."""
+
+    recipe: Recipe
+    suite: data.Suite
+    reward: CompositeReward
+
+    def _evaluate(self, policy: Policy, limit: int, samples: int) -> Evaluation:
+        return evaluate(
+            policy,
+            self.suite.prompts(limit),
+            self.suite.judge,
+            evaluation_sampling(self.recipe),
+            samples=samples,
+            seed=self.recipe.seed,
+            think=self.recipe.eval.think,
+            reward=self.reward,
+            batch=self.recipe.rollout.batch or 192,
+        )
+
+    def validate(self, policy: Policy) -> Evaluation:
+        """One picture for each of the first ``eval.limit`` prompts."""
+        return self._evaluate(policy, self.recipe.eval.limit, 1)
+
+    def compare(self, policy: Policy) -> Evaluation:
+        """``eval.compare_samples`` pictures for each of ``eval.compare_limit`` prompts."""
+        return self._evaluate(policy, self.recipe.eval.compare_limit, self.recipe.eval.compare_samples)
+
+
+def source(recipe: Recipe) -> Source:
+    """Rollouts for RL, demonstrations for supervised training."""
+    given = recipe.data
+    if isinstance(given, config.DemonstrationData):
+        return DemonstrationSource(data.demonstration_maker(recipe, given))
+    assert not isinstance(recipe.method, config.Supervised)
+    return RolloutSource(
+        prompts=data.prompts(given.prompts, recipe.seed),
+        episode=single_round(think=recipe.rollout.think),
+        sampling=training_sampling(recipe),
+        reward=data.reward(recipe.reward.train),
+        prompts_per_iteration=given.prompts_per_iteration,
+        group_size=given.group_size,
+        seed=recipe.seed,
+        advantage_epsilon=recipe.method.advantage.epsilon,
+        advantage_clip=recipe.method.advantage.clip,
+        batch=recipe.rollout.batch,
+    )
+
+
+def trains(recipe: Recipe) -> Callable[[str], bool]:
+    """Which parameters, by name, a run without LoRA trains: those of the method's experts (design: Words)."""
+    experts = config.trained_experts(recipe)
+    vision = isinstance(recipe.method, config.Supervised) and recipe.method.train_vision
+
+    def trained(name: str) -> bool:
+        if "pos_embed" in name:
+            return False
+        if name.startswith(VISION):
+            return vision
+        return ("denoising" if is_denoising(name) else "reasoning") in experts
+
+    return trained
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The policy of a run, what its regularisers compare with, and how its weights are saved and read back."""
+
+    policy: Bagel
+    reference: Scorer | None
+    save: Callable[[Path], None]
+    load: Callable[[Path], None]
+
+
+def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
+    """All weights of the method's experts; the reference is a frozen copy in ``model.dtype``.
+
+    Its norms and text head are kept in fp32 as the policy's are, so that before the first step both say the same.
+    """
+    side, trained = recipe.rollout.image_size, trains(recipe)
+    policy = models.policy(recipe.model, seed=recipe.seed, image_side=side, trained=trained, merge=True)
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_(trained(name))
+    frozen = None
+    if wants_reference:
+        wide = ("norm", "lm_head")
+        frozen = models.policy(
+            recipe.model,
+            seed=recipe.seed,
+            image_side=side,
+            trained=lambda name: trained(name) and any(part in name for part in wide),
+            merge=True,
+        )
+        frozen.model.requires_grad_(False)
+    return Trained(
+        policy, frozen, lambda folder: save_policy(policy, folder), lambda folder: restore_weights(policy, folder)
+    )
+
+
+def adapter_training(recipe: Recipe, lora: config.Lora, *, wants_reference: bool) -> Trained:
+    """Low-rank adapters on frozen weights; the reference is the same model with the adapters off."""
+    policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
+    policy.model.requires_grad_(False)
+    experts = [expert for expert in config.trained_experts(recipe) if expert in lora.experts]
+    adapter = Adapter.create(
+        policy.model,
+        policy.lora_targets(experts),
+        rank=lora.rank,
+        alpha=lora.alpha,
+        seed=recipe.seed,
+        base_name=models.lasting_name(recipe.model.path),
+    )
+    return Trained(
+        policy, WithoutAdapter(policy, adapter) if wants_reference else None, adapter.save, adapter.load_weights
+    )
+
+
+def parts(recipe: Recipe) -> Parts:
+    """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
+    chosen = method(recipe.method)
+    made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
+    watched = data.reward(recipe.reward.validation)
+    wants = chosen.needs_reference_velocity or chosen.needs_reference_log_probs
+    if recipe.model.lora is None:
+        made = full_training(recipe, wants_reference=wants)
+    else:
+        made = adapter_training(recipe, recipe.model.lora, wants_reference=wants)
+    _check_size(recipe, made.policy)
+    flow = None if isinstance(recipe.method, config.Supervised | config.TextGRPO) else recipe.method.flow
+    return Parts(
+        policy=made.policy,
+        reference=made.reference,
+        method=chosen,
+        source=made_source,
+        evaluator=RecipeEvaluator(recipe, made_suite, watched),
+        save_model=made.save,
+        load_model=made.load,
+        compute_dtype=models.DTYPES[recipe.model.dtype],
+        clip_range=None if flow is None else flow.clip_range,
+    )
+
+
+def _check_size(recipe: Recipe, policy: Bagel) -> None:
+    """ConfigError where the shapes world is to be drawn at a size that it does not have."""
+    given = recipe.data
+    named = given.demonstrations if isinstance(given, config.DemonstrationData) else given.prompts
+    verified = any(s.name == data.VERIFIER for s in (*recipe.reward.train, *recipe.reward.validation))
+    if not (data.is_shapes(named) or data.is_shapes(recipe.eval.prompts) or verified):
+        return
+    (height, width), side = policy.spec.image_size, shapes.IMAGE_SIZE
+    if (height, width) != (side, side):
+        raise ConfigError(
+            f"the model would draw {height} x {width} pixels, but the shapes world has {side} x {side}: "
+            f"set rollout.image_size to {side}, or model.path to a model of that size"
+        )

@@ -1,0 +1,37 @@
+"""What the verbs of the command line do: training · drawing (generate) · judging (eval) · models (parity, export ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unigrpo import cli, config
+from unigrpo.reports.html import write_report
+from unigrpo.verbs.drawing import generate
+from unigrpo.verbs.judging import evaluate_model
+from unigrpo.verbs.models import check_parity, export, make_tiny
+from unigrpo.verbs.training import train
+
+
+def run(verb: object, overrides: Sequence[str]) -> int:
+    """Run one parsed verb and return the exit code."""
+    match verb:
+        case cli.Train():
+            return train(verb, overrides)
+        case cli.Generate():
+            return generate(verb)
+        case cli.Eval():
+            return evaluate_model(verb)
+        case cli.Report():
+            print(f"wrote {write_report(verb.run_dir)}")
+            return 0
+        case cli.Recipes():
+            for name, description in config.list_recipes():
+                print(f"{name:24} {description}")
+            return 0
+        case cli.Parity():
+            return check_parity(verb.folder)
+        case cli.Export():
+            return export(verb)
+        case cli.MakeTinyBagel():
+            return make_tiny(verb)
+    raise AssertionError(f"no verb for {verb!r}")
