@@ -11,8 +11,9 @@ from PIL import Image
 
 import tiny_runs
 import unigrpo
-from unigrpo import cli, config, verbs
+from unigrpo import cli, config
 from unigrpo.reports import runlog
+from unigrpo.verbs import training as verbs
 
 TRAIN = ("train", tiny_runs.UNIGRPO)
 DRAW = ("generate", "a red circle")
@@ -58,13 +59,16 @@ def test_help_comes_without_torch():
     assert all(word in done.stdout for word in ("RECIPE", "--out", "--dry-run", "--resume", "--dotted.key"))
 
 
+VERBS = ("train", "generate", "eval", "report", "recipes", "parity", "export", "make-tiny-bagel")
+
+
 def test_the_module_runs_and_lists_its_verbs():
     done = python("-m", "unigrpo", "--help")
     assert done.returncode == 0 and not done.stderr
-    assert all(verb in done.stdout for verb in ("train", "generate", "eval", "report", "recipes", "parity"))
+    assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["train", "generate", "eval", "report", "recipes", "parity"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb, capsys):
     assert tiny_runs.unigrpo(verb, "--help") == 0
     shown = capsys.readouterr().out
@@ -99,9 +103,11 @@ REFUSED = [
     ((*TRAIN, "--model.path", "MODEL", "--rollout.image_size", "64"), "set rollout.image_size to 32"),
     (
         (*TRAIN, "--model.path", "MODEL", "--data.prompts", "shapes:trian"),
-        "'shapes:trian': this version has shapes:train",
+        "'shapes:trian': there are shapes:train",
     ),
-    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "there are no prompts called 'geneval'"),
+    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "does not know the word(s) 'photo'"),
+    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "genevil"), "there are no prompts called 'genevil'"),
+    ((*TRAIN, "--model.path", "MODEL", "--data.prompts", "none.jsonl"), "none.jsonl"),
     ((*TRAIN, "--model.path", "MODEL", "--reward.train", "[{name: shapes/verifer}]"), "did you mean shapes/verifier?"),
     (
         (*TRAIN, "--model.path", "MODEL", "--reward.validation", "[{name: beauty}]"),
@@ -129,8 +135,15 @@ REFUSED = [
     ((*DRAW, "--model", "EMPTY"), "is not a model folder"),
     (("generate", "a purple elephant", *MODEL), "'elephant' stands where a shape should"),
     (("generate", "", *MODEL), "cannot understand the prompt ''"),
+    (("generate", *MODEL), "say what to draw"),
+    ((*DRAW, *MODEL, "--prompts", "more.txt"), "give a PROMPT, or a file of them"),
+    ((*DRAW, *MODEL, "--size", "big"), "--size big: write it as WIDTHxHEIGHT"),
+    ((*DRAW, *MODEL, "--size", "30x32"), "each side must be a multiple of 8"),
+    ((*DRAW, *MODEL, "--image", "none.png"), "none.png"),
+    ((*DRAW, *MODEL, "--batch", "0"), "--batch 0: draw at least one picture at a time"),
+    ((*DRAW, *MODEL, "--device", "cuda"), "torch sees no CUDA device"),
     # eval
-    (("eval", *MODEL, "--suite", "geneval"), "'geneval': this version has shapes:train or shapes:held-out"),
+    (("eval", *MODEL, "--suite", "geneval"), "has no judge of its own: name a reward"),
     (("eval", *MODEL, "--prompts", "0"), "must be at least 1"),
     (("eval", *MODEL, "--samples", "0"), "must be at least 1"),
     (("eval", *MODEL, "--num", "3"), "eval has no option '--num': see unigrpo eval --help"),
@@ -142,8 +155,12 @@ REFUSED = [
     (("parity", "EMPTY"), "is not a parity folder: it has no config.json, weights.safetensors, golden.safetensors"),
     (("parity", "MODEL"), "is not a parity folder: it has no weights.safetensors, golden.safetensors"),
     (("recipes", "all"), "recipes has no option 'all'"),
-    (("draw", "a red circle"), "{train, generate, eval, report, recipes, parity}"),
-    ((), "{train, generate, eval, report, recipes, parity}"),
+    (("export", "EMPTY", "out"), "is not a model folder"),
+    (("export", "MODEL", "RUN"), "is there and not empty"),
+    (("export", "MODEL", "out", "--adapter"), "has no adapter"),
+    (("make-tiny-bagel", "RUN"), "is there and not empty"),
+    (("draw", "a red circle"), "make-tiny-bagel}"),
+    ((), "make-tiny-bagel}"),
 ]
 
 

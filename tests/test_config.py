@@ -61,16 +61,16 @@ def test_bagel_recipe_is_table_3() -> None:
     assert (data.prompts_per_iteration, data.group_size, recipe.eval.num_points) == (32, 24, 50)
     assert (optimizer.lr_reasoning, optimizer.lr_denoising, optimizer.ppo_epochs) == (1e-6, 3e-5, 2)
     assert (method.lambda_flow, method.text.kl_weight) == (1.0, 0.0)
-    assert (method.flow.clip_range, method.regulariser) == (1e-6, config.Regulariser("velocity_mse", 1.5e-5))
+    assert (method.flow.clip_range, method.regulariser) == ("auto", config.Regulariser("velocity_mse", 1.5e-5))
 
 
 def test_defaults_are_the_bagel_recipe() -> None:
     """Table 3 stands in two places, the defaults and the recipe: they must agree."""
     recipe = load_recipe("bagel/unigrpo")
-    assert recipe.rollout == config.Rollout(image_size=1024)
+    assert recipe.rollout == config.Rollout(image_size=1024, batch=8)
     assert recipe.optimizer == config.Optimizer(ppo_epochs=2)
-    assert recipe.method == config.UniGRPO(flow=config.FlowTerm(clip_range=1e-6))
-    assert recipe.data == config.PromptData("prompts.jsonl")
+    assert recipe.method == config.UniGRPO()
+    assert recipe.data == config.PromptData("geneval:train")
 
 
 def test_supervised_recipe() -> None:

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from small_models import EOS, EVALUATION, favour, largest, sample, small_policy
-from unigrpo.evaluation.evaluator import EVALUATION_ITERATION, compare, evaluate, summarise
+from unigrpo.evaluation import evaluator
+from unigrpo.evaluation.evaluator import (
+    EVALUATION_ITERATION,
+    compare,
+    describe_comparison,
+    describe_summary,
+    evaluate,
+    summarise,
+    unjudged,
+)
+from unigrpo.rewards.protocol import RewardOutput
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.worlds.shapes import fixed
 from unigrpo.worlds.shapes.tasks import judge_pictures
@@ -38,7 +48,7 @@ def test_the_same_draws_give_the_same_records(policy):
     )
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
 def test_cutting_it_up_changes_nothing(policy, batch):
     whole, cut = run(policy, judge=brightness), run(policy, judge=brightness, batch=batch)
     for a, b in zip(whole.records, cut.records, strict=True):
@@ -47,6 +57,21 @@ def test_cutting_it_up_changes_nothing(policy, batch):
             b["mean"], abs=1e-6 + 1 / (255 * 3072)
         )  # one byte of one picture may round over
     assert int((whole.pictures.int() - cut.pictures.int()).abs().max()) <= 1  # a byte at most, where rounding is near
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 6, 9, 100])
+def test_no_call_draws_more_than_the_batch(policy, monkeypatch, batch):
+    calls = []
+    plain = evaluator.rollout
+
+    def counted(policy, episode, prompts, sampling, *, group_size, **options):
+        calls.append(len(prompts) * group_size)
+        return plain(policy, episode, prompts, sampling, group_size=group_size, **options)
+
+    monkeypatch.setattr(evaluator, "rollout", counted)
+    records = run(policy, count=4, samples=3, judge=brightness, batch=batch).records
+    assert max(calls) <= batch and sum(calls) == 12
+    assert [(r["position"], r["sample"]) for r in records] == [(p, s) for p in range(4) for s in range(3)]
 
 
 def test_latents_do_not_depend_on_the_cut(policy):
@@ -109,7 +134,8 @@ def test_the_score_is_the_mean_over_categories():
 def test_differences_are_paired():
     after = [replace_record(r, correct=True, exam=1.0) for r in RECORDS]
     result = compare(RECORDS, after)
-    assert set(result) == {"score", "exam_score", "plan_right", "follow", "parsable"}
+    assert set(result) == {"score", "exam_score", "reward", "plan_right", "follow", "parsable"}
+    assert result["reward"]["difference"] == pytest.approx(0)  # the reward is what it was
     assert result["score"]["difference"] == pytest.approx(1 - (1 / 3 + 1) / 2)
     assert result["exam_score"]["difference"] == pytest.approx(1 - 2.5 / 4)
     assert result["plan_right"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
@@ -124,7 +150,7 @@ def replace_record(record, **changes):
 
 def test_without_thinking_plans_are_not_compared():
     plain = [record(i, "colour", i == 0, 0.5, plan=None) for i in range(3)]
-    assert set(compare(plain, plain)) == {"score", "exam_score"}
+    assert set(compare(plain, plain)) == {"score", "exam_score", "reward"}
 
 
 @pytest.mark.parametrize("change", [{"position": 9}, {"sample": 1}, {"prompt": "other"}])
@@ -140,3 +166,60 @@ def test_guided_evaluation_differs(policy):
         for s in (EVALUATION, guided)
     ]
     assert not torch.equal(*pictures)
+
+
+# Prompts that nobody judges
+
+
+def test_the_reward_is_all_that_is_known_without_a_judge(policy):
+    def brightest(given):
+        return RewardOutput([float(image.mean()) for image in given.images])
+
+    result = run(policy, judge=unjudged, reward=brightest)
+    for r, picture in zip(result.records, result.pictures, strict=True):
+        assert r["reward"] == pytest.approx(float(picture.float().mean()) / 255, abs=1e-6)
+        known = {key for key, value in r.items() if value is not None}
+        assert known == {"position", "sample", "prompt", "thinking", "category", "reward"}
+    assert set(result.records[0]) == set(run(policy, count=1).records[0])  # the same keys as a judged one
+
+
+def plain(position, reward, category="all"):
+    return {**record(position, category, None, 0.0, plan=None), "exam": None, "reward": reward}
+
+
+def test_without_a_judge_the_reward_takes_the_place_of_the_score():
+    some = [plain(0, 1.0, "a"), plain(1, 2.0, "a"), plain(2, 6.0, "b"), plain(3, None, "c")]
+    figures = summarise(some)
+    assert {key: value for key, value in figures.items() if value is not None} == {
+        "reward": 3.0,
+        "by_category": {},
+        "reward_by_category": {"a": 1.5, "b": 6.0},
+        "n": 4,
+    }
+    assert describe_summary(figures) == "reward 3.000, 4 pictures"
+    assert "reward_by_category" not in summarise([plain(0, 1.0), plain(1, 2.0)])  # one category says nothing new
+    assert "reward_by_category" not in summarise(RECORDS)
+    assert describe_summary(summarise([plain(0, None)])) == "1 pictures"
+
+
+def test_rewards_are_compared_with_an_interval():
+    before = [plain(i, float(i % 3)) for i in range(30)]
+    after = [plain(i, float(i % 3) + 0.5 + 0.1 * (i % 2)) for i in range(30)]
+    result = compare(before, after)
+    assert set(result) == {"reward"} and result["reward"]["difference"] == pytest.approx(0.55)
+    assert 0.5 < result["reward"]["low"] < 0.55 < result["reward"]["high"] < 0.6
+    summary = {"before": summarise(before), "after": summarise(after), "paired": result}
+    (line,) = describe_comparison(summary)
+    assert line.startswith("reward        1.000 -> 1.550   difference +0.550 (95 % interval +0.5")
+    assert describe_comparison({"before": summary["before"]}) == []
+    assert set(compare([plain(0, None)], [plain(0, 1.0)])) == set()
+
+
+def test_a_judged_run_is_described_as_ever():
+    figures = summarise(RECORDS)
+    assert describe_summary(figures) == (
+        "score 0.667, plan right 0.750, picture follows plan 0.667, plan parsable 0.750, exam score 0.625, 4 pictures"
+    )
+    summary = {"before": figures, "after": figures, "paired": compare(RECORDS, RECORDS)}
+    starts = [line[:13].strip() for line in describe_comparison(summary)]
+    assert starts == ["score", "exam score", "plan right", "follows plan", "plan parsable"]

@@ -95,3 +95,10 @@ def test_every_chart_renders(metric_line: Maker, count: int) -> None:
 def test_svg_is_reproducible(metric_line: Maker) -> None:
     lines = [metric_line(k) for k in range(10)]
     assert curves.svg(curves.charts(lines)[0]) == curves.svg(curves.charts(lines)[0])
+
+
+def test_ticks_have_the_digits_that_tell_them_apart() -> None:
+    assert [rendering.tick_label(y, [0, 0.25, 0.5]) for y in (0, 0.25, 0.5)] == ["0", "0.25", "0.5"]
+    assert rendering.tick_label(1234.5, [1000, 1234.5]) == "1.23e+03"
+    assert [rendering.tick_label(y, [-61.25, -61.2, -61.15]) for y in (-61.25, -61.2)] == ["-61.25", "-61.2"]
+    assert rendering.tick_label(0.5, [0.5, 0.5]) == "0.5"

@@ -3,7 +3,7 @@
 import pytest
 
 import tiny_runs
-from unigrpo import verbs
+from unigrpo.verbs import training as verbs
 from unigrpo.reports import runlog
 
 

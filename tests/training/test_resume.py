@@ -14,7 +14,7 @@ import torch
 
 import tiny_runs
 import unigrpo
-from unigrpo import verbs
+from unigrpo.verbs import training as verbs
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from unigrpo.config.sizes import EXPERTS, FREQUENCIES
+from collections.abc import Callable
+
+from unigrpo.config.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.config.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8
@@ -13,12 +15,22 @@ GATHERED_LAYERS = 2  # FSDP2: the one that runs and the one that is fetched
 # What is there all the time
 
 
+def _of_expert(work: Workload, expert: Expert, whole: Callable[[Expert], int]) -> int:
+    training = work.training(expert)
+    if training == "frozen":
+        return 0
+    return whole(expert) if training == "full" else work.sizes.adapter(work.rank)
+
+
+def _of_experts(work: Workload, whole: Callable[[Expert], int]) -> int:
+    return sum(_of_expert(work, expert, whole) for expert in EXPERTS)
+
+
 def trained(work: Workload) -> int:
     """Numbers that are trained: whole experts, or their adapters (and the vision tower where a recipe asks for it)."""
     sizes = work.sizes
-    counts = {"full": sizes.expert, "lora": lambda _: sizes.adapter(work.rank), "frozen": lambda _: 0}
-    experts = sum(counts[work.training(expert)](expert) for expert in EXPERTS)
-    return experts + (sizes.vision_parameters + sizes.connector if work.train_vision else 0)
+    seeing = sizes.vision_parameters + sizes.connector if work.train_vision else 0
+    return _of_experts(work, sizes.expert) + seeing
 
 
 def frozen(work: Workload) -> int:
@@ -54,8 +66,7 @@ def step_working(work: Workload, kind: str) -> float:
     """One more fp32 tensor for every trained one of an expert while the optimizer steps (AdamW's square roots)."""
     if kind != "adamw":
         return 0.0
-    count = {"full": work.sizes.expert, "lora": lambda _: work.sizes.adapter(work.rank), "frozen": lambda _: 0}
-    return FP32 * max(count[work.training(expert)](expert) for expert in EXPERTS) / work.gpus
+    return FP32 * max(_of_expert(work, expert, work.sizes.expert) for expert in EXPERTS) / work.gpus
 
 
 # The packed replay
@@ -113,13 +124,8 @@ def activations(work: Workload) -> float:
     return work.sizes.layers * sum(layer_bytes(work, b) for b in blocks) + ends(work)
 
 
-def recomputed(work: Workload) -> float:
-    """With activation checkpointing: one layer of the largest block, while the backward pass is in it."""
-    return max(layer_bytes(work, b) for b in work.blocks()) if work.checkpointing else 0.0
-
-
 def casts(work: Workload) -> float:
-    """Copies of fp32 weights in the computation's dtype: autocast makes them once a forward, the graph keeps them.
+    """Copies of fp32 weights in the computation's dtype, which autocast makes once a forward and the graph keeps.
 
     Over several GPUs instead what FSDP2 gathers: two layers, and what belongs to no layer.
     """
@@ -127,10 +133,7 @@ def casts(work: Workload) -> float:
     if work.gpus > 1:
         root = s.model_parameters - s.vision_parameters - 2 * s.layers * s.layer_parameters
         return c * (GATHERED_LAYERS * 2 * s.layer_parameters + root)
-    if c == FP32:
-        return 0.0
-    counts = {"full": s.cast, "lora": lambda _: s.adapter(work.rank), "frozen": lambda _: 0}
-    return c * sum(counts[work.training(expert)](expert) for expert in EXPERTS)
+    return 0.0 if c == FP32 else c * _of_experts(work, s.cast)
 
 
 def logits(work: Workload) -> float:
@@ -144,6 +147,27 @@ def logits(work: Workload) -> float:
 def logits_working(work: Workload) -> float:
     """Two more tensors of the logits' size while they are made, and again in their backward pass."""
     return 2 * FP32 * work.sizes.vocab * work.micro * work.actions
+
+
+def backward_working(work: Workload) -> float:
+    """At most at once in the backward pass: a layer computed again and two tensors of I numbers a token, or the logits'.
+
+    The text's end also has one new gradient of the embeddings' (and the head's) size.
+    """
+    s, c, blocks = work.sizes, work.compute, work.blocks()
+    layer = max(2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
+    if work.checkpointing:
+        layer = max(layer_bytes(work, b) + 2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
+        layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32)
+    return max(layer, logits_working(work) + FP32 * s.vocab * s.hidden * (work.reasoning == "full"))
+
+
+def update_peak(work: Workload) -> float:
+    """Gradients, and the most that one micro-batch needs beside them: at the end of its forward or in its backward."""
+    kept = activations(work) + logits(work)
+    made = kept + casts(work) + logits_working(work)
+    undone = kept + (0.0 if work.checkpointing and work.gpus == 1 else casts(work)) + backward_working(work)
+    return gradients(work) + max(made, undone)
 
 
 # The rollout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,32 +66,41 @@ def evaluate(
     reward: Reward | None = None,
     batch: int = 192,
 ) -> Evaluation:
-    """Draw ``samples`` pictures per prompt (about ``batch`` at a time) and judge them.
+    """Draw ``samples`` pictures per prompt, at most ``batch`` at a time, and judge them.
 
     ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``).
     """
-    per_call = max(1, batch // samples)
     records: list[dict[str, Any]] = []
     height, width = policy.spec.image_size
     # made at once and filled: putting parts together at the end would hold all pictures twice
     pictures = torch.empty((len(prompts) * samples, 3, height, width), dtype=torch.uint8)
-    for start in range(0, len(prompts), per_call):
-        some = prompts[start : start + per_call]
-        draws = Draws(seed, EVALUATION_ITERATION)
-        drawn = rollout(policy, single_round(think=think), some, sampling, group_size=samples, draws=draws)
-        bytes_ = decode_pictures(policy, drawn)
+    for some, first, count in _portions(prompts, samples, batch):
+        draws, episode = Draws(seed, EVALUATION_ITERATION), single_round(think=think)
+        drawn = rollout(policy, episode, some, sampling, group_size=count, draws=draws, first_sample=first)
+        made = decode_pictures(policy, drawn)
         thinking = [thinking_of(policy, t) for t in drawn]
-        images, asked = bytes_.float() / 255.0, [t.prompt for t in drawn]
+        images, asked = made.float() / 255.0, [t.prompt for t in drawn]
         verdicts = judge(images, asked, thinking)
         if reward is not None:
             given = RewardInput(images, [p.text for p in asked], [p.metadata for p in asked], thinking)
             values = reward(given).values
             verdicts = [{**verdict, "reward": float(v)} for verdict, v in zip(verdicts, values, strict=True)]
+        pictures[len(records) : len(records) + len(drawn)] = made
         for trajectory, text, verdict in zip(drawn, thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
-        pictures[start * samples : start * samples + len(drawn)] = bytes_
     return Evaluation(records, pictures)
+
+
+def _portions(prompts: Sequence[Prompt], samples: int, batch: int) -> Iterator[tuple[Sequence[Prompt], int, int]]:
+    """Cut prompts x samples into calls, in order: (prompts, first sample, samples of each).
+
+    Prompts with all their samples where these fit into ``batch``, else one prompt's samples in parts.
+    """
+    whole = max(1, batch // samples)
+    for start in range(0, len(prompts), whole):
+        for first in range(0, samples, batch):
+            yield prompts[start : start + whole], first, min(batch, samples - first)
 
 
 def unjudged(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -143,33 +143,45 @@ def _progress(lines: Lines) -> list[Chart]:
                 name="halves", section=section, title="The two halves: planning and drawing",
                 healthy="Plan right rises, and follow does not pay for it.",
                 unit="share of validation pictures", dots=True, share=True),
-        *_chart(lines, {key: f"validation.by_category.{key}" for key in keys(lines, "validation.by_category")},
-                name="categories", section=section, title="Validation score by category",
-                healthy="All categories rise; none is given up for another.",
-                unit="share judged correct", dots=True, share=True),
+        *_categories(lines, section),
         *_chart(lines, {label: f"loss.{key}" for key, label in LOSSES.items()},
                 name="supervised", section=section, title="Supervised losses",
                 healthy="Both fall, then flatten.", unit="loss"),
     ]  # fmt: skip
 
 
+def _categories(lines: Lines, section: str) -> list[Chart]:
+    healthy = "All categories rise; none is given up for another."
+    if names := keys(lines, "validation.by_category"):
+        return _chart(lines, {name: f"validation.by_category.{name}" for name in names},
+                      name="categories", section=section, title="Validation score by category",
+                      healthy=healthy, unit="share judged correct", dots=True, share=True)  # fmt: skip
+    names = keys(lines, "validation.reward_by_category")
+    return _chart(lines, {name: f"validation.reward_by_category.{name}" for name in names},
+                  name="categories", section=section, title="Validation reward by category",
+                  healthy=healthy, unit="reward", dots=True)  # fmt: skip
+
+
 def _reward(lines: Lines, section: str) -> list[Chart]:
-    train, score = series(lines, "reward_mean"), series(lines, "validation.score")
-    if not len(train[0]) and not len(score[0]):
+    train, watched, measure = series(lines, "reward_mean"), series(lines, "validation.score"), "score"
+    rewards = series(lines, "validation.reward")
+    if not len(watched[0]) and len(rewards[0]):  # nobody judges: the reward is all there is
+        watched, measure = rewards, "reward"
+    if not len(train[0]) and not len(watched[0]):
         return []
 
     def draw(axes: Axes) -> None:
         if len(train[0]):
             _line(axes, train, "training reward", BLUE)
-        if len(score[0]):
-            _dots(axes, score, "validation score", VERMILION)
-        values = np.concatenate([train[1], score[1]])
+        if len(watched[0]):
+            _dots(axes, watched, f"validation {measure}", VERMILION)
+        values = np.concatenate([train[1], watched[1]])
         if values.min() >= 0 and values.max() <= 1:
             _share(axes)
-        axes.set_ylabel("reward, score")
+        axes.set_ylabel("reward, score" if measure == "score" else "reward")
 
-    title, healthy = "Training reward and validation score", "Reward rises; validation follows."
-    return [Chart("reward", section, title, healthy, draw)]
+    title = "Training reward and validation score" if measure == "score" else "Training and validation reward"
+    return [Chart("reward", section, title, "Reward rises; validation follows.", draw)]
 
 
 def _policy(lines: Lines) -> list[Chart]:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-PAPER, INK, FAINT = "#ffffff", "#1f2328", "#5b6470"
+PAPER, INK, FAINT, NOTE = "#ffffff", "#1f2328", "#5b6470", "#0072b2"
 VERDICT_COLOURS: dict[bool | None, str] = {True: "#12823f", False: "#c62f26", None: "#8a929c"}
 FRAME, GAP, BADGE, TEXT_SIZE, LINE = 4, 14, 18, 13, 17  # pixels
 TILE_WIDTH = 168  # what an automatic scale aims at: about 26 letters a line
+LARGEST = 256  # pixels of a side in a sheet of records; larger pictures are reduced
 CAPTION_LINES, THINKING_LINES = 4, 8
 TILES_KEY = "unigrpo-tiles"
 
@@ -48,15 +49,19 @@ def contact_sheet(
     scale: int | None = None,
     *,
     thinking: Sequence[str] | None = None,
+    notes: Sequence[str] | None = None,
 ) -> Image:
     """Draw N pictures in a grid, each in a green (check), red (cross) or grey (no verdict) frame with its texts below.
 
     pictures: uint8 [N, H, W, 3]; each is enlarged ``scale`` times with nearest neighbour (None: to about 168 pixels).
     captions: the prompts; thinking: what the model wrote before drawing. Long texts end in "…" after 4 and 8 lines.
+    notes: a few words each (such as the reward) that stand where the verdict's mark would be; "": the mark.
     The result's ``info`` holds the tiles for :func:`read_tiles`. ValueError if counts, shape or type don't fit.
     """
     thoughts = list(thinking) if thinking is not None else [""] * len(captions)
-    _check(pictures, {"captions": len(captions), "verdicts": len(verdicts), "thinking": len(thoughts)}, columns, scale)
+    marks = list(notes) if notes is not None else [""] * len(captions)
+    counts = {"captions": len(captions), "verdicts": len(verdicts), "thinking": len(thoughts), "notes": len(marks)}
+    _check(pictures, counts, columns, scale)
     from PIL import Image as Images
     from PIL import ImageDraw as Drawing
     from PIL import ImageFont as Fonts
@@ -65,10 +70,10 @@ def contact_sheet(
     scale = scale or max(1, round(TILE_WIDTH / width))
     font = Fonts.load_default(size=TEXT_SIZE)
     outer = (width * scale + 2 * FRAME, height * scale + 2 * FRAME)
-    texts = [_wrapped(font, c, t, outer[0]) for c, t in zip(captions, thoughts, strict=True)]
+    texts = [_wrapped(font, n, c, t, outer[0]) for n, c, t in zip(marks, captions, thoughts, strict=True)]
     columns = min(columns, count)
     rows = [texts[start : start + columns] for start in range(0, count, columns)]
-    heights = [outer[1] + LINE * max(len(a) + len(b) for a, b in row) + GAP + 8 for row in rows]
+    heights = [outer[1] + LINE * max(sum(map(len, parts)) for parts in row) + GAP + 8 for row in rows]
     sheet = Images.new("RGB", (GAP + columns * (outer[0] + GAP), GAP + sum(heights)), PAPER)
     draw = Drawing.Draw(sheet)
     tiles = []
@@ -87,15 +92,37 @@ def contact_sheet(
 def record_sheet(
     pictures: np.ndarray, records: Sequence[Mapping[str, Any]], columns: int = 6, scale: int | None = None
 ) -> Image:
-    """Draw the contact sheet of evaluation records (``prompt``, ``thinking``, ``correct``), picture i for record i."""
+    """Draw the contact sheet of evaluation records (``prompt``, ``thinking``, ``correct``), picture i for record i.
+
+    Pictures above 256 pixels are reduced. What nobody judged shows its ``reward`` in place of a verdict.
+    """
     return contact_sheet(
-        pictures,
+        reduced(pictures),
         [record["prompt"] for record in records],
         [record.get("correct") for record in records],
         columns,
         scale,
         thinking=[record.get("thinking") or "" for record in records],
+        notes=[reward_note(record) for record in records],
     )
+
+
+def reward_note(record: Mapping[str, Any]) -> str:
+    """The reward of a record in words, where it has no verdict; else ""."""
+    reward = record.get("reward")
+    return f"reward {reward:.3f}" if reward is not None and record.get("correct") is None else ""
+
+
+def reduced(pictures: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+    """Pictures uint8 [N, H, W, 3] with no side above ``largest`` pixels: as they are, or reduced in proportion."""
+    if pictures.ndim != 4 or max(pictures.shape[1:3]) <= largest:
+        return pictures
+    from PIL import Image as Images
+
+    small = [Images.fromarray(np.ascontiguousarray(picture)) for picture in pictures]
+    for image in small:
+        image.thumbnail((largest, largest))
+    return np.stack([np.asarray(image) for image in small])
 
 
 def _check(pictures: np.ndarray, counts: Mapping[str, int], columns: int, scale: int | None) -> None:
@@ -131,9 +158,14 @@ def _badge(draw: ImageDraw, corner: tuple[int, int], verdict: bool | None) -> No
         draw.line([(x + a, y + b) for a, b in stroke], fill=PAPER, width=2)
 
 
-def _wrapped(font: FreeTypeFont | ImageFont, caption: str, thinking: str, width: int) -> tuple[list[str], list[str]]:
-    """Return the lines of the caption (indented by the badge on the first) and of the thinking."""
-    return wrap(font, caption, width, CAPTION_LINES, indent=BADGE), wrap(font, thinking, width, THINKING_LINES)
+Texts = tuple[list[str], list[str], list[str]]  # lines of the note, the caption and the thinking
+
+
+def _wrapped(font: FreeTypeFont | ImageFont, note: str, caption: str, thinking: str, width: int) -> Texts:
+    """Break the texts of a tile into lines; without a note the caption leaves room for the badge on its first line."""
+    indent = 0 if note else BADGE
+    lines = wrap(font, caption, width, CAPTION_LINES, indent=indent), wrap(font, thinking, width, THINKING_LINES)
+    return wrap(font, note, width, 1), *lines
 
 
 def wrap(font: FreeTypeFont | ImageFont, text: str, width: int, limit: int, indent: int = 0) -> list[str]:
@@ -171,19 +203,17 @@ def _pieces(font: FreeTypeFont | ImageFont, word: str, width: float) -> list[str
 
 
 def _write(
-    draw: ImageDraw,
-    font: FreeTypeFont | ImageFont,
-    corner: tuple[int, int],
-    texts: tuple[list[str], list[str]],
-    verdict: bool | None,
+    draw: ImageDraw, font: FreeTypeFont | ImageFont, corner: tuple[int, int], texts: Texts, verdict: bool | None
 ) -> None:
-    """Write badge, caption (dark) and thinking (fainter) from a corner downwards."""
+    """Write the note or the badge, the caption (dark) and the thinking (fainter) from a corner downwards."""
     left, top = corner
-    _badge(draw, (left, top + 1), verdict)
-    caption, thinking = texts
-    for index, line in enumerate([*caption, *thinking]):
-        colour = INK if index < len(caption) else FAINT
-        draw.text((left + (BADGE if index == 0 and caption else 0), top + index * LINE), line, fill=colour, font=font)
+    note, caption, thinking = texts
+    if not note:
+        _badge(draw, (left, top + 1), verdict)
+    for index, line in enumerate([*note, *caption, *thinking]):
+        colour = NOTE if index < len(note) else INK if index < len(note) + len(caption) else FAINT
+        indent = BADGE if index == 0 and caption and not note else 0
+        draw.text((left + indent, top + index * LINE), line, fill=colour, font=font)
 
 
 # ------------------------------------------------------------------------------------------------------------ files

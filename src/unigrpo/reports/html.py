@@ -6,17 +6,15 @@ and sent by mail. It also works for a run that is still going on, and says so.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from unigrpo.reports import curves, runlog
-from unigrpo.reports.grids import Tile, png_bytes, read_tiles
+from unigrpo.reports import curves, pictures, runlog
 
 MEASURES = (
     ("score", "score"),
@@ -26,8 +24,6 @@ MEASURES = (
     ("follow", "follow"),
     ("parsable", "parsable share"),
 )
-LARGEST_PICTURE = 256  # pixels; larger pictures are reduced, to keep the page small enough to mail
-SAMPLE_SHEETS = 3
 
 Json = Mapping[str, Any]
 
@@ -70,25 +66,27 @@ def report_content(run_dir: Path) -> dict[str, Any]:
     before, after = summary.get("before") or {}, summary.get("after") or {}
     paired = summary.get("paired") or {}
     done, total = _iterations(lines), recipe.get("iterations")
-    drawn, pairs = curves.charts(lines), _pairs(run_dir)
+    drawn, pairs = curves.charts(lines), pictures.pairs(run_dir)
     return {
         "name": str(recipe.get("name") or run_dir.resolve().name),
         "folder": run_dir.resolve().name,
         "headline": headline(before, after, paired),
         "status": status(done, total, bool(before), bool(after), lines),
         "finished": bool(after),
-        "pictures_judged": before.get("n"),
+        "pictures_drawn": before.get("n"),
+        "judged": not _unjudged(before, after, lines),
+        "held_out": _held_out(recipe),
         "measures": _measures(before, after, paired),
         "categories": _categories(before, after),
         "pairs": pairs,
-        "sheets": [] if pairs else _evaluation_sheets(run_dir),
+        "sheets": [] if pairs else pictures.evaluation_sheets(run_dir),
         "sections": [
             (section, [(chart, curves.svg(chart)) for chart in group])
             for section, group in groupby(drawn, key=lambda chart: chart.section)
         ],
         "phases": _phases(lines),
         "first_update": _first_update(lines),
-        "samples": _samples(run_dir),
+        "samples": pictures.samples(run_dir),
         "recipe": recipe_text,
         "environment": _environment(run_dir),
     }
@@ -114,6 +112,19 @@ def _parse_recipe(text: str, path: Path) -> dict[str, Any]:
     return recipe
 
 
+def _unjudged(before: Json, after: Json, lines: Sequence[Json]) -> bool:
+    """Whether all that is known of the pictures is their reward."""
+    sides = [before, after, *(line.get("validation") or {} for line in lines)]
+    known = {key for side in sides for key in ("score", "reward") if side.get(key) is not None}
+    return known == {"reward"}
+
+
+def _held_out(recipe: Json) -> bool:
+    """Whether the prompts of the evaluations are ones that training never uses, as far as their name says."""
+    evaluation = recipe.get("eval")
+    return not isinstance(evaluation, Mapping) or str(evaluation.get("prompts", "")).endswith("held-out")
+
+
 def _iterations(lines: Sequence[Json]) -> int:
     return max((int(line["iteration"]) + 1 for line in lines if "iteration" in line), default=0)
 
@@ -122,20 +133,21 @@ def _iterations(lines: Sequence[Json]) -> int:
 
 
 def headline(before: Json, after: Json, paired: Json) -> str:
-    """Say in one or two sentences what came of the run."""
-    start, end = before.get("score"), after.get("score")
+    """Say in one or two sentences what came of the run: of the score, or of the reward where nobody judged."""
+    key, name = ("score", "Score") if {before.get("score"), after.get("score")} != {None} else ("reward", "Reward")
+    start, end = before.get(key), after.get(key)
     if start is None or end is None:
-        return f"Score before training: {start:.3f}." if start is not None else "Not evaluated yet."
-    low, high = _interval(paired.get("score"))
+        return f"{name} before training: {start:.3f}." if start is not None else "Not evaluated yet."
+    low, high = _interval(paired.get(key))
     if low is None or high is None:
-        return f"Score {start:.3f} → {end:.3f} ({end - start:+.3f})."
+        return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f})."
     if low > 0:
         meaning = "The interval lies above 0: the rise is more than chance."
     elif high < 0:
         meaning = "The interval lies below 0: the model got worse, by more than chance."
     else:
         meaning = "The interval includes 0: this may be chance."
-    return f"Score {start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}). {meaning}"
+    return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}). {meaning}"
 
 
 def status(done: int, total: Any, before: bool, after: bool, lines: Sequence[Json]) -> str:
@@ -145,9 +157,10 @@ def status(done: int, total: Any, before: bool, after: bool, lines: Sequence[Jso
         return f"{length}, finished."
     missing = "the evaluation after training" if before else "the evaluations before and after training"
     sentence = f"This run is not finished: {length} done, {missing} missing."
-    iterations, scores = curves.series(lines, "validation.score")
-    if len(scores):
-        sentence += f" Last validation score: {scores[-1]:.3f}, at iteration {iterations[-1]}."
+    for measure in ("score", "reward"):
+        iterations, values = curves.series(lines, f"validation.{measure}")
+        if len(values):
+            return f"{sentence} Last validation {measure}: {values[-1]:.3f}, at iteration {iterations[-1]}."
     return sentence
 
 
@@ -184,14 +197,16 @@ def _measures(before: Json, after: Json, paired: Json) -> list[dict[str, str]]:
 
 
 def _categories(before: Json, after: Json) -> list[dict[str, Any]]:
-    """One row for each category, with the shares as numbers too (for the bars)."""
-    starts, ends = before.get("by_category") or {}, after.get("by_category") or {}
+    """One row for each category: of scores with the shares as numbers too (for the bars), else of rewards."""
+    judged = bool(before.get("by_category") or after.get("by_category"))
+    key = "by_category" if judged else "reward_by_category"
+    starts, ends = before.get(key) or {}, after.get(key) or {}
     rows = []
     for name in dict.fromkeys([*starts, *ends]):
         start, end = starts.get(name), ends.get(name)
         row = {"name": name.replace("_", " "), "before": _number(start), "after": _number(end)}
         row["difference"] = _number(_difference(start, end), signed=True)
-        rows.append(row | {"start": start or 0.0, "end": end or 0.0})
+        rows.append(row | ({"start": start or 0.0, "end": end or 0.0} if judged else {}))
     return rows
 
 
@@ -218,89 +233,3 @@ def _first_update(lines: Sequence[Json]) -> list[dict[str, str]]:
         if len(values):
             rows.append({"name": name, "value": f"{np.abs(values).max():.2g}"})
     return rows
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as a link that holds the picture itself."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _pairs(run_dir: Path) -> list[dict[str, Any]]:
-    """Pair the tiles of both contact sheets, prompt by prompt; without an after sheet, the left halves only."""
-    before, after = (_tiles(run_dir, when) for when in ("before", "after"))
-    if after and [tile.caption for tile in before] != [tile.caption for tile in after]:
-        return []  # not the same prompts: nothing to put side by side
-    records = {"before": _records_of(before, run_dir, "before"), "after": _records_of(after, run_dir, "after")}
-    return [
-        {
-            "prompt": tile.caption,
-            "before": _picture(tile, records["before"][index]),
-            "after": _picture(after[index], records["after"][index]) if after else None,
-        }
-        for index, tile in enumerate(before)
-    ]
-
-
-def _tiles(run_dir: Path, when: Literal["before", "after"]) -> list[Tile]:
-    path = runlog.evaluation_file(run_dir, when, "png")
-    return read_tiles(path) if path.is_file() else []
-
-
-def _records_of(tiles: Sequence[Tile], run_dir: Path, when: Literal["before", "after"]) -> Sequence[Json]:
-    """Return the record of every tile, or {} for all of them where records and sheet do not belong together.
-
-    The sheet shows the first records with ``sample`` 0, in order (``training.recorder``). Order is the only key:
-    prompts, and even what was thought for them, may occur several times.
-    """
-    records = runlog.read_records(runlog.evaluation_file(run_dir, when, "jsonl"))
-    shown = [record for record in records if record.get("sample") == 0][: len(tiles)]
-    same = [(record.get("prompt"), record.get("thinking") or "", record.get("correct")) for record in shown]
-    if same != [(tile.caption, tile.thinking, tile.verdict) for tile in tiles]:
-        return [{}] * len(tiles)
-    return shown
-
-
-def _picture(tile: Tile, record: Json) -> dict[str, Any]:
-    """Return a picture with its texts and verdict, and which half failed where its record is known."""
-    halves = ["plan cannot be read"] if record.get("parsable") is False else []
-    if record.get("plan_right") is not None and not halves:
-        halves.append("plan right" if record["plan_right"] else "plan wrong")
-    if record.get("follow") is not None:
-        halves.append("picture follows it" if record["follow"] else "picture does not follow it")
-    points = record.get("points") or []
-    return {
-        "image": data_uri(_small_png(tile.picture)),
-        "pixelated": max(tile.picture.shape[:2]) <= 128,
-        "thinking": tile.thinking,
-        "verdict": tile.verdict,
-        "halves": ", ".join(halves),
-        "missed": [str(question) for question, met in points if not met],
-    }
-
-
-def _small_png(picture: np.ndarray) -> bytes:
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-    return png_bytes(image)
-
-
-def _evaluation_sheets(run_dir: Path) -> list[tuple[str, str]]:
-    """Whole contact sheets, shown where they cannot be taken apart into pairs."""
-    found = []
-    for when in ("before", "after"):
-        path = runlog.evaluation_file(run_dir, when, "png")
-        if path.is_file():
-            found.append((when, data_uri(path.read_bytes())))
-    return found
-
-
-def _samples(run_dir: Path) -> list[tuple[str, str]]:
-    """Return a few sheets of training samples: the first, one from the middle, the last."""
-    paths = sorted((run_dir / "samples").glob("iteration-*.png"))
-    chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, SAMPLE_SHEETS)}) if paths else []
-    return [(str(int(paths[index].stem.split("-")[1])), data_uri(paths[index].read_bytes())) for index in chosen]

@@ -56,7 +56,7 @@ class Progress:
         self._lines: deque[tuple[Mapping[str, Any], float]] = deque(maxlen=ROWS)
         self._last_update = self._last_print = clock()
         self._printed = 0
-        self._score: tuple[int, float] | None = None
+        self._validation: tuple[int, str] | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -83,9 +83,8 @@ class Progress:
         self._durations.append(spent)
         self._done = int(line["iteration"]) + 1
         self._lines.append((line, spent))
-        score = (line.get("validation") or {}).get("score")
-        if score is not None:
-            self._score = (self._done, float(score))
+        if found := _validated(line):
+            self._validation = (self._done, found)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         elif self._due(now):
@@ -104,8 +103,8 @@ class Progress:
         """Return the state of the run as one line of plain words; iterations are counted from 1, as people do."""
         line = self._lines[-1][0] if self._lines else {}
         parts = [f"iteration {self._done} of {self._total}", *_measures(line)]
-        if self._score is not None:
-            parts.append(f"validation score {self._score[1]:.3f} (after iteration {self._score[0]})")
+        if self._validation is not None:
+            parts.append(f"{self._validation[1]} (after iteration {self._validation[0]})")
         if self._durations:
             parts.append(f"{_pace(self._pace())} per iteration")
         return " | ".join([*parts, self._time_left()])
@@ -170,9 +169,26 @@ def _number(*path: str, digits: int = 3) -> Callable[[Mapping[str, Any]], str]:
     return cell
 
 
+_validation_score = _number("validation", "score")
+
+
+def _validation_reward(line: Mapping[str, Any]) -> str:
+    """A cell: the validation reward where it stands in for a score."""
+    return "" if _validation_score(line) else _number("validation", "reward")(line)
+
+
+def _validated(line: Mapping[str, Any]) -> str:
+    """What the validation of this iteration says, in words; "" where there was none."""
+    for name, cell in (("validation score", _validation_score), ("validation reward", _validation_reward)):
+        if value := cell(line):
+            return f"{name} {value}"
+    return ""
+
+
 COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("training reward", _number("reward_mean")),
-    ("validation score", _number("validation", "score")),
+    ("validation score", _validation_score),
+    ("validation reward", _validation_reward),
     ("plan right", _number("validation", "plan_right")),
     ("picture follows plan", _number("validation", "follow")),
     ("tokens of thinking", _number("text", "think_length", digits=1)),

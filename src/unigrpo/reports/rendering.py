@@ -91,13 +91,21 @@ def _finish(axes: Axes, chart: Chart) -> None:
     if chart.iterations > 1:
         axes.set_xlim(0, chart.iterations * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value, axes.get_yticks().tolist())))
     axes.grid(axis="y", alpha=0.18, color=INK, linewidth=0.7)
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = max(1, LEGEND_LETTERS // (max(map(len, labels)) + 5))  # 5: the line's sample and the gap
         columns = min(len(handles), 3, columns)
         axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
+
+
+def tick_label(value: float, ticks: Sequence[float]) -> str:
+    """A tick in three digits, or in as many as tell all ticks of its axis apart."""
+    for digits in range(3, 7):
+        if len({f"{tick:.{digits}g}" for tick in ticks}) == len(ticks):
+            return f"{value:.{digits}g}"
+    return f"{value:.3g}"
 
 
 def _style(salt: str) -> Any:

@@ -230,6 +230,8 @@ def parts(recipe: Recipe) -> Parts:
     else:
         made = adapter_training(recipe, recipe.model.lora, wants_reference=wants)
     _check_size(recipe, made.policy)
+    for prompt in made_suite.prompts(1):
+        made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
     flow = None if isinstance(recipe.method, config.Supervised | config.TextGRPO) else recipe.method.flow
     return Parts(
         policy=made.policy,

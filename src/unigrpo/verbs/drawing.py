@@ -57,7 +57,7 @@ def generate(verb: cli.Generate) -> int:
     number = verb.num or (4 if policy.origin is None else 1)
     usable(out if folder else out.parent)
     drawn = [one for part in together(policy, prompts, verb) for one in draw(policy, part, verb, number)]
-    return write_folder(out, drawn, verb) if folder else write_sheet(out, drawn)
+    return write_folder(out, drawn, verb) if folder else write_png(out, drawn, bare=policy.origin is not None)
 
 
 def asked(verb: cli.Generate) -> list[Prompt]:
@@ -142,9 +142,9 @@ def draw_part(
     return drawn
 
 
-def write_sheet(out: Path, drawn: Sequence[Drawn]) -> int:
-    """One picture as it is; several as a grid with their thinking."""
-    if len(drawn) == 1:
+def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> int:
+    """A single picture as it is, if it is to be ``bare``; else a grid, with the thinking under each."""
+    if bare and len(drawn) == 1:
         save_png_atomic(as_png(drawn[0].picture), out)
     else:
         sheet = contact_sheet(

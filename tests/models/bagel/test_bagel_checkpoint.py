@@ -1,35 +1,26 @@
 """Model folders: strict names, everything named that does not fit, and the way there and back."""
 
 import json
-import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from small_models import normal, sample, small_policy
-from unigrpo.models.bagel.checkpoint import load_policy, load_weights, read_weights, save_policy
-from unigrpo.models.bagel.config import BagelConfig
+from small_models import normal, randomise, sample, small_policy
+from unigrpo.models.bagel.checkpoint import (
+    load_policy,
+    load_weights,
+    read_weights,
+    restore_weights,
+    save_policy,
+    write_weights,
+)
+from unigrpo.models.bagel.config import VisionConfig
+from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
 
-NAMES = Path(__file__).parents[2] / "golden" / "tensors_7b.txt"
-VISION = ("vit_model.", "connector.", "vit_pos_embed.")
-
-
-def public_tensors():
-    lines = (line.split("\t") for line in NAMES.read_text().splitlines() if line)
-    return {name: tuple(int(n) for n in re.findall(r"\d+", shape)) for name, shape in lines}
-
-
-def test_names_and_shapes_are_those_of_the_public_7b_checkpoint():
-    config = BagelConfig(152064, 3584, 18944, 28, 28, 4, 16, 64, 151644, 151645, 151652, 151653, (1024, 1024))
-    with torch.device("meta"):
-        model = BagelModel(config)
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    public = public_tensors()
-    assert len(public) == 1223
-    assert ours == {name: shape for name, shape in public.items() if not name.startswith(VISION)}
-    assert set(dict(model.named_parameters())) == set(ours)
+FP32, BF16 = torch.float32, torch.bfloat16
 
 
 def test_the_halves_share_nothing_and_leave_out_what_is_frozen():
@@ -90,6 +81,76 @@ def test_a_saved_policy_comes_back_the_same(tmp_path):
     latents = normal(1, 8, 16)
     assert torch.equal(back.decode_image(latents), policy.decode_image(latents))
     assert not any(p.requires_grad for p in back.autoencoder.parameters())
+
+
+def seeing_policy():
+    """A micro model with a vision tower."""
+    policy = small_policy()
+    vision = VisionConfig(16, 24, 1, 2, image_size=32, patch_size=8, max_patches_per_side=4)
+    model = BagelModel(replace(policy.config, vision=vision))
+    randomise(model, seed=2)
+    return Bagel(model, policy.tokenizer, policy.autoencoder)
+
+
+def test_a_model_that_sees_comes_back_seeing(tmp_path, recwarn):
+    policy = seeing_policy()
+    save_policy(policy, tmp_path)
+    back = load_policy(tmp_path)
+    assert back.config == policy.config and back.config.vision is not None
+    ours, theirs = policy.model.state_dict(), back.model.state_dict()
+    assert ours.keys() == theirs.keys() and "connector.fc1.bias" in ours
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not recwarn.list
+
+
+def test_tensors_of_a_tower_that_the_config_does_not_have_are_left_out_aloud(tmp_path):
+    policy = seeing_policy()
+    save_policy(policy, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "vision": None}))
+    with pytest.warns(UserWarning, match="left out 26 tensors of the vision tower"):
+        back = load_policy(tmp_path)
+    assert not any(name.startswith(("vit", "connector")) for name in back.model.state_dict())
+
+
+def test_what_is_trained_is_kept_in_fp32_and_the_rest_in_the_compute_dtype(tmp_path):
+    policy = small_policy()
+    save_policy(policy, tmp_path / "a")
+    back = load_policy(tmp_path / "a", compute_dtype=BF16, trained=lambda name: "_moe_gen" in name)
+    source = policy.model.state_dict()
+    for name, value in back.model.state_dict().items():
+        assert value.dtype == (FP32 if "_moe_gen" in name else BF16)
+        assert torch.equal(value, source[name].to(value.dtype))
+    assert {value.dtype for value in load_policy(tmp_path / "a").model.state_dict().values()} == {FP32}
+    assert {p.dtype for p in back.autoencoder.parameters()} == {FP32}
+    frozen = {name for name, p in back.model.named_parameters() if not p.requires_grad}
+    assert frozen == {"latent_pos_embed.pos_embed"}
+    save_policy(back, tmp_path / "b")  # as it is held
+    again = load_policy(tmp_path / "b", compute_dtype=BF16, trained=lambda name: "_moe_gen" in name)
+    ours, theirs = back.model.state_dict(), again.model.state_dict()
+    assert all(ours[n].dtype == theirs[n].dtype and torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_weights_are_restored_in_place(tmp_path):
+    saved, policy = small_policy(seed=1), small_policy(seed=2)
+    save_policy(saved, tmp_path)
+    before = dict(policy.model.named_parameters())
+    restore_weights(policy, tmp_path)
+    assert all(parameter is before[name] for name, parameter in policy.model.named_parameters())
+    assert all(torch.equal(v, saved.model.state_dict()[n]) for n, v in policy.model.state_dict().items())
+    with pytest.raises(ValueError, match="does not fit the model: missing"):
+        restore_weights(small_policy(num_layers=3), tmp_path)
+
+
+def test_nothing_half_written_stays_and_other_libraries_read_the_weights(tmp_path):
+    policy = small_policy()
+    save_policy(policy, tmp_path)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "autoencoder.json", "ae.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"} and set(file.keys()) == set(policy.model.state_dict())
+    write_weights(tmp_path / "x.safetensors", {"a": torch.ones(2, 3).T})
+    assert torch.equal(read_weights(tmp_path / "x.safetensors")["a"], torch.ones(3, 2))
 
 
 def test_another_image_size_can_be_asked_for(tmp_path):

@@ -1,0 +1,167 @@
+"""A BAGEL folder in the public layout, from the command line: draw, edit, answer, fine-tune, train, resume, hand back."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from unigrpo import cli
+from unigrpo.reports import runlog
+
+SMALL = ["--rollout.image_size", "64", "--rollout.max_think_tokens", "6", "--eval.limit", "2", "--eval.compare_limit",
+         "2", "--eval.compare_samples", "1", "--eval.num_points", "4"]  # fmt: skip
+RL = [*SMALL, "--data.prompts_per_iteration", "2", "--data.group_size", "2", "--rollout.num_points", "7",
+      "--rollout.batch", "2", "--optimizer.micro_batch", "2", "--checkpoint.every", "1"]  # fmt: skip
+DRAWN = ["--size", "64x48", "--steps", "4", "--max-think-tokens", "6"]
+LORA = ["--model.lora", "{rank: 4, alpha: 8}"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bagel") / "tiny"
+    assert cli.run(["make-tiny-bagel", str(folder)]) == 0
+    return folder
+
+
+def unigrpo(*words):
+    assert cli.run([str(word) for word in words]) == 0
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return image.size, image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("think", [[], ["--no-think"]])
+def test_draw(tiny, tmp_path, capsys, think):
+    unigrpo("generate", "a red cup", "--model", tiny, *DRAWN, *think, "--out", tmp_path / "one.png")
+    assert picture(tmp_path / "one.png")[0] == (64, 48)
+    assert ("did not think" in capsys.readouterr().out) == bool(think)
+
+
+def test_the_same_seed_draws_the_same_and_another_does_not(tiny, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        unigrpo("generate", "a red cup", "--model", tiny, *DRAWN, "--seed", seed, "--out", tmp_path / f"{name}.png")
+    a, b, c = (picture(tmp_path / f"{name}.png")[1] for name in "abc")
+    assert a == b and a != c
+
+
+def test_a_file_of_prompts_makes_a_folder(tiny, tmp_path):
+    options = ["--num", "2", "--batch", "3", "--out", tmp_path / "out"]
+    unigrpo("generate", "--prompts", tiny / "samples" / "prompts.txt", "--model", tiny, *DRAWN, *options)
+    records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    prompts = (tiny / "samples" / "prompts.txt").read_text().split("\n")
+    assert [r["prompt"] for r in records] == [p for p in prompts if p for _ in range(2)]
+    assert all(picture(tmp_path / "out" / r["picture"])[0] == (64, 48) for r in records)
+
+
+def test_edit(tiny, tmp_path):
+    given = sorted((tiny / "samples").glob("*.png"))[0]
+    options = ["--steps", "3", "--max-think-tokens", "6", "--size", "64x64"]
+    unigrpo("generate", "make it blue", "--image", given, "--model", tiny, *options, "--out", tmp_path / "e.png")
+    unigrpo("generate", "make it blue", "--model", tiny, *options, "--guidance", 4, "--out", tmp_path / "t.png")
+    assert picture(tmp_path / "e.png")[0] == (64, 64)
+    assert picture(tmp_path / "e.png")[1] != picture(tmp_path / "t.png")[1]
+
+
+def test_an_edit_keeps_the_shape_of_its_picture(tiny, tmp_path):
+    Image.new("RGB", (1200, 300), "green").save(tmp_path / "wide.png")
+    options = ["--steps", "2", "--no-think", "--guidance", "1", "--out", tmp_path / "e.png"]
+    unigrpo("generate", "bluer", "--image", tmp_path / "wide.png", "--model", tiny, *options)
+    assert picture(tmp_path / "e.png")[0] == (1024, 256)
+
+
+def test_understand(tiny, tmp_path, capsys):
+    given = sorted((tiny / "samples").glob("*.png"))[0]
+    options = ["--understand", "--image", given, "--max-think-tokens", "8", "--out", tmp_path / "answers.jsonl"]
+    unigrpo("generate", "what is it?", "--model", tiny, *options)
+    (record,) = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert record["prompt"] == "what is it?" and record["answer"] in capsys.readouterr().out
+    assert not (tmp_path / "generated.png").exists()
+
+
+def test_fine_tuning_20_steps_learns(tiny, tmp_path):
+    run = tmp_path / "sft"
+    data = ["--data.demonstrations", tiny / "samples" / "demonstrations.jsonl", "--data.batch_size", "4"]
+    rates = ["--optimizer.lr_reasoning", "2e-3", "--optimizer.lr_denoising", "2e-3", "--optimizer.micro_batch", "4"]
+    unigrpo("train", "bagel/sft", "--model.path", tiny, "--iterations", 20, *SMALL, *data, *rates, "--out", run)
+    lines = runlog.read_metrics(run)
+    assert len(lines) == 20
+    assert lines[-1]["loss"]["cross_entropy"] < lines[0]["loss"]["cross_entropy"] - 0.3
+    unigrpo("generate", "a red cup", "--model", run, *DRAWN, "--out", tmp_path / "after.png")
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def run(request, tiny, tmp_path_factory):
+    """Three iterations of bagel/unigrpo, shrunk by overrides alone."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    lora = LORA if request.param == "lora" else []
+    rates = ["--optimizer.lr_reasoning", "1e-3", "--optimizer.lr_denoising", "1e-3"]
+    unigrpo("train", "bagel/unigrpo", "--model.path", tiny, "--iterations", 3, *RL, *lora, *rates, "--out", folder)
+    return request.param, folder
+
+
+def test_rl_trains_and_every_first_ratio_is_1(run):
+    lines = runlog.read_metrics(run[1])
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        first = line["first_update"]
+        assert first["text_log_ratio_max"] <= 1e-3 and first["image_log_ratio_max"] <= 0.1 * 5.12e-4 / (16 * 64) ** 0.5
+        assert line["grad_norm"]["reasoning"] > 0 and line["grad_norm"]["denoising"] > 0
+    summary = json.loads((run[1] / "evaluations" / "summary.json").read_text())
+    assert summary["after"]["reward"] != summary["before"]["reward"] and "reward" in summary["paired"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path):
+    kind, folder = run
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoints" / "iteration-000003")
+    unigrpo("train", "bagel/unigrpo", "--out", again, "--resume")
+    name = "adapter_model.safetensors" if kind == "lora" else "ema.safetensors"
+    before, after = (load_file(f / "checkpoints" / "iteration-000003" / name) for f in (folder, again))
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_the_export_is_the_public_folder_again(run, tiny, tmp_path):
+    unigrpo("export", run[1], tmp_path / "out")
+    names = {p.name for p in tiny.iterdir() if p.is_file()}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    ours, theirs = (load_file(folder / "ema.safetensors") for folder in (tmp_path / "out", tiny))
+    assert {n: (t.dtype, t.shape) for n, t in ours.items()} == {n: (t.dtype, t.shape) for n, t in theirs.items()}
+    changed = {n for n in ours if not torch.equal(ours[n], theirs[n])}
+    assert changed and not any(n.startswith(("vit_model", "connector", "latent_pos", "vit_pos")) for n in changed)
+    for name in names - {"ema.safetensors"}:
+        assert (tmp_path / "out" / name).read_bytes() == (tiny / name).read_bytes(), name
+    unigrpo("generate", "a red cup", "--model", tmp_path / "out", *DRAWN, "--out", tmp_path / "e.png")
+    unigrpo("generate", "a red cup", "--model", run[1], *DRAWN, "--out", tmp_path / "r.png")
+    assert picture(tmp_path / "e.png")[0] == picture(tmp_path / "r.png")[0] == (64, 48)
+
+
+def test_an_adapter_loads_in_plain_peft(run, tiny, tmp_path):
+    peft = pytest.importorskip("peft")
+    from unigrpo.models.bagel.policy import Bagel
+
+    kind, folder = run
+    if kind == "full":
+        with pytest.raises(SystemExit):
+            cli.main(["export", str(folder), str(tmp_path / "none"), "--adapter"])
+        assert not (tmp_path / "none").exists()
+        return
+    unigrpo("export", folder, tmp_path / "adapter", "--adapter")
+    wrapped = peft.PeftModel.from_pretrained(Bagel.from_pretrained(tiny).model, str(tmp_path / "adapter"))
+    moved = [p for n, p in wrapped.named_parameters() if "lora_B" in n]
+    assert len(moved) == 3 * 14 and all(float(p.detach().abs().max()) > 0 for p in moved)
+
+
+@pytest.mark.parametrize("recipe", ["flowgrpo", "textgrpo", "unigrpo-lora-1gpu"])
+def test_the_other_recipes_run(tiny, tmp_path, recipe):
+    run = tmp_path / "run"
+    words = ["--model.lora.rank", "4"] if "lora" in recipe else []
+    unigrpo("train", f"bagel/{recipe}", "--model.path", tiny, "--iterations", 1, *RL, *words, "--out", run)
+    (line,) = runlog.read_metrics(run)
+    assert ("image_log_ratio_max" in line["first_update"]) == (recipe != "textgrpo")
+    assert ("text_log_ratio_max" in line["first_update"]) == (recipe != "flowgrpo")
