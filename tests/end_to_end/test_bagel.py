@@ -165,3 +165,14 @@ def test_the_other_recipes_run(tiny, tmp_path, recipe):
     (line,) = runlog.read_metrics(run)
     assert ("image_log_ratio_max" in line["first_update"]) == (recipe != "textgrpo")
     assert ("text_log_ratio_max" in line["first_update"]) == (recipe != "flowgrpo")
+
+
+@pytest.mark.parametrize("lora", [[], LORA], ids=["full", "lora"])
+def test_in_fp32_the_first_ratios_are_within_the_tight_bounds(tiny, tmp_path, lora):
+    words = ["--model.path", tiny, "--model.dtype", "float32", "--iterations", 1, *RL, *lora, "--out", tmp_path / "run"]
+    unigrpo("train", "bagel/unigrpo", *words)
+    (line,) = runlog.read_metrics(tmp_path / "run")
+    clip = 5.12e-4 / (16 * 64) ** 0.5
+    assert line["first_update"]["text_log_ratio_max"] <= 1e-5
+    assert line["first_update"]["image_log_ratio_max"] <= max(1e-7, 0.01 * clip)
+    assert "rollout_gap" not in line

@@ -223,8 +223,8 @@ def test_the_state_of_another_model_is_refused():
 
 def test_the_state_of_another_optimizer_is_refused():
     optimizer = ExpertOptimizer(small_policy(), Optimizer(), 1)
-    name = next(iter(optimizer.parameters["reasoning"]))
-    for key, value in (("state1", torch.zeros(3, dtype=torch.uint8)), ("exp_avg", torch.zeros(3))):
+    name, parameter = next(iter(optimizer.parameters["reasoning"].items()))
+    for key, value in (("state1", torch.zeros_like(parameter)), ("exp_avg", torch.zeros(3))):
         with pytest.raises(ValueError, match=f"'{key}'.*which optimizer.kind adamw does not keep so"):
             optimizer.load_state({f"{name}|{key}": value})
 

@@ -107,6 +107,8 @@ def ends(work: Workload) -> float:
     total += latents * FP32 * s.hidden + images * work.image_tokens * FP32 * s.latent_dim
     if work.denoising == "full":
         total += latents * c * (2 * s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
+        if work.checkpointing and c < FP32:  # the casts outside the layers stay
+            total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
     if work.text_trains:
         texts = work.micro * (work.think_tokens if work.shared else work.context_tokens)
         total += texts * s.hidden * (FP32 + c * (work.reasoning == "full"))
@@ -116,12 +118,12 @@ def ends(work: Workload) -> float:
 
 def activations(work: Workload) -> float:
     """Kept between the forward and the backward pass of one micro-batch, but casts and logits."""
-    blocks = work.blocks()
+    blocks, s = work.blocks(), work.sizes
     if work.checkpointing:
-        streams = work.sizes.layers * work.compute * work.sizes.hidden * sum(b.tokens for b in blocks)
-        handed_on = work.sizes.layers * 2 * work.compute * work.sizes.kv * sum(b.keys for b in blocks[:-1])
-        return streams + handed_on + ends(work)
-    return work.sizes.layers * sum(layer_bytes(work, b) for b in blocks) + ends(work)
+        streams = s.hidden * sum(b.tokens for b in blocks if b.flows)
+        handed_on = 2 * s.kv * sum(b.keys for b in blocks[:-1])
+        return s.layers * work.compute * (streams + handed_on) + ends(work)
+    return s.layers * sum(layer_bytes(work, b) for b in blocks) + ends(work)
 
 
 def casts(work: Workload) -> float:
@@ -155,10 +157,10 @@ def backward_working(work: Workload) -> float:
     The text's end also has one new gradient of the embeddings' (and the head's) size.
     """
     s, c, blocks = work.sizes, work.compute, work.blocks()
-    layer = max(2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
-    if work.checkpointing:
-        layer = max(layer_bytes(work, b) + 2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
-        layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32)
+    wide = FP32 * (c < FP32 and "lora" in (work.reasoning, work.denoising))  # adapters take fp32
+    again = work.checkpointing
+    layer = max(layer_bytes(work, b) * again + (2 * c + wide) * s.intermediate * b.tokens * b.flows for b in blocks)
+    layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32) * again
     return max(layer, logits_working(work) + FP32 * s.vocab * s.hidden * (work.reasoning == "full"))
 
 
@@ -194,11 +196,14 @@ def trajectories(work: Workload) -> float:
 
 
 def drawing(work: Workload, rows: int = 1) -> float:
-    """Working memory of one denoising forward: 3 I + 7 H numbers a token, keys and values with the context, masks."""
+    """Working memory of one denoising forward of some rows: c ((3 I + 6 H) tokens + 2 kv (keys + tokens) + mask).
+
+    Adapters on the denoising expert hold two more tensors of I numbers.
+    """
     s, own = work.sizes, work.image_tokens + 2
-    keys = work.context_tokens + own
-    numbers = own * (3 * s.intermediate + 7 * s.hidden) + 4 * s.kv * keys
-    return rows * (work.compute * (numbers + own * keys) + 3 * own * keys)
+    keys, wide = work.context_tokens + own, 5 if work.denoising == "lora" else 3
+    numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (keys + own) + own * keys
+    return rows * work.compute * numbers
 
 
 def decoding(work: Workload, mode: str) -> float:

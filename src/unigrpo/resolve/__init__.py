@@ -6,6 +6,7 @@ models: which model, where, in which precision · data: prompts, demonstrations,
 from unigrpo.resolve.data import Suite, prompts, reward, suite
 from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, lasting_name, model_folder, policy
 from unigrpo.resolve.runs import RecipeEvaluator, evaluation_sampling, method, parts, source, training_sampling
+from unigrpo.resolve.sizes import sizes
 
 __all__ = [
     "DTYPES",
@@ -21,6 +22,7 @@ __all__ = [
     "policy",
     "prompts",
     "reward",
+    "sizes",
     "source",
     "suite",
     "training_sampling",

@@ -158,7 +158,8 @@ class Adapter:
         For passes without gradients: a backward pass after the end would compute checkpointed layers with the adapter.
         """
         before = [(layer, layer.disable_adapters) for layer in self.layers.values()]
-        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters().values()]
+        matrices = [part[NAME].weight for layer, _ in before for part in (layer.lora_A, layer.lora_B)]
+        trained = [matrix.requires_grad for matrix in matrices]
         try:
             for layer, _ in before:
                 layer.enable_adapters(False)
@@ -166,8 +167,8 @@ class Adapter:
         finally:
             for layer, off in before:
                 layer.enable_adapters(not off)
-            for parameter, flag in trained:  # peft switches gradients off and on with the adapter
-                parameter.requires_grad_(flag)
+            for matrix, flag in zip(matrices, trained, strict=True):  # peft switches gradients with the adapter
+                matrix.requires_grad_(flag)
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
@@ -223,8 +224,7 @@ class WithoutAdapter:
 
 def base_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module as it is without its adapter (if any): base weights under their own names."""
-    state = module.state_dict()
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    return {n.replace(".base_layer.", "."): t for n, t in module.state_dict().items() if ".lora_" not in n}
 
 
 def adapted(module: nn.Module) -> dict[str, Any]:

@@ -27,8 +27,7 @@ class TrainingFault(ValueError):
 
 def expert_parameters(policy: Policy) -> dict[str, dict[str, nn.Parameter]]:
     """Named parameters of the two experts that are trained (design: Words); an expert that is not has none."""
-    named = {"reasoning": policy.reasoning_parameters(), "denoising": policy.denoising_parameters()}
-    return {expert: {n: p for n, p in named[expert].items() if p.requires_grad} for expert in EXPERTS}
+    return {"reasoning": policy.reasoning_parameters(), "denoising": policy.denoising_parameters()}
 
 
 class ExpertOptimizer:

@@ -81,6 +81,7 @@ def test_the_7b_configs_and_tensors_make_exactly_the_public_model(tmp_path):
     with torch.device("meta"):
         model = BagelModel(config)
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == shapes
+    assert set(dict(model.named_parameters())) == set(shapes)
     assert sum(parameter.numel() for parameter in model.parameters()) == 14_607_260_128
     assert config.vision == VisionConfig(1152, 4304, 26, 16, 980, 14, 70)
     assert (config.vocab_size, config.hidden_size, config.intermediate_size, config.num_layers) == (
@@ -187,10 +188,11 @@ def test_a_folder_without_a_tower_reads_and_draws_but_does_not_see(folder):
     assert contents(folder.parent / "out") == contents(folder)
 
 
-def test_a_small_table_gives_smaller_pictures(folder):
-    change_weights(folder, lambda held: held.update({"latent_pos_embed.pos_embed": torch.zeros(49, 64)}))
+@pytest.mark.parametrize(("side", "pixels"), [(7, 112), (65, 1024)])
+def test_pictures_are_of_the_usual_size_or_the_largest_that_the_table_has(folder, side, pixels):
+    change_weights(folder, lambda held: held.update({"latent_pos_embed.pos_embed": torch.zeros(side**2, 64)}))
     config = load_policy(folder).config
-    assert config.max_latent_size == 7 and config.image_size == (112, 112)
+    assert config.max_latent_size == side and config.image_size == (pixels, pixels)
 
 
 # Faults

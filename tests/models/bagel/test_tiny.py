@@ -65,6 +65,10 @@ def test_the_folder_has_the_public_layout_and_is_small(made):
     assert {value.dtype for value in coder.values()} == {torch.float32} and len(coder) == 236
     assert summary.parameters == sum(value.numel() for value in weights.values()) == 1_247_088
     assert summary.autoencoder_parameters == sum(value.numel() for value in coder.values()) == 526_819
+    assert str(summary) == (
+        f"{folder}: 1,247,088 parameters, an autoencoder of 526,819, 512 tokens, {summary.num_bytes / 1e6:.1f} MB; "
+        "prompts and demonstrations are in samples/"
+    )
     assert summary.num_bytes == sum(len(content) for content in contents(folder).values()) < 6_000_000
     assert weights["latent_pos_embed.pos_embed"].shape == (4096, 64) and summary.folder == folder
     assert weights["vit_model.vision_model.embeddings.position_embedding.weight"].shape == (4900, 48)

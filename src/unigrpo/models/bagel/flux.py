@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unigrpo.models.bagel.tensor_files import Shape, require_fit
+
 Memory = Literal["whole", "sliced", "tiled"]
-Shape = tuple[int, ...]
 GROUPS = 32
 _BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight")
 _PIECES = {
@@ -89,20 +90,6 @@ class FluxConfig:
             raise ValueError(f"{source} is not a FLUX autoencoder: {error}") from error
         require_fit(shapes, original_shapes(config), source)
         return config
-
-
-def require_fit(given: Mapping[str, Shape], wanted: Mapping[str, Shape], source: str) -> None:
-    """ValueError naming what ``given`` lacks, has too much or has in another shape than ``wanted``."""
-    problems = [f"missing {name}" for name in sorted(set(wanted) - set(given))]
-    problems += [f"unexpected {name}" for name in sorted(set(given) - set(wanted))]
-    problems += [
-        f"{name} has shape {tuple(given[name])}, the config asks for {shape}"
-        for name, shape in sorted(wanted.items())
-        if name in given and tuple(given[name]) != shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise ValueError(f"{source} does not fit the model: {'; '.join(problems[:5])}{more}")
 
 
 def _conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Iterator[tuple[str, Shape]]:

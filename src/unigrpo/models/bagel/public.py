@@ -54,7 +54,7 @@ def load_public(
     files, stored = TensorFiles.open(folder), TensorFiles.of(folder / AUTOENCODER)
     sizes = FluxConfig.infer(stored.shapes, str(stored.path))
     tokenizer = Tokenizer.from_folder(folder)
-    config = read_public_config(folder, files.shapes, tokenizer, sizes)
+    config, origin = read_public_config(folder, files.shapes, tokenizer, sizes), Origin.of(folder, files, stored)
     with torch.device("meta"):
         model, autoencoder = BagelModel(config), FluxAutoencoder(sizes, autoencoder_memory)
     load_into(model, files, device=device, dtype_of=lambda name: torch.float32 if trained(name) else compute_dtype)
@@ -65,7 +65,7 @@ def load_public(
         autoencoder.requires_grad_(False).eval(),
         image_size=image_size,
         compute_dtype=compute_dtype,
-        origin=Origin.of(folder, files, stored),
+        origin=origin,
     )
 
 

@@ -34,6 +34,15 @@ ANSWER_PROMPT = (
     "i.e. <think> reasoning process here </think> answer here"
 )
 USUAL_SIDE = 1024  # pixels
+DEFAULTS: dict[str, Any] = {  # spec/bagel.md 6, thinking
+    "system_prompt": DRAWING_PROMPT,
+    "answer_prompt": ANSWER_PROMPT,
+    "timestep_shift": 3.0,
+    "num_points": 50,
+    "guidance": 4.0,
+    "temperature": 0.0,
+    "max_think_tokens": 1024,
+}
 
 _LANGUAGE_7B: dict[str, Any] = {
     "vocab_size": 152064,

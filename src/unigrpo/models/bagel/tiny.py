@@ -39,6 +39,12 @@ class TinyBagel:
     tokens: int
     num_bytes: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.parameters:,} parameters, an autoencoder of {self.autoencoder_parameters:,}, "
+            f"{self.tokens} tokens, {self.num_bytes / 1e6:.1f} MB; prompts and demonstrations are in samples/"
+        )
+
 
 def make_tiny_bagel(folder: Path, *, seed: int = 0) -> TinyBagel:
     """Write a random BAGEL (bf16, and an fp32 autoencoder) and ``samples``; one seed gives the same bytes each time.
@@ -94,8 +100,22 @@ def _sizes(special: tuple[int, int, int, int]) -> BagelConfig:
 
 
 def _configs(config: BagelConfig) -> dict[str, dict[str, object]]:
-    """The folder's configs; as in the real one, the bos of llm_config.json is not BAGEL's."""
-    language = {
+    whole = {
+        "architectures": ["BagelForConditionalGeneration"],
+        "connector_act": "gelu_pytorch_tanh",
+        "interpolate_pos": False,
+        "latent_patch_size": config.latent_patch_size,
+        "max_latent_size": config.max_latent_size,
+        "model_type": "bagel",
+        "vit_max_num_patch_per_side": VISION_SIZES.max_patches_per_side,
+    }
+    generation = {"bos_token_id": config.bos_token_id, "do_sample": False, "eos_token_id": config.eos_token_id}
+    return {LANGUAGE: _language(config), VISION: _vision(), WHOLE: whole, "generation_config.json": generation}
+
+
+def _language(config: BagelConfig) -> dict[str, object]:
+    """As in the real folder, the bos is not BAGEL's."""
+    return {
         "architectures": ["Qwen2ForCausalLM"],
         "attention_dropout": 0.0,
         "bos_token_id": 0,
@@ -119,7 +139,11 @@ def _configs(config: BagelConfig) -> dict[str, dict[str, object]]:
         "use_sliding_window": False,
         "vocab_size": config.vocab_size,
     }
-    vision = {
+
+
+def _vision() -> dict[str, object]:
+    """As in the real folder, one layer more than there is."""
+    return {
         "hidden_size": VISION_SIZES.hidden_size,
         "image_size": VISION_SIZES.image_size,
         "intermediate_size": VISION_SIZES.intermediate_size,
@@ -128,17 +152,6 @@ def _configs(config: BagelConfig) -> dict[str, dict[str, object]]:
         "num_hidden_layers": VISION_SIZES.num_layers + 1,
         "patch_size": VISION_SIZES.patch_size,
     }
-    whole = {
-        "architectures": ["BagelForConditionalGeneration"],
-        "connector_act": "gelu_pytorch_tanh",
-        "interpolate_pos": False,
-        "latent_patch_size": config.latent_patch_size,
-        "max_latent_size": config.max_latent_size,
-        "model_type": "bagel",
-        "vit_max_num_patch_per_side": VISION_SIZES.max_patches_per_side,
-    }
-    generation = {"bos_token_id": config.bos_token_id, "do_sample": False, "eos_token_id": config.eos_token_id}
-    return {LANGUAGE: language, VISION: vision, WHOLE: whole, "generation_config.json": generation}
 
 
 # Weights
