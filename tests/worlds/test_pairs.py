@@ -190,6 +190,12 @@ def test_thinking_and_picture_are_the_targets():
     assert [t.prompt for t in (first, second)] == [p.prompt for p in some]
 
 
+def test_a_dropped_prompt_takes_its_thinking_along():
+    some = [pair("a cup", "think of it", (255, 0, 51)), pair("a cup", "think of it", (255, 0, 51))]
+    kept, bare = supervised_trajectories(Recorded(), some, drop=[False, True])
+    assert [type(s) for s in kept.segments] == [Text, Text, Image] and [type(s) for s in bare.segments] == [Image]
+
+
 def test_a_small_bagel_takes_them():
     policy = small_policy(image_size=(32, 16))
     picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 50, 40), dtype=np.uint8))

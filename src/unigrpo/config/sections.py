@@ -139,12 +139,14 @@ class Mix:
 class DemonstrationData:
     """Demonstrations for supervised runs: where from, how many per step, and (shapes only) how imperfect.
 
-    demonstrations: ``shapes``, or a .jsonl file with ``prompt``, ``image`` (a path beside the file) and, where there is
-    one, ``thinking``.
+    demonstrations: ``shapes``, a .jsonl file with ``prompt``, ``image`` (a path beside the file) and, where there is
+    one, ``thinking``, or a data set of the hub (``hf:owner/name``) with these columns. drop_prompt: share of the
+    pictures that are drawn without words, for the guidance's unconditional branch (shapes have mix.unconditional).
     """
 
     demonstrations: str
     batch_size: Count = 48
+    drop_prompt: Probability = 0.0
     mix: Mix = field(default_factory=Mix)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from unigrpo import config
+from unigrpo import config, seeds
 from unigrpo.config import ConfigError, Recipe
 from unigrpo.evaluation.evaluator import Judge, unjudged
 from unigrpo.policy import Policy
@@ -80,7 +81,14 @@ def demonstration_maker(recipe: Recipe, data: config.DemonstrationData) -> Calla
         raise ConfigError(
             f"there are no demonstrations called {data.demonstrations!r}: there are shapes, a .jsonl file, {HUB}..."
         )
-    return lambda policy, iteration: pairs.supervised_trajectories(policy, source.batch(iteration, data.batch_size))
+
+    def make(policy: Policy, iteration: int) -> list[Trajectory]:
+        batch = source.batch(iteration, data.batch_size)
+        keys = [seeds.generator(recipe.seed, iteration, pair.prompt.position, 0, "drop prompt") for pair in batch]
+        drop = [float(torch.rand((), generator=key)) < data.drop_prompt for key in keys]
+        return pairs.supervised_trajectories(policy, batch, drop=drop)
+
+    return make
 
 
 def _shapes_maker(recipe: Recipe, data: config.DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:

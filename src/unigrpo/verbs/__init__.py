@@ -1,4 +1,4 @@
-"""What the verbs of the command line do: training · drawing (generate) · judging (eval) · models (parity, export ...)."""
+"""What the verbs do: training · drawing (generate) · judging (eval) · models (parity, export, make-tiny-bagel)."""
 
 from __future__ import annotations
 

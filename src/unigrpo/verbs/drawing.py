@@ -133,7 +133,7 @@ def draw_part(
     drawn = []
     for trajectory, words, picture in zip(made, thinking, pictures, strict=True):
         correct = None
-        if "category" in trajectory.prompt.metadata and picture.shape[1:] == (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
+        if "objects" in trajectory.prompt.metadata and picture.shape[1:] == (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
             (record,) = tasks.judge_pictures(picture[None].float() / 255.0, [trajectory.prompt], [words])
             correct = record["correct"]
         drawn.append(Drawn(trajectory.prompt, trajectory.sample, words, picture, correct))

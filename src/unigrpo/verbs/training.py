@@ -141,5 +141,6 @@ def print_comparison(run_dir: Path) -> None:
     """Print before, after and the paired difference with its 95 % interval."""
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     if lines := describe_comparison(summary):
-        print(f"{summary['after']['n']} held-out pictures, the same prompts and draws before and after:")
+        kind = "pictures" if summary["after"]["score"] is None else "held-out pictures"
+        print(f"{summary['after']['n']} {kind}, the same prompts and draws before and after:")
         print("\n".join(f"  {line}" for line in lines))

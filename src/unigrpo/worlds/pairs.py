@@ -155,16 +155,19 @@ class HubPairs(Sequence[PairRow]):
 # ------------------------------------------------------------------------------------------------------- to train on
 
 
-def supervised_trajectories(policy: Policy, pairs: Sequence[Pair]) -> list[Trajectory]:
+def supervised_trajectories(policy: Policy, pairs: Sequence[Pair], *, drop: Sequence[bool] = ()) -> list[Trajectory]:
     """Demonstrations as trajectories whose thinking (where there is any) and picture are targets.
 
-    A prompt without thinking stands in the context of drawing without thinking. Pictures are encoded one at a time: a
-    batch of large ones would need more memory than the training step itself.
+    A prompt without thinking stands in the context of drawing without thinking. Where ``drop`` says so, the picture
+    stands without words, in the context of the guidance's unconditional branch (spec/bagel.md, CFG). Pictures are
+    encoded one at a time: a batch of large ones would need more memory than the training step itself.
     """
     made = []
-    for pair in pairs:
+    for pair, bare in zip(pairs, drop or [False] * len(pairs), strict=True):
         before: tuple[Segment, ...] = policy.prompt_segments(pair.prompt, think=pair.thinking is not None)
         words = () if pair.thinking is None else (Text(policy.encode_text(pair.thinking), target=True),)
+        if bare:
+            before, words = before[:-1], ()
         pixels = fitted(pair.image(), policy.spec.image_size).float() / 255.0
         picture = Image(policy.encode_image(pixels[None])[0], policy.spec.grid, target=True)
         made.append(Trajectory(pair.prompt, 0, (*before, *words, picture)))
