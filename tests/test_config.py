@@ -260,6 +260,10 @@ def test_written_yaml_means_the_same_to_others() -> None:
         (["--model.lora.rank=0"], ["model.lora.rank = 0", "at least 1"]),
         (["--model.lora.experts=[]"], ["model.lora.experts = []", "null"]),
         (["--model.lora.experts=[denoising, denoising]"], ["each once"]),
+        (["--model.lora={experts: [denoising]}"], ["unigrpo also trains reasoning", "flow_grpo"]),
+        (["--optimizer.kind=adamw_8bit"], ["optimizer.eps_denoising", "1e-8 or more"]),
+        (["--optimizer.kind=adam"], ["did you mean adamw"]),
+        (["--eval.interval=[0.5, 0.5]"], ["eval.interval", "low below high"]),
         (["--model.lora=8"], ["model.lora = 8 is not a section", "rank, alpha, experts"]),
         # parts that do not fit each other
         (["--data.group-size=1"], ["data.group_size = 1", "2 or more"]),

@@ -20,6 +20,7 @@ RUNS = {
         "method__regulariser": "{kind: latent_kl, weight: 0.3}",
     },
     "supervised": {"recipe": tiny_runs.PRETRAIN, "optimizer__warmup": 0},
+    "unjudged": {"reward__validation": "[{name: image/jpeg-compressibility}]"},
 }
 
 
@@ -42,9 +43,12 @@ def paths(value, path=""):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """One iteration of every kind of run, with everything that is optional switched on in one of them."""
-    made = {}
+    made, prompts = {}, tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [{"prompt": "a red circle", "tag": "colors"}, {"prompt": "two squares", "tag": "counting"}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name, options in RUNS.items():
         made[name] = tmp_path_factory.mktemp(name)
+        options = {**options, "eval__prompts": prompts} if name == "unjudged" else options
         tiny_runs.train(tiny_runs.trainer_of(made[name], iterations=1, eval__every=1, **options))
     return made
 

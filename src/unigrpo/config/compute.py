@@ -12,7 +12,11 @@ FUSED_BACKWARD = 2.5  # a fused attention computes the scores again: five produc
 
 @dataclass(frozen=True)
 class Compute:
-    """FLOPs of an iteration on one GPU by phase, how many forwards that is, and what a decoded step reads."""
+    """FLOPs of an iteration on one GPU by phase, how many forwards that is, and what a decoded step reads.
+
+    prefill, think, draw, decode: the rollout, in ``portions`` of rows that are drawn together; score: replays without
+    gradients (the reference's, and below fp32 the old values); update: forward and backward.
+    """
 
     prefill: float
     think: float
@@ -23,7 +27,9 @@ class Compute:
     think_steps: int
     draw_steps: int
     replays: int
+    scored: int
     updates: int
+    portions: int
     bytes_per_step: float
 
     @property
@@ -108,8 +114,8 @@ def replay_backward(work: Workload) -> float:
 
 
 def prefill(work: Workload) -> float:
-    """Every prompt once per group."""
-    tokens = work.prompts * work.prompt_tokens
+    """Every prompt once per group, or once per part of a group that is drawn together."""
+    tokens = work.prompts * -(-work.group // work.drawn) * work.prompt_tokens
     return layers_forward(work, Block(tokens, 0, tokens * work.prompt_tokens, tokens, False))
 
 
@@ -145,7 +151,7 @@ def bytes_per_step(work: Workload) -> float:
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4
     adapters = s.adapter(work.rank) * (4 + 2 * c if c < 4 else 4) if work.reasoning == "lora" else 0
     length = work.prompt_tokens + think_steps(work) / 2
-    keys = work.rows * length * 2 * c * s.kv * s.layers
+    keys = work.drawn * length * 2 * c * s.kv * s.layers
     return s.layers * s.layer_parameters * per_weight + s.vocab * s.hidden * head + adapters + keys
 
 
@@ -166,6 +172,8 @@ def compute(work: Workload) -> Compute:
         think_steps=think_steps(work) if rl else 0,
         draw_steps=work.steps,
         replays=replays,
+        scored=annotating * replays,
         updates=work.passes * work.minibatches,
+        portions=-(-work.rows // work.drawn),
         bytes_per_step=bytes_per_step(work) if rl and work.actions else 0.0,
     )

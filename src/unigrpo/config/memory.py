@@ -9,6 +9,7 @@ from unigrpo.config.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8
 EIGHT_BIT_BLOCK = 256  # numbers that share one scale in an 8-bit moment
+TILE = 512  # pixels of a side that a tiled autoencoder decodes at once
 GATHERED_LAYERS = 2  # FSDP2: the one that runs and the one that is fetched
 
 
@@ -152,7 +153,7 @@ def logits_working(work: Workload) -> float:
 
 
 def backward_working(work: Workload) -> float:
-    """At most at once in the backward pass: a layer computed again and two tensors of I numbers a token, or the logits'.
+    """At most at once in the backward pass: a layer computed again and two tensors of I numbers a token, or the logits.
 
     The text's end also has one new gradient of the embeddings' (and the head's) size.
     """
@@ -176,9 +177,11 @@ def update_peak(work: Workload) -> float:
 
 
 def cache(work: Workload) -> float:
-    """Keys and values of every row: prompt, bos, as many tokens as thinking may take, eos."""
+    """Keys and values of the rows drawn together: prompt, bos, as many tokens as thinking may take, eos."""
     s = work.sizes
-    return work.rows * work.context_tokens * (2 * work.compute * s.kv * s.layers + 1)
+    if work.supervised:
+        return 0.0
+    return work.drawn * work.context_tokens * (2 * work.compute * s.kv * s.layers + 1)
 
 
 def trajectories(work: Workload) -> float:
@@ -195,21 +198,26 @@ def trajectories(work: Workload) -> float:
     return work.rows * (text + latent + work.copies * per_step) + INT64 * work.prompts * work.prompt_tokens
 
 
-def drawing(work: Workload, rows: int = 1) -> float:
-    """Working memory of one denoising forward of some rows: c ((3 I + 6 H) tokens + 2 kv (keys + tokens) + mask).
+def drawing(work: Workload) -> float:
+    """Working memory of one denoising forward: c ((3 I + 6 H) tokens + 2 kv (keys + tokens) + mask) for every row.
 
     Adapters on the denoising expert hold two more tensors of I numbers.
     """
+    if work.supervised:
+        return 0.0
     s, own = work.sizes, work.image_tokens + 2
     keys, wide = work.context_tokens + own, 5 if work.denoising == "lora" else 3
     numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (keys + own) + own * keys
-    return rows * work.compute * numbers
+    return work.drawn * work.compute * numbers
 
 
 def decoding(work: Workload, mode: str) -> float:
-    """Working memory of turning latents into pixels: three of the widest tensors, of all rows at once or of one."""
+    """Working memory of turning latents into pixels: three of the widest tensors, of all rows drawn or of one.
+
+    Beside them two fp32 copies of the pixels of all rows drawn.
+    """
     if work.sizes.autoencoder is None or work.supervised:
         return 0.0
-    at_once = work.rows if mode == "whole" else 1
-    pixels = min(work.pixels, 512 * 512) if mode == "tiled" else work.pixels
-    return at_once * pixels * 3 * work.compute * work.sizes.autoencoder.widest + work.rows * work.pixels * 3 * 2 * FP32
+    rows = work.drawn if mode == "whole" else 1
+    pixels = min(work.pixels, TILE**2) if mode == "tiled" else work.pixels
+    return rows * pixels * 3 * work.compute * work.sizes.autoencoder.widest + work.drawn * work.pixels * 3 * 2 * FP32

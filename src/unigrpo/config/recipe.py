@@ -46,6 +46,7 @@ class Recipe:
         _check_rewards(self)
         _check_schedule(self)
         _check_lora(self)
+        _check_eps(self)
         if isinstance(self.method, UniGRPO | FlowGRPO):
             _check_window(self.rollout)
             _check_guidance(self)
@@ -112,6 +113,16 @@ def _check_lora(recipe: Recipe) -> None:
         raise ConfigError(
             "method.train_vision = true with model.lora: adapters train the experts only; set one of them off"
         )
+
+
+def _check_eps(recipe: Recipe) -> None:
+    o = recipe.optimizer
+    for key, eps in (("eps_reasoning", o.eps_reasoning), ("eps_denoising", o.eps_denoising)):
+        if o.kind != "adamw" and eps < 1e-8:
+            raise ConfigError(
+                f"optimizer.{key} = {eps:g} with {o.kind}: in 8 bits a small second moment rounds to 0 where the first "
+                "does not, and such a weight would move by thousands of learning rates; set it to 1e-8 or more"
+            )
 
 
 def _check_schedule(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""What a model is made of, in numbers: the sizes that cost follows from, and exact parameter counts (docs/scaling.md)."""
+"""What a model is made of, in numbers: the sizes that its cost follows from, and exact parameter counts."""
 
 from __future__ import annotations
 

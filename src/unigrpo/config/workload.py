@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from unigrpo.config.recipe import Recipe
+from unigrpo.config.recipe import Recipe, trained_experts
 from unigrpo.config.sections import FlowGRPO, PromptData, Supervised, TextGRPO, UniGRPO
 from unigrpo.config.sizes import Expert, ModelSizes
 
@@ -38,15 +38,17 @@ class Block:
 class Workload:
     """One iteration on one of ``gpus`` GPUs.
 
-    rows: trajectories (or demonstrations), of ``prompts`` prompts; micro: rows per replay. prompt_tokens: all that is
-    given, with bos and eos; actions: sampled (or learned) tokens per row, taken to end at the cap; copies: noisy
-    images per row in a replay; steps: denoising forwards per picture. compute: bytes of the computation's dtype.
+    rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
+    of one replay. prompt_tokens: all that is given, with bos and eos; actions: sampled (or learned) tokens per row, taken to
+    end at the cap; copies: noisy images per row in a replay; steps: denoising forwards per picture. compute: bytes of
+    the computation's dtype.
     """
 
     sizes: ModelSizes
     gpus: int
     rows: int
     prompts: int
+    drawn: int
     micro: int
     group: int
     prompt_tokens: int
@@ -131,6 +133,7 @@ def workload(
         gpus=gpus,
         rows=rows,
         prompts=math.ceil(rows / group),
+        drawn=_together(rollout.batch, group, rows),
         micro=min(recipe.optimizer.micro_batch, math.ceil(rows / minibatches)),
         group=group,
         prompt_tokens=prompt_tokens,
@@ -154,11 +157,16 @@ def workload(
 
 
 def _training(recipe: Recipe, expert: Expert) -> Training:
-    untouched = {"text_grpo": "denoising", "flow_grpo": "reasoning"}.get(recipe.method.name)
-    lora = recipe.model.lora
-    if expert == untouched or (lora is not None and expert not in lora.experts):
+    if expert not in trained_experts(recipe):
         return "frozen"
-    return "full" if lora is None else "lora"
+    return "full" if recipe.model.lora is None else "lora"
+
+
+def _together(batch: int | None, group: int, rows: int) -> int:
+    """Samples that are drawn together: all, or whole groups, or a part of one (``rollout.batch``)."""
+    if batch is None:
+        return rows
+    return min(rows, batch // group * group if batch >= group else batch)
 
 
 def _regulariser_weight(method: UniGRPO | FlowGRPO) -> float:

@@ -165,20 +165,22 @@ class Trainer:
             method.draws(t, seeds.generator(recipe.seed, iteration, t.prompt.position, t.sample, "draws"))
             for t in collected.trajectories
         ]
-        batch = Batch(collected.trajectories, draws)
-        if method.needs_reference_velocity or method.needs_reference_log_probs:
-            if self.parts.reference is None:
-                raise ValueError("this method regularises towards a reference, but the run was built without one")
-            size = optimizer.micro_batch
-            batch = annotate_reference(self.parts.reference, batch, micro_batch=size, temperature=temperature)
-        if self.parts.compute_dtype == torch.float32 or collected.pictures is None:
-            return batch, {}
+        compares = method.needs_reference_velocity or method.needs_reference_log_probs
+        reference = self.parts.reference if compares else None
+        if compares and reference is None:
+            raise ValueError("this method regularises towards a reference, but the run was built without one")
+        rounds = self.parts.compute_dtype != torch.float32 and collected.pictures is not None
         ready, gap = Batch([], []), {"text": 0.0, "image": 0.0}
-        for part in minibatches(batch, optimizer.minibatches):  # the very micro-batches that are trained on
-            again, apart = rescore(self.parts.policy, part, micro_batch=optimizer.micro_batch, temperature=temperature)
-            ready = Batch(ready.trajectories + again.trajectories, ready.draws + again.draws)
-            gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
-        return ready, gap
+        size = optimizer.micro_batch
+        for part in minibatches(Batch(collected.trajectories, draws), optimizer.minibatches):
+            # cut into the very micro-batches that are trained on: other shapes would round otherwise
+            if reference is not None:
+                part = annotate_reference(reference, part, micro_batch=size, temperature=temperature)
+            if rounds:
+                part, apart = rescore(self.parts.policy, part, micro_batch=size, temperature=temperature)
+                gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
+            ready = Batch(ready.trajectories + part.trajectories, ready.draws + part.draws)
+        return ready, gap if rounds else {}
 
     def update(self, batch: Batch) -> list[Updated]:
         """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios."""
