@@ -40,6 +40,14 @@ class Pretend(torch.Tensor):
     def __repr__(self):
         return f"Pretend({self.inner!r})"
 
+    def tolist(self):
+        return self.inner.tolist()
+
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -59,13 +67,17 @@ def run(func, args, kwargs, *, wrap):
     for tensor in given:
         if isinstance(tensor, Pretend):  # what is out of date would be wrong later, and far from here
             assert tensor.shape == tensor.inner.shape and tensor.stride() == tensor.inner.stride(), f"{func} reshaped"
-    # an operation in place returns what it was given
-    wrapped = (lambda tensor: known.get(id(tensor)) or Pretend(tensor)) if wrap else (lambda tensor: tensor)
-    return tree_map_only(torch.Tensor, wrapped, out)
+
+    def placed(tensor):  # an operation in place returns what it was given
+        return known[id(tensor)] if id(tensor) in known else Pretend(tensor) if wrap else tensor
+
+    return tree_map_only(torch.Tensor, placed, out)
 
 
 def require_one_device(func, args, kwargs):
-    """RuntimeError where CUDA would find tensors on two devices."""
+    """RuntimeError where CUDA would find tensors on two devices, and where random numbers are drawn on this one."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        raise RuntimeError(f"{func} draws random numbers on the device: draw on the CPU, and move them")
     if func in COPIES:
         return
     looked_at = (args[0], *args[2:]) if func in INDEXING else args
@@ -88,18 +100,35 @@ class _Module(_DummyBackendModule):
         return [torch.bfloat16]
 
 
+def autocasting(name):
+    """The kernel of an operation under autocast: its floating-point inputs (but fp64) in autocast's dtype."""
+    operation, key = getattr(aten, name).default, torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def cast(tensor):
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(torch.get_autocast_dtype(NAME)) if eligible else tensor
+
+    def kernel(*args, **kwargs):
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            args, kwargs = tree_map_only(torch.Tensor, cast, (args, kwargs))
+            return operation(*args, **kwargs)
+
+    return kernel
+
+
 @functools.cache
 def enable():
     """Register the device; return it."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-    library = torch.library.Library("aten", "IMPL")
+    library, every = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     for name in FACTORIES:
-        operation = getattr(aten, name.partition(".")[0])
-        overload = getattr(operation, name.partition(".")[2] or "default")
-
-        def make(*args, overload=overload, **kwargs):
-            return run(overload, args, kwargs, wrap=True)
-
-        library.impl(name, make, "PrivateUse1")
-    enable.library = library
-    return torch.device(NAME)
+        operation, _, overload = name.partition(".")
+        function = getattr(getattr(aten, operation), overload or "default")
+        library.impl(name, lambda *args, function=function, **kw: run(function, args, kw, wrap=True), "PrivateUse1")
+    # how torch.tensor(..., device=) fills what it made
+    fill = lambda source, place, _=False: run(aten.copy_.default, (place, source), {}, wrap=True)  # noqa: E731
+    library.impl("_copy_from", fill, "PrivateUse1")
+    every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in LOW_PRECISION:
+        library.impl(name, autocasting(name), "AutocastPrivateUse1")
+    return torch.device(NAME), library, every  # a library that is dropped takes its kernels along

@@ -176,3 +176,26 @@ def test_in_fp32_the_first_ratios_are_within_the_tight_bounds(tiny, tmp_path, lo
     assert line["first_update"]["text_log_ratio_max"] <= 1e-5
     assert line["first_update"]["image_log_ratio_max"] <= max(1e-7, 0.01 * clip)
     assert "rollout_gap" not in line
+
+
+@pytest.mark.parametrize("memory", ["whole", "sliced", "tiled"])
+def test_gradients_of_a_reward_on_pixels_reach_the_latents(tiny, memory):
+    from unigrpo.models.bagel.checkpoint import load_policy
+
+    policy = load_policy(tiny, image_size=(64, 64), autoencoder_memory=memory)
+    latents = torch.randn((2, 16, 64), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    pictures = policy.decode_image(latents)
+    assert pictures.shape == (2, 3, 64, 64) and 0.0 <= float(pictures.detach().min())
+    pictures[0].mean().backward()
+    assert float(latents.grad[0].abs().max()) > 0 and float(latents.grad[1].abs().max()) == 0
+
+
+def test_the_python_interface_of_the_readme(tiny, tmp_path):
+    from unigrpo import Bagel
+
+    bagel = Bagel.from_pretrained(tiny)
+    bagel.save_pretrained(tmp_path / "copy")
+    ours, theirs = (load_file(folder / "ema.safetensors") for folder in (tmp_path / "copy", tiny))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("ae.safetensors", "config.json", "llm_config.json", "tokenizer.json", "vit_config.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tiny / name).read_bytes()

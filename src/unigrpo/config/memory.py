@@ -47,9 +47,17 @@ def weights(work: Workload) -> float:
 
 
 def reference(work: Workload) -> float:
-    """A frozen copy in the computation's dtype; none with adapters, which are switched off instead."""
-    copied = work.reference and "full" in (work.reasoning, work.denoising)
-    return work.compute * work.sizes.model_parameters / work.gpus if copied else 0.0
+    """A frozen copy in the computation's dtype, trained norms and text head in fp32; none with adapters.
+
+    Adapters are switched off instead.
+    """
+    s, c = work.sizes, work.compute
+    if not work.reference or "full" not in (work.reasoning, work.denoising):
+        return 0.0
+    norms = s.layers * 2 * (s.hidden + s.head_dim) + s.hidden
+    wide = sum(norms for expert in EXPERTS if work.training(expert) == "full")
+    wide += s.vocab * s.hidden * (work.reasoning == "full")
+    return (c * (s.model_parameters + s.autoencoder_parameters) + (FP32 - c) * wide) / work.gpus
 
 
 def gradients(work: Workload) -> float:
@@ -77,7 +85,7 @@ def token_bytes(work: Workload, training: Training) -> float:
     """What one layer keeps of one token for its backward pass, but keys and values (docs/scaling.md lists the tensors).
 
     H (12 + 2c) + 4 kv + 3c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
-    full  6c H + c kv + c I;  lora  (6 or, in fp32, 3) c H + c I + 7c r.
+    full  6c H + c kv + c I;  lora  3c H + c I + 7c r.
     """
     s, c = work.sizes, work.compute
     h, inner = s.hidden, s.intermediate
@@ -85,8 +93,7 @@ def token_bytes(work: Workload, training: Training) -> float:
     if training == "full":
         return flow + 6 * c * h + c * s.kv + c * inner
     if training == "lora":
-        inputs = 6 if c < FP32 else 3  # under autocast every adapter casts its own input
-        return flow + inputs * c * h + c * inner + 7 * c * work.rank
+        return flow + 3 * c * h + c * inner + 7 * c * work.rank
     return flow
 
 
@@ -158,9 +165,8 @@ def backward_working(work: Workload) -> float:
     The text's end also has one new gradient of the embeddings' (and the head's) size.
     """
     s, c, blocks = work.sizes, work.compute, work.blocks()
-    wide = FP32 * (c < FP32 and "lora" in (work.reasoning, work.denoising))  # adapters take fp32
     again = work.checkpointing
-    layer = max(layer_bytes(work, b) * again + (2 * c + wide) * s.intermediate * b.tokens * b.flows for b in blocks)
+    layer = max(layer_bytes(work, b) * again + 2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
     layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32) * again
     return max(layer, logits_working(work) + FP32 * s.vocab * s.hidden * (work.reasoning == "full"))
 

@@ -39,9 +39,9 @@ class Workload:
     """One iteration on one of ``gpus`` GPUs.
 
     rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
-    of one replay. prompt_tokens: all that is given, with bos and eos; actions: sampled (or learned) tokens per row, taken to
-    end at the cap; copies: noisy images per row in a replay; steps: denoising forwards per picture. compute: bytes of
-    the computation's dtype.
+    of one replay. prompt_tokens: all that is given, with bos and eos; actions: sampled (or learned) tokens per row,
+    taken to end at the cap; copies: noisy images per row in a replay; steps: denoising forwards per picture. compute:
+    bytes of the computation's dtype.
     """
 
     sizes: ModelSizes
