@@ -16,7 +16,8 @@ aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 TAKE_A_NUMBER = INDEXING | {aten.fill_.Tensor, aten.fill.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
-FACTORIES = ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step")
+# What does not come to ``__torch_dispatch__``: makers of tensors, and what torch would put together from other operations.
+OWN_KERNELS = ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "silu_backward")
 LOW_PRECISION = ("linear", "matmul", "mm", "addmm", "bmm", "conv2d", "scaled_dot_product_attention")
 
 
@@ -121,7 +122,7 @@ def enable():
     """Register the device; return it."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library, every = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
-    for name in FACTORIES:
+    for name in OWN_KERNELS:
         operation, _, overload = name.partition(".")
         function = getattr(getattr(aten, operation), overload or "default")
         library.impl(name, lambda *args, function=function, **kw: run(function, args, kw, wrap=True), "PrivateUse1")

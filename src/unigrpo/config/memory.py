@@ -207,12 +207,12 @@ def trajectories(work: Workload) -> float:
 def drawing(work: Workload) -> float:
     """Working memory of one denoising forward: c ((3 I + 6 H) tokens + 2 kv (keys + tokens) + mask) for every row.
 
-    Adapters on the denoising expert hold two more tensors of I numbers.
+    Adapters on the denoising expert hold one more tensor of I numbers.
     """
     if work.supervised:
         return 0.0
     s, own = work.sizes, work.image_tokens + 2
-    keys, wide = work.context_tokens + own, 5 if work.denoising == "lora" else 3
+    keys, wide = work.context_tokens + own, 4 if work.denoising == "lora" else 3
     numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (keys + own) + own * keys
     return work.drawn * work.compute * numbers
 

@@ -23,7 +23,7 @@ PHASES = (
     ("think", "thinking"),
     ("draw", "drawing"),
     ("decode", "pixels"),
-    ("score", "replays without gradients"),
+    ("score", "scoring"),
     ("update", "update"),
 )
 
@@ -143,7 +143,7 @@ def scaling_report(
     return [
         *_parameters(one.work),
         "",
-        *_iteration(recipe, one, bandwidth),
+        *_iteration(one, bandwidth),
         "",
         *_memory_table(made),
         "",
@@ -170,25 +170,24 @@ def _parameters(work: Workload) -> list[str]:
     return [*lines, f"  what is frozen is kept in {kept}; the checkpoint's file has {_number(stored)} GB"]
 
 
-def _iteration(recipe: Recipe, one: Estimate, bandwidth: float) -> list[str]:
+def _iteration(one: Estimate, bandwidth: float) -> list[str]:
     w, c = one.work, one.compute
-    assumed = f"prompts of {w.prompt_tokens} tokens (the system prompt included)"
-    if w.actions:
-        assumed += f", every thinking {w.actions} tokens long"
-    lines = [f"an iteration: {w.rows} rows of {w.image_tokens} latent tokens; assumed: {assumed}"]
+    thinking = f", and {w.actions} of every thinking" if w.actions else ""
+    lines = [
+        f"an iteration: {w.rows} rows of {w.image_tokens} latent tokens",
+        f"  assumed: {w.prompt_tokens} tokens of every prompt (the system prompt included){thinking}",
+    ]
     if not w.supervised:
         together = f"{w.drawn} rows at a time" if w.drawn < w.rows else "all rows together"
-        lines.append(
-            f"  rollout: {w.prompts} prompts read, {c.portions * c.think_steps} decoding and "
-            f"{c.portions * c.draw_steps} denoising forwards ({together})"
-        )
+        forwards = f"{c.portions * c.think_steps} decoding and {c.portions * c.draw_steps} denoising forwards"
+        lines.append(f"  rollout: {w.prompts} prompts read, {forwards} ({together})")
     if c.bytes_per_step:
-        low, high = c.bytes_per_step / GIGA, 1e3 * c.bytes_per_step / (bandwidth * GIGA)
-        lines.append(f"  a decoding step moves {low:.1f} GB: at {bandwidth:g} GB/s it takes at least {high:.1f} ms")
+        moved, least = c.bytes_per_step / GIGA, 1e3 * c.bytes_per_step / (bandwidth * GIGA)
+        lines.append(f"  a decoding step moves {moved:.1f} GB: at {bandwidth:g} GB/s it takes at least {least:.1f} ms")
     scored = f"{c.scored} replays without gradients, then " if c.scored else ""
     lines.append(f"  update: {scored}{w.passes} x {c.replays} with backward, {w.micro} rows each; {c.updates} steps")
     shares = [f"{label} {_number(getattr(c, name) / PETA)}" for name, label in PHASES if getattr(c, name)]
-    return [*lines, f"  PFLOP: {', '.join(shares)}; {_number(c.total / PETA)} in all"]
+    return [*lines, f"  PFLOP: {_number(c.total / PETA)} = {' + '.join(shares)}"]
 
 
 def _number(value: float) -> str:

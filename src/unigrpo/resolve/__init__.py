@@ -4,7 +4,7 @@ models: which model, where, in which precision · data: prompts, demonstrations,
 """
 
 from unigrpo.resolve.data import Suite, prompts, reward, suite
-from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, lasting_name, model_folder, policy
+from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, export_dtype, lasting_name, model_folder, policy
 from unigrpo.resolve.runs import RecipeEvaluator, evaluation_sampling, method, parts, source, training_sampling
 from unigrpo.resolve.sizes import sizes
 
@@ -15,6 +15,7 @@ __all__ = [
     "builtin_folder",
     "device_of",
     "evaluation_sampling",
+    "export_dtype",
     "lasting_name",
     "method",
     "model_folder",

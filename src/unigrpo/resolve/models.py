@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from unigrpo import config
 from unigrpo.config import ConfigError
 from unigrpo.models.bagel.checkpoint import load_autoencoder, load_policy
+from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.public import fetch, nothing_trained
+from unigrpo.models.bagel.public import AUTOENCODER, fetch, is_public, nothing_trained
+from unigrpo.models.bagel.tensor_files import TensorFiles
 from unigrpo.models.micro import build_micro
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import CONFIG as ADAPTER
@@ -106,11 +109,22 @@ def _with_adapter(
     base = Adapter.base_of(folder)
     if base is None:
         raise ConfigError(f"the adapter in {folder} does not name the model it belongs to (base_model_name_or_path)")
-    loaded = policy(replace(model, path=base), image_side=image_side, trained=trained)
+    loaded = policy(replace(model, path=base), image_side=image_side, trained=trained, merge=True)
     adapter = Adapter.load(loaded.model, folder)
     if merge:
         adapter.merge()
     return loaded
+
+
+def export_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
+    """The precision in which an export loses nothing: bfloat16 where the source is, which needs half the memory."""
+    if (folder / ADAPTER).is_file():
+        base = Adapter.base_of(folder)
+        return "float32" if base is None else export_dtype(model_folder(base))
+    if not is_public(folder):
+        return "float32"
+    source = Origin.of(folder, TensorFiles.open(folder), TensorFiles.of(folder / AUTOENCODER))
+    return "bfloat16" if set(source.dtypes.values()) == {torch.bfloat16} else "float32"
 
 
 def lasting_name(path: str) -> str:

@@ -41,7 +41,8 @@ def export(verb: cli.Export) -> int:
             shutil.copyfile(source / name, verb.out / name)
         print(f"wrote the adapter to {verb.out}: peft.PeftModel.from_pretrained reads it")
         return 0
-    merged = resolve.policy(config.Model(verb.model, device="cpu"), merge=True)  # in fp32, and rounded once, on writing
+    model = config.Model(verb.model, dtype=resolve.export_dtype(source), device="cpu")
+    merged = resolve.policy(model, merge=True)  # adapters are added in fp32, and the sum is rounded once
     usable(verb.out)
     if merged.origin is None:
         save_policy(merged, verb.out)

@@ -1,0 +1,452 @@
+"""What the dry run says of parameters, memory and FLOPs, against real tensors and counted products.
+
+Parameters, cache and forward FLOPs must agree to the digit; every other part within 10 %. The measured model is small,
+but its matrices are large enough that what does not grow with them is a small part. In fp32 the text attends in fp64
+on a CPU only, which the formulas leave out.
+"""
+
+import ast
+import math
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
+from unigrpo.config import load_recipe
+from unigrpo.config.compute import replay_backward, replay_forward, velocity
+from unigrpo.config.memory import step_working
+from unigrpo.config.scaling import GPUS, estimate, scaling_report
+from unigrpo.config.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
+from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
+from unigrpo.models.bagel.policy import Bagel, is_denoising
+from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.micro import micro_config
+from unigrpo.objectives.methods import PolicyGradient
+from unigrpo.objectives.settings import RegulariserSettings
+from unigrpo.policy import ReplayItem, VelocityQuery
+from unigrpo.training.lora import Adapter
+from unigrpo.training.optimizer import ExpertOptimizer
+from unigrpo.training.update import Batch, annotate_reference, rescore, update
+from unigrpo.trajectory import FlowPath, Image, Prompt, Text, Trajectory
+
+HERE = Path(__file__).parent
+DOC = (HERE.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+SIZES = ModelSizes(900, 128, 500, 3, 4, 2, 32, 16, 8, 8, (64, 64))
+PROMPT, ACTIONS, COPIES, RANK, GROUP = 30, 60, 3, 8, 4
+EXAMPLES = {"one GPU": "bagel/unigrpo-lora-1gpu", "64 GPUs": "bagel/unigrpo"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small recipe: what is measured differs in these."""
+
+    method: str = "unigrpo"
+    dtype: str = "bfloat16"
+    lora: bool = False
+    micro: int = 1
+    again: bool = False
+    think: bool = True
+
+    def __str__(self):
+        words = [self.method, self.dtype, "lora" * self.lora, f"micro{self.micro}", "again" * self.again]
+        return "-".join([w for w in words if w] + ["silent"] * (not self.think))
+
+    @property
+    def recipe(self):
+        lora = f"{{rank: {RANK}, alpha: {RANK}, experts: [reasoning, denoising]}}" if self.lora else "null"
+        method = "{name: %s}" % self.method  # noqa: UP031
+        options = {
+            "method": method,
+            "model.dtype": self.dtype,
+            "model.lora": lora,
+            "model.activation_checkpointing": self.again,
+            "data.prompts_per_iteration": 1,
+            "data.group_size": GROUP,
+            "rollout.think": self.think,
+            "optimizer.micro_batch": self.micro,
+        }
+        return load_recipe("shapes/unigrpo", [f"--{key}={value}" for key, value in options.items()])
+
+    @property
+    def estimate(self):
+        return estimate(self.recipe, SIZES, prompt_tokens=PROMPT, actions=ACTIONS)
+
+    @property
+    def policy(self):
+        """The model as a run of this recipe holds it: what is trained in fp32, the rest in the dtype."""
+        autoencoder = ConvAutoencoder(ConvAutoencoderConfig(width=4, groups=2))
+        shape = replace(
+            micro_config(SIZES.vocab, autoencoder, hidden_size=SIZES.hidden, num_layers=SIZES.layers),
+            intermediate_size=SIZES.intermediate,
+            image_size=SIZES.image_size,
+        )
+        model, dtype = BagelModel(shape), getattr(torch, self.dtype)
+        randomise(model, 0)
+        experts = {"text_grpo": (False,), "flow_grpo": (True,)}.get(self.method, (False, True))
+        for name, parameter in model.named_parameters():
+            trained = not self.lora and "pos_embed" not in name and is_denoising(name) in experts
+            parameter.requires_grad_(trained)
+            parameter.data = parameter.data.to(torch.float32 if trained else dtype)
+        policy = Bagel(model, None, None, compute_dtype=dtype)
+        if self.lora:
+            pytest.importorskip("peft")
+            targets = policy.lora_targets([("reasoning", "denoising")[e] for e in experts])
+            Adapter.create(model, targets, rank=RANK, alpha=RANK, seed=0, base_name=None)
+        model.activation_checkpointing = self.again
+        return policy
+
+    @property
+    def objective(self):
+        none = RegulariserSettings(weight=0.0)
+        left_out = {"text_grpo": {"flow": None}, "flow_grpo": {"text": None}}.get(self.method, {})
+        return PolicyGradient(regulariser=none, **left_out)
+
+
+def trajectories(policy, case, count=GROUP):
+    """A group of rows of the very sizes that the estimate is asked for."""
+    n, d = policy.spec.num_tokens, policy.spec.latent_dim
+    given, out = Text(torch.arange(4, 2 + PROMPT)), []
+    t = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)
+    for row in range(count):
+        x = normal(COPIES, n, d, seed=row)
+        path = FlowPath((0, 1, 2), t, t - 0.1, 0.9, x, x + 0.1, x, torch.full((COPIES,), 0.3), torch.zeros(COPIES), 0.8)
+        picture = Image(normal(n, d, seed=row), policy.spec.grid, None if case.method == "text_grpo" else path)
+        said = Text(torch.arange(4, 4 + ACTIONS) + row, ended=False, log_probs=torch.full((ACTIONS,), -7.0))
+        segments = (given, *([said] if case.think else []), picture)
+        out.append(Trajectory(Prompt(0, ""), row, segments, advantage=1.0 if row % 2 else -1.0))
+    return out
+
+
+def batch_of(policy, case, count=GROUP):
+    rows = trajectories(policy, case, count)
+    return Batch(rows, [case.objective.draws(row, torch.Generator()) for row in rows])
+
+
+def items_of(policy, case):
+    batch = batch_of(policy, case, case.micro)
+    return [
+        ReplayItem(row.segments, tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws))
+        for row, draws in zip(batch.trajectories, batch.draws, strict=True)
+    ]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that were made inside and are still there, and the most there ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = {}
+
+    def _gone(self, key, size):
+        self.bytes -= size
+        del self.known[key]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self.known and key not in before:
+                    self.bytes += size
+                    self.known[key] = weakref.finalize(storage, self._gone, key, size)
+        self.peak = max(self.peak, self.bytes)
+        return out
+
+
+def products(q, k):
+    return q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+def counted():
+    """torch's own count of products, which leaves out a CPU's attention."""
+    ops = torch.ops.aten
+    forward = ops._scaled_dot_product_flash_attention_for_cpu
+    backward = ops._scaled_dot_product_flash_attention_for_cpu_backward
+    counts = {
+        forward: lambda q, k, *_, **__: 4 * products(q, k),
+        backward: lambda _, q, k, *__, **___: 10 * products(q, k),
+    }
+    return FlopCounterMode(display=False, custom_mapping=counts)
+
+
+def size_of(tensors):
+    """Bytes of distinct storages."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def tensors_of(thing):
+    """All tensors in nested dataclasses and tuples."""
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    parts = thing if isinstance(thing, tuple | list) else vars(thing).values() if hasattr(thing, "__dict__") else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def shapes_in(name):
+    lines = (HERE / "golden" / name).read_text(encoding="utf-8").splitlines()
+    return {line.split(None, 1)[0]: ast.literal_eval(line.split(None, 1)[1]) for line in lines}
+
+
+def count(shapes, chosen=lambda name: True):
+    return sum(math.prod(shape) for name, shape in shapes.items() if chosen(name))
+
+
+# Parameters, to the digit
+
+
+def test_parameters_are_those_of_the_public_checkpoint():
+    shapes = shapes_in("tensors_7b.txt")
+    denoising = count(shapes, is_denoising)
+    reasoning = count(shapes, lambda n: n.startswith("language_model.") and not is_denoising(n))
+    assert BAGEL_7B.model_parameters == count(shapes) == 14_607_260_128
+    assert (BAGEL_7B.expert("denoising"), BAGEL_7B.expert("reasoning")) == (denoising, reasoning)
+    assert BAGEL_7B.vision_parameters == count(shapes, lambda n: n.startswith("vit_model."))
+    assert BAGEL_7B.connector == count(shapes, lambda n: n.startswith("connector."))
+    assert BAGEL_7B.tables == count(shapes, lambda n: "pos_embed.pos_embed" in n)
+
+
+def test_parameters_of_the_autoencoders():
+    assert BAGEL_7B.autoencoder_parameters == count(shapes_in("tensors_ae.txt")) == 83_819_683
+    for channels, width in ((4, 20), (3, 8)):
+        model = ConvAutoencoder(ConvAutoencoderConfig(channels, width))
+        assert small_autoencoder(channels, width).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_and_weights_of_a_small_model():
+    policy = Case().policy
+    reasoning, denoising = policy.reasoning_parameters(), policy.denoising_parameters()
+    assert SIZES.expert("reasoning") == sum(p.numel() for p in reasoning.values())
+    assert SIZES.expert("denoising") == sum(p.numel() for p in denoising.values())
+    assert SIZES.model_parameters == sum(p.numel() for p in policy.model.parameters())
+
+
+# Memory
+
+
+@pytest.mark.parametrize("case", [Case(), Case("flow_grpo"), Case(lora=True), Case("text_grpo", "float32")], ids=str)
+def test_weights_gradients_and_optimizer(case):
+    policy, made = case.policy, case.estimate.memory
+    optimizer = ExpertOptimizer(policy, case.recipe.optimizer, 1)
+    update(policy, optimizer, case.objective, batch_of(policy, case), micro_batch=GROUP, temperature=1.0)
+    parameters = list(policy.model.parameters())
+    assert made.weights == size_of(parameters)
+    assert made.gradients == size_of([p.grad for p in parameters if p.grad is not None])
+    assert made.optimizer == pytest.approx(size_of(optimizer.state().values()), rel=0.01)
+
+
+def test_eight_bit_moments_take_a_quarter_and_a_scale_for_every_block():
+    recipe = load_recipe("bagel/unigrpo", ["--optimizer.kind=adamw_8bit", "--optimizer.eps_denoising=1e-8"])
+    made = estimate(recipe, BAGEL_7B).memory
+    assert made.optimizer == pytest.approx(2 * (1 + 4 / 256) * made.gradients / 4)
+
+
+KEPT = [
+    Case(),
+    Case(micro=4),
+    Case(lora=True, micro=4),
+    Case("flow_grpo", micro=4, think=False),
+    Case("text_grpo", lora=True),
+    Case(dtype="float32", micro=4),
+    Case(lora=True, dtype="float32"),
+    Case("flow_grpo", "float32", think=False),
+]
+
+
+@pytest.mark.parametrize("case", KEPT, ids=str)
+def test_what_a_replay_keeps_for_its_backward_pass(case):
+    policy, made = case.policy, case.estimate
+    items, found = items_of(policy, case), {}
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+
+    def seen(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        answers = policy.replay(items)
+    kept = sum(size for size, _ in found.values()) + size_of(tensors_of(answers))
+    made_logits = made.memory.logits - 2 * 4 * SIZES.vocab * case.micro * made.work.actions
+    assert made.memory.activations + made.memory.casts + made_logits == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("case", [replace(case, again=True) for case in KEPT[:5]], ids=str)
+def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
+    policy, made = case.policy, case.estimate
+    items = items_of(policy, case)
+    with Live() as live:
+        answers = policy.replay(items)
+        kept = live.bytes
+    del answers
+    made_logits = made.memory.logits - 2 * 4 * SIZES.vocab * case.micro * made.work.actions
+    assert made.memory.activations + made_logits == pytest.approx(kept, rel=0.1)
+
+
+UPDATES = [Case(), Case(lora=True), Case(again=True), Case(lora=True, again=True)]
+
+
+@pytest.mark.parametrize("case", UPDATES, ids=str)
+def test_peak_of_an_update(case):
+    """The second of two updates of two micro-batches each: the most that there is at once, beside the weights."""
+    policy, made = case.policy, case.estimate
+    optimizer, batch = ExpertOptimizer(policy, case.recipe.optimizer, 1), batch_of(policy, case, 2)
+    with Live() as live:
+        for _ in range(2):
+            live.peak = 0
+            update(policy, optimizer, case.objective, batch, micro_batch=case.micro, temperature=1.0)
+        peak = live.peak
+    always = made.memory.optimizer
+    expected = always + max(
+        made.memory.update_peak - always - made.memory.weights - made.memory.reference - made.memory.trajectories,
+        made.memory.gradients + step_working(made.work, "adamw"),
+    )
+    assert expected == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("case", [Case(), Case(dtype="float32"), Case("flow_grpo", lora=True)], ids=str)
+def test_cache_and_the_working_memory_of_drawing(case):
+    policy, made = case.policy, case.estimate
+    with torch.no_grad():
+        context = policy.prefill([[Text(torch.arange(4, 2 + PROMPT))]]).expand(GROUP)
+        policy.model.language_model.lm_head.weight[policy.config.eos_token_id] = 0.0
+        uniforms = torch.full((GROUP, ACTIONS), 0.5)
+        texts, context = policy.think(context, uniforms=uniforms, temperature=1.0)
+        assert [len(text.log_probs) for text in texts] == [ACTIONS] * GROUP
+        assert made.memory.cache == size_of([*context.keys, *context.values, context.valid])
+        x = normal(GROUP, policy.spec.num_tokens, policy.spec.latent_dim)
+        with Live() as live:
+            policy.velocity(context, x, torch.full((GROUP,), 0.5))
+    assert made.memory.drawing + made.memory.casts == pytest.approx(live.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trajectories(monkeypatch, dtype):
+    policy, case = small_policy(image_size=(64, 64)), Case(dtype=dtype)
+    policy.compute_dtype = getattr(torch, dtype)
+    favour(monkeypatch, policy, policy.config.eos_token_id, float("-inf"))
+    rows = sample(policy, prompts(1), sampling=replace(TRAINING, max_think_tokens=ACTIONS), group_size=GROUP)
+    draws = [case.objective.draws(row, torch.Generator()) for row in rows]
+    ready = annotate_reference(policy, Batch(rows, draws), micro_batch=2, temperature=1.0)
+    if dtype == "bfloat16":
+        ready, _ = rescore(policy, ready, micro_batch=2, temperature=1.0)
+    given = sum(len(s.ids) + 2 for s in rows[0].segments if isinstance(s, Text) and s.log_probs is None)
+    sizes = replace(SIZES, latent_dim=policy.spec.latent_dim)
+    made = estimate(case.recipe, sizes, prompt_tokens=given, actions=ACTIONS)
+    held = size_of([t for row in (*rows, *ready.trajectories) for t in tensors_of((row.segments, row.reference))])
+    assert made.memory.trajectories == pytest.approx(held, rel=0.01)
+
+
+# FLOPs
+
+
+@pytest.mark.parametrize("case", KEPT[1:5] + [replace(case, again=True) for case in KEPT[1:5]], ids=str)
+def test_flops_of_a_replay(case):
+    policy, work = case.policy, case.estimate.work
+    items, objective = items_of(policy, case), case.objective
+    with counted() as counter:
+        answers = policy.replay(items)
+        forward = counter.get_total_flops()
+        losses = [torch.cat([a.log_probs for a in answers]).sum()] if objective.text is not None else []
+        if objective.flow is not None:
+            image = torch.stack([v.square().mean() for a in answers for v in a.velocities]).sum()
+            image.backward(inputs=list(policy.denoising_parameters().values()), retain_graph=bool(losses))
+        for loss in losses:
+            loss.backward()
+        backward = counter.get_total_flops() - forward
+    assert replay_forward(work) == forward
+    assert replay_backward(work) == pytest.approx(backward, rel=0.05)
+
+
+def test_flops_of_a_rollout():
+    case = Case()
+    policy, made = case.policy, case.estimate
+    with torch.no_grad(), counted() as counter:
+        context = policy.prefill([[Text(torch.arange(4, 2 + PROMPT))]])
+        assert made.compute.prefill == counter.get_total_flops()
+        context, before = context.expand(GROUP), counter.get_total_flops()
+        policy.model.language_model.lm_head.weight[policy.config.eos_token_id] = 0.0
+        _, context = policy.think(context, uniforms=torch.full((GROUP, ACTIONS), 0.5), temperature=1.0)
+        assert made.compute.think == counter.get_total_flops() - before
+        before = counter.get_total_flops()
+        policy.velocity(context, normal(GROUP, 64, 16), torch.full((GROUP,), 0.5))
+        assert GROUP * velocity(made.work) == counter.get_total_flops() - before
+    assert made.compute.draw == made.work.rows * made.work.steps * velocity(made.work)
+
+
+def test_flops_of_decoding_pixels():
+    shapes, total = shapes_in("tensors_ae.txt"), 0.0
+    for name, shape in shapes.items():
+        if name.startswith("decoder.") and len(shape) == 4:
+            level = 3 if ".up." not in name else int(name.split(".up.")[1][0]) - ("upsample" in name)
+            total += 2 * math.prod(shape) / 4 ** (0 if "conv_out" in name else level)
+    assert flux_autoencoder().decode_flops == total
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ConvAutoencoder(ConvAutoencoderConfig()).decode(normal(1, 4, 8, 8))
+    assert small_autoencoder().flops(32 * 32) == counter.get_total_flops()
+
+
+def test_working_memory_of_decoding_pixels():
+    pytest.importorskip("diffusers")
+    from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
+
+    sizes = replace(SIZES, autoencoder=flux_autoencoder(32), image_size=(128, 128), pixels_per_token=16)
+    for mode in ("whole", "sliced"):
+        autoencoder, recipe = FluxAutoencoder(FluxConfig(ch=32), mode), Case(dtype="float32").recipe
+        with Live() as live, torch.no_grad():
+            autoencoder.decode(normal(GROUP, 16, 16, 16))
+        recipe = replace(recipe, model=replace(recipe.model, autoencoder=mode))
+        extra = GROUP * 3 * 128 * 128 * 4  # one of the two fp32 copies is made by who asked for the pixels
+        assert estimate(recipe, sizes).memory.decoding - extra == pytest.approx(live.peak, rel=0.1)
+
+
+# Time, and several GPUs
+
+
+def test_thinking_is_bound_by_memory_and_the_rest_by_speed():
+    made = estimate(load_recipe("bagel/unigrpo"), BAGEL_7B)
+    c, seconds = made.compute, made.seconds(tflops=1000.0, mfu=0.5, bandwidth=2000.0)
+    assert seconds["think"] == c.portions * c.think_steps * c.bytes_per_step / 2e12
+    assert seconds["draw"] == c.draw / 5e14
+    assert seconds["total"] == pytest.approx(sum(value for key, value in seconds.items() if key != "total"))
+
+
+def test_a_decoding_step_of_the_frozen_model_reads_its_weights_once():
+    sizes = replace(BAGEL_7B, vocab=0)
+    read = estimate(load_recipe("bagel/flowgrpo"), sizes, prompt_tokens=0, actions=1).compute.bytes_per_step
+    assert read == pytest.approx(2 * sizes.layers * sizes.layer_parameters, rel=0.01)
+
+
+def test_several_gpus_share_states_and_rows_but_not_a_micro_batch():
+    recipe = load_recipe("bagel/unigrpo")
+    one, many = estimate(recipe, BAGEL_7B), estimate(recipe, BAGEL_7B, 64)
+    for part in ("weights", "reference", "gradients", "optimizer"):
+        assert getattr(many.memory, part) == getattr(one.memory, part) / 64
+    assert (many.work.rows, one.work.rows) == (12, 768)
+    assert many.memory.activations == one.memory.activations
+
+
+# What is printed
+
+
+@pytest.mark.parametrize("name", EXAMPLES.values())
+def test_the_tables_of_the_docs_are_what_the_dry_run_prints(name):
+    lines = scaling_report(load_recipe(name), BAGEL_7B, tflops=989.0, mfu=0.4)
+    assert "\n".join(lines) in DOC
+
+
+@pytest.mark.parametrize("name", ["shapes/unigrpo", "shapes/sft", *EXAMPLES.values(), "bagel/sft", "bagel/textgrpo"])
+def test_every_line_fits_and_says_what_is_planned(name):
+    lines = scaling_report(load_recipe(name), BAGEL_7B, tflops=989.0, mfu=0.4)
+    assert max(map(len, lines)) <= 120
+    assert "* planned (FSDP2): this version runs on one device" in lines
+    assert any(line.endswith(" 64 *") and all(f" {n} *" in line for n in GPUS[1:]) for line in lines)
