@@ -1,8 +1,8 @@
 """What the dry run says of parameters, memory and FLOPs, against real tensors and counted products.
 
-Parameters, cache and forward FLOPs must agree to the digit; every other part within 10 %. The measured model is small,
-but its matrices are large enough that what does not grow with them is a small part. In fp32 the text attends in fp64
-on a CPU only, which the formulas leave out.
+Parameters, weights, gradients, cache and forward FLOPs must agree to the digit, every other part within 10 % or less.
+The measured model is small, but its matrices are large enough that what does not grow with them is a small part. In
+fp32 the text attends in fp64 on a CPU only, which the formulas leave out.
 """
 
 import ast
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
 from unigrpo.config import load_recipe
 from unigrpo.config.compute import replay_backward, replay_forward, velocity
-from unigrpo.config.memory import step_working
+from unigrpo.config.memory import activations, step_working, token_bytes
 from unigrpo.config.scaling import GPUS, estimate, scaling_report
 from unigrpo.config.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
@@ -37,13 +37,8 @@ from unigrpo.trajectory import FlowPath, Image, Prompt, Text, Trajectory
 
 HERE = Path(__file__).parent
 DOC = (HERE.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
-SIZES = ModelSizes(900, 128, 500, 3, 4, 2, 32, 16, 8, 8, (64, 64))
-PROMPT, ACTIONS, COPIES, RANK, GROUP = 30, 60, 3, 8, 4
-NOT_YET = pytest.mark.xfail(
-    strict=True,
-    reason="update() holds a micro-batch's graph while the next is replayed, and layers are computed again for both "
-    "losses; once these are changed, remove the marks",
-)
+SIZES = ModelSizes(700, 128, 500, 3, 4, 2, 32, 16, 8, 8, (64, 64))
+PROMPT, ACTIONS, COPIES, RANK, GROUP = 30, 50, 3, 8, 4
 EXAMPLES = {"one GPU": "bagel/unigrpo-lora-1gpu", "64 GPUs": "bagel/unigrpo"}
 
 
@@ -237,7 +232,7 @@ def test_parameters_and_weights_of_a_small_model():
 # Memory
 
 
-@pytest.mark.parametrize("case", [Case(), Case("flow_grpo"), Case(lora=True), Case("text_grpo", "float32")], ids=str)
+@pytest.mark.parametrize("case", [Case(), Case("flow_grpo"), Case("text_grpo", lora=True)], ids=str)
 def test_weights_gradients_and_optimizer(case):
     policy, made = case.policy, case.estimate.memory
     optimizer = ExpertOptimizer(policy, case.recipe.optimizer, 1)
@@ -282,13 +277,7 @@ def test_what_a_replay_keeps_for_its_backward_pass(case):
         answers = policy.replay(items)
     kept = sum(size for size, _ in found.values()) + size_of(tensors_of(answers))
     made_logits = made.memory.logits - 2 * 4 * SIZES.vocab * case.micro * made.work.actions
-    assert made.memory.activations + made.memory.casts + made_logits == pytest.approx(kept, rel=0.1)
-
-
-def again(cases):
-    """The same, computing layers again; those with two losses wait for both blocks to be recomputed apart."""
-    changed = [replace(case, again=True) for case in cases]
-    return [pytest.param(c, marks=NOT_YET if c.method == "unigrpo" else (), id=str(c)) for c in changed]
+    assert made.memory.activations + made.memory.casts + made_logits == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize("case", [replace(case, again=True) for case in KEPT[1:5]], ids=str)
@@ -306,7 +295,6 @@ def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
 UPDATES = [Case(), Case(lora=True), Case(again=True), Case(lora=True, again=True)]
 
 
-@NOT_YET
 @pytest.mark.parametrize("case", UPDATES, ids=str)
 def test_peak_of_an_update(case):
     """The second of two updates of two micro-batches each: the most that there is at once, beside the weights."""
@@ -361,7 +349,7 @@ def test_trajectories(monkeypatch, dtype):
 # FLOPs
 
 
-@pytest.mark.parametrize("case", KEPT[1:5] + again(KEPT[1:5]), ids=str)
+@pytest.mark.parametrize("case", KEPT[1:5] + [replace(case, again=True) for case in KEPT[1:5]], ids=str)
 def test_flops_of_a_replay(case):
     policy, work = case.policy, case.estimate.work
     items, objective = items_of(policy, case), case.objective
@@ -376,7 +364,7 @@ def test_flops_of_a_replay(case):
             loss.backward()
         backward = counter.get_total_flops() - forward
     assert replay_forward(work) == forward
-    assert replay_backward(work) == pytest.approx(backward, rel=0.05)
+    assert replay_backward(work) == pytest.approx(backward, rel=0.05 if case.lora else 0.012)
 
 
 def test_flops_of_a_rollout():
@@ -454,6 +442,19 @@ def test_several_gpus_share_states_and_rows_but_not_a_micro_batch():
 def test_the_tables_of_the_docs_are_what_the_dry_run_prints(name):
     lines = scaling_report(load_recipe(name), BAGEL_7B, tflops=989.0, mfu=0.4)
     assert "\n".join(lines) in DOC
+
+
+def test_worked_examples_of_the_docs_are_what_the_formulas_give():
+    lora, full = (estimate(load_recipe(name), BAGEL_7B) for name in EXAMPLES.values())
+    words = [f"{token_bytes(e.work, 'full' if e is full else 'lora'):,} " for e in (lora, full)]
+    for made in (lora, full):
+        whole = activations(replace(made.work, checkpointing=False))
+        words.append(f"{made.memory.activations / 1e9:.2g} GB in place of {whole / 1e9:.1f} GB")
+    words += [f"replay of one row is {replay_forward(lora.work) / 1e12:.1f} TFLOP", f"{full.memory.casts / 1e9:.1f} GB"]
+    words += [f"{lora.compute.bytes_per_step / 1e9:.1f} GB a step", f"would need {full.memory.peak / 1e9:.0f} GB"]
+    words += [f"would take {full.memory.drawing / full.work.drawn * 768 / 1e9:.0f} GB"]
+    plain = " ".join(DOC.split())
+    assert [word for word in words if word.strip() not in plain] == []
 
 
 @pytest.mark.parametrize("name", ["shapes/unigrpo", "shapes/sft", *EXAMPLES.values(), "bagel/sft", "bagel/textgrpo"])

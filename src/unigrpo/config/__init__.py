@@ -23,6 +23,7 @@ from unigrpo.config.arithmetic import batch_arithmetic
 from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
 from unigrpo.config.reading import read_recipe
 from unigrpo.config.recipe import Recipe, trained_experts
+from unigrpo.config.scaling import scaling_report
 from unigrpo.config.sections import (
     METHODS,
     Advantage,
@@ -77,6 +78,7 @@ __all__ = [
     "from_yaml",
     "list_recipes",
     "load_recipe",
+    "scaling_report",
     "to_yaml",
     "trained_experts",
 ]

@@ -120,7 +120,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
         cache=cache,
         drawing=drawing,
         decoding=decoding,
-        rollout_peak=0.0 if work.supervised else always + gradients + max(cache + casts + drawing, decoding),
+        rollout_peak=0.0 if work.supervised else always + max(cache + casts + drawing, decoding),
         update_peak=always + memory.update_peak(work),
         step_peak=always + gradients + memory.step_working(work, kind),
     )

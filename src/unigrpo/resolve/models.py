@@ -83,7 +83,8 @@ def policy(
     """
     device, size = device_of(model), None if image_side is None else (image_side, image_side)
     if model.path == "init:micro":
-        made = build_micro(shapes.vocabulary(), load_autoencoder(builtin_folder("shapes-autoencoder")), seed=seed)
+        autoencoder = load_autoencoder(builtin_folder("shapes-autoencoder")).to(device)
+        made = build_micro(shapes.vocabulary(), autoencoder, seed=seed)
         made.model.to(device)
         return made if size is None else made.at_size(size)
     folder = model_folder(model.path)

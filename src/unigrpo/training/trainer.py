@@ -199,6 +199,7 @@ class Trainer:
                     )
                 )
                 self.whole = False
+        self.optimizer.zero_grad()  # gradients take memory that the next rollout can use
         return updates
 
     def bounds(self) -> RatioBounds:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
 from unigrpo.objectives.methods import Draw, Losses, Method, target_tokens
-from unigrpo.objectives.terms import merge, summarize
+from unigrpo.objectives.terms import Statistics, merge, summarize
 from unigrpo.policy import Policy, Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.trajectory import FlowPath, Image, Reference, Segment, Text, Trajectory
@@ -90,17 +90,25 @@ def update(
     tokens = target_tokens_per_row(batch)
     collected, entropies = [], []
     for part in batch.pieces(micro_batch):
-        answers = replay(policy, part, temperature)
-        losses = method.losses(part.trajectories, answers, part.draws, tokens_per_row=tokens)
-        backward(policy, method, losses, len(batch))
-        collected.append(losses.stats)
-        entropies.extend(a.entropies for a in answers)
+        seen, tokens_seen = accumulate(policy, method, part, len(batch), temperature=temperature, tokens_per_row=tokens)
+        collected.append(seen)
+        entropies.extend(tokens_seen)
     stats = summarize(merge(collected))
     if check is not None:
         check.require(stats)
     norms = optimizer.step()
-    tokens_seen = torch.cat(entropies) if entropies else torch.zeros(0)
-    return Updated(stats, norms, float(tokens_seen.mean()) if tokens_seen.numel() else None)
+    whole = torch.cat(entropies) if entropies else torch.zeros(0)
+    return Updated(stats, norms, float(whole.mean()) if whole.numel() else None)
+
+
+def accumulate(
+    policy: Policy, method: Method, part: Batch, count: int, *, temperature: float, tokens_per_row: float | None
+) -> tuple[Statistics, list[Tensor]]:
+    """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins."""
+    answers = replay(policy, part, temperature)
+    losses = method.losses(part.trajectories, answers, part.draws, tokens_per_row=tokens_per_row)
+    backward(policy, method, losses, count)
+    return losses.stats, [answer.entropies for answer in answers]
 
 
 def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None:

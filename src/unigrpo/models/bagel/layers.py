@@ -6,7 +6,7 @@ meet in one attention. Parameter names are those of the public checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +21,12 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What all layers share of one forward: the blocks, and of each its rope tables and its additive mask."""
+class Place:
+    """Where all layers read a block: the block, its rope tables and its additive mask."""
 
-    blocks: Sequence[Block]
-    ropes: Sequence[tuple[Tensor, Tensor]]
-    masks: Sequence[Tensor]
+    block: Block
+    rope: tuple[Tensor, Tensor]
+    mask: Tensor
 
 
 class RMSNorm(nn.Module):
@@ -119,7 +119,10 @@ class MoTAttention(nn.Module):
         wide = num_und == q.shape[2] and values.dtype == torch.float32 and q.device.type == "cpu"
         if wide:
             q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
+        shared = self.heads // self.kv_heads
+        if shared > 1 and q.device.type != "cpu":  # fused kernels take a mask, or grouped heads, but not both
+            keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=keys.shape[1] != self.heads)
         out = out.transpose(1, 2).flatten(2).to(torch.float32 if wide else out.dtype)
         und, gen = out.split([num_und, out.shape[1] - num_und], dim=1)
         if compact is not None:
@@ -151,34 +154,35 @@ class MoTLayer(nn.Module):
 
     def forward(
         self,
-        streams: list[Stream],
-        reading: Reading,
+        stream: Stream,
+        place: Place,
         past: KeyValue | None = None,
         append: Callable[[Tensor, Tensor], KeyValue] | None = None,
-    ) -> list[Stream]:
-        """The streams of all blocks after this layer; block i attends to ``past`` (the cache), blocks[:i] and itself.
+    ) -> tuple[Stream, KeyValue]:
+        """One block through this layer: its stream, and the keys and values of all that was read so far and of itself.
 
-        ``append`` writes the keys and values of the (single) block into the cache and returns all of them.
+        past: what the block attends to besides itself (the cache, earlier blocks), in the rows that it continues.
+        ``append`` writes the block's keys and values into the cache and returns all of them.
         """
-        out = list(streams)
-        for number, block in enumerate(reading.blocks):
-            if block.rows is not None and past is not None:
-                past = past[0].index_select(0, block.rows), past[1].index_select(0, block.rows)
-            if not block.rope.shape[1]:
-                continue  # a replay whose contexts are all empty
-            normed = self.by_expert("input_layernorm", out[number])
-            q, k, v = self.self_attn.project(normed, *reading.ropes[number], block.compact)
-            if append is not None:
-                past = append(k, v)
-            else:
-                past = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-            attended = self.self_attn.attend(q, *past, reading.masks[number], block.num_und, block.compact)
-            out[number] = self.mix(add(out[number], attended))
-        return out
+        block, past = place.block, continued(past, place.block)
+        q, k, v = self.self_attn.project(self.by_expert("input_layernorm", stream), *place.rope, block.compact)
+        if append is not None:
+            seen = append(k, v)
+        else:
+            seen = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
+        attended = self.self_attn.attend(q, *seen, place.mask, block.num_und, block.compact)
+        return self.mix(add(stream, attended)), seen
 
     def mix(self, stream: Stream) -> Stream:
         """h + mlp(norm(h)) in each expert."""
         return add(stream, self.by_expert("mlp", self.by_expert("post_attention_layernorm", stream)))
+
+
+def continued(past: KeyValue | None, block: Block) -> KeyValue | None:
+    """Keys and values [rows of the block before, ...] in the rows that a block continues."""
+    if block.rows is None or past is None:
+        return past
+    return past[0].index_select(0, block.rows), past[1].index_select(0, block.rows)
 
 
 def add(a: Stream, b: Stream) -> Stream:
