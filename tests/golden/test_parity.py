@@ -248,7 +248,9 @@ def test_a_torn_file_is_named(tmp_path, name):
         parity.run(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("key", ["llm_config", "vit_config", "vae_config", "image_hw", "special_tokens", "num_timesteps", "meta"])
+@pytest.mark.parametrize(
+    "key", ["llm_config", "vit_config", "vae_config", "image_hw", "special_tokens", "num_timesteps", "meta"]
+)
 def test_a_missing_config_key_is_named(tmp_path, key):
     path = copied(tmp_path) / "config.json"
     values = json.loads(path.read_text())

@@ -1,10 +1,9 @@
 """Nothing mixes tensors of the CPU and of an accelerator: all parts give on a pretend one what they give on the CPU.
 
 The same bits are wanted. So attention, for which torch has another kernel on the CPU, and which this package widens
-there for text, is computed in one way on both; and autocast keeps no casts, which it would only do on the CPU.
+there for text, is computed in one way on both; and autocast keeps no casts, as it would on the CPU alone.
 """
 
-from collections import Counter
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
@@ -13,9 +12,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pretend_device
+import small_models
 import tiny_runs
 from small_models import EVALUATION, TRAINING, gradients, mixed_items, normal, prompts, randomise, sample, small_policy
-from small_models import text as words
 from unigrpo import seeds
 from unigrpo.config import Optimizer
 from unigrpo.evaluation.evaluator import evaluate
@@ -28,7 +27,7 @@ from unigrpo.models.bagel.tokenizer import word_tokenizer
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.objectives.methods import PolicyGradient, Supervised
-from unigrpo.objectives.settings import FlowSettings, RegulariserSettings, TextSettings, owner_means
+from unigrpo.objectives.settings import FlowSettings, RegulariserSettings, TextSettings
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.resolve import models as resolving
 from unigrpo.rollout.engine import Draws, rollout
@@ -54,16 +53,25 @@ METHODS = {
     "text_grpo": PolicyGradient(flow=None, text=TextSettings(kl_weight=0.1)),
     "flow_grpo": PolicyGradient(text=None, regulariser=RegulariserSettings("latent_kl", 0.3)),
 }
+EITHER_DTYPE = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="float32", marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, id="bfloat16"),
+    ],
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_arithmetic():
     plain = F.scaled_dot_product_attention
 
-    def attention(q, k, v, attn_mask=None, **options):
+    def attention(q, k, v, attn_mask=None, *, enable_gqa=False, **options):
         mask, dtype = attn_mask, q.dtype
         if dtype == torch.float64:  # exact, as they were fp32
             q, k, v, mask = q.float(), k.float(), v.float(), attn_mask.float()
+        if enable_gqa:
+            k, v = (u.repeat_interleave(q.shape[1] // u.shape[1], 1) for u in (k, v))
         with sdpa_kernel(SDPBackend.MATH):
             return plain(q, k, v, attn_mask=mask, **options).to(dtype)
 
@@ -96,28 +104,37 @@ def assert_same(expected, found):
             assert found[path] == value, path
 
 
-def small(device, **options):
-    return placed(small_policy(**options), device)
-
-
 def placed(policy, device):
     policy.model.to(device)
     policy.autoencoder.to(device)
     return policy
 
 
+def small(device, **options):
+    return placed(small_policy(**{"num_layers": 1, **options}), device)
+
+
+def square(device):
+    return small(device, image_size=(32, 32))
+
+
 def on_both(work, make=small):
-    """The result of ``work(make(device))`` on the CPU, which must be that of the pretend device bit for bit."""
-    expected, policy = work(make(CPU)), make(DEVICE)
+    """What ``work(make(device))`` gives on the CPU must be given on the pretend device too, bit for bit."""
+    policy = make(DEVICE)
     assert {tensor.device.type for tensor in policy.model.state_dict().values()} == {DEVICE.type}
-    assert_same(expected, work(policy))
-    return expected
+    assert_same(work(make(CPU)), work(policy))
 
 
 # ---------------------------------------------------------------- the pretend device itself
 
 
-def test_it_refuses_what_cuda_refuses():
+def waits_in(work):
+    pretend_device.WAITS.clear()
+    work()
+    return len(pretend_device.WAITS)
+
+
+def test_it_refuses_what_cuda_refuses_and_counts_waits():
     ours, cpu, rows = torch.ones(3, 4, device=DEVICE), torch.ones(3, 4), torch.tensor([0, 2])
     for mixed in (
         lambda: ours + cpu,
@@ -134,32 +151,40 @@ def test_it_refuses_what_cuda_refuses():
             mixed()
     with pytest.raises(RuntimeError, match="draw on the CPU"):
         torch.randn(3, device=DEVICE)
-
-
-def test_it_lets_pass_what_cuda_lets_pass():
-    ours, rows = torch.ones(3, 4, device=DEVICE), torch.tensor([0, 2])
-    ours[rows] = torch.tensor(2.0)
-    assert (torch.tensor(3.0) * ours).tolist() == [[6.0] * 4, [3.0] * 4, [6.0] * 4]
-    assert ours[rows].cpu().equal(torch.full((2, 4), 2.0)) and float(ours.sum()) == 20.0
-    assert torch.zeros(3, 4).copy_(ours).device == CPU
-
-
-def test_it_counts_when_the_cpu_waits():
-    ours = torch.ones(3, 4, device=DEVICE)
-    for work, waits in (
-        (lambda: ours[ours.long()[0]] * 2.0 + torch.tensor(1.0), 0),
-        (lambda: bool(ours.any()), 1),
+    for passing, waits in (
+        (lambda: ours[ours.long()[0]] * torch.tensor(2.0), 0),
+        (lambda: ours[rows], 1),
         (lambda: ours[ours > 1], 1),
-        (lambda: ours.cpu(), 1),
+        (lambda: bool(ours.any()), 1),
+        (lambda: torch.zeros(3, 4).copy_(ours), 1),
         (lambda: torch.tensor([1.0], device=DEVICE), 1),
     ):
-        assert waits_in(work) == waits
+        assert waits_in(passing) == waits
+    ours[rows] = torch.tensor(2.0)
+    assert (torch.tensor(3.0) * ours).tolist() == [[6.0] * 4, [3.0] * 4, [6.0] * 4] and float(ours.sum()) == 20.0
 
 
-def waits_in(work):
-    pretend_device.CROSSINGS.clear()
-    work()
-    return len(pretend_device.CROSSINGS)
+@torch.no_grad()
+def test_no_layer_waits_and_a_token_waits_once():
+    counts = []
+    for layers in (1, 3):
+        policy = small(DEVICE, num_layers=layers)
+        context = policy.prefill([(small_models.text(4, 5), small_models.text(6)), (small_models.text(7),)])
+        x, t = normal(2, policy.spec.num_tokens, 16).to(DEVICE), torch.full((2,), 0.5, device=DEVICE)
+        token, valid = torch.tensor([4, 5], device=DEVICE), torch.tensor([True, True], device=DEVICE)
+        drawing = waits_in(lambda p=policy, c=context, x=x, t=t: p.velocity(c, x, t))
+        writing = waits_in(lambda p=policy, c=context, token=token, valid=valid: p.feed(c, token, valid))
+        replaying = waits_in(lambda p=policy: p.replay(mixed_items(p)))
+        thinking = [thinking_waits(policy, tokens) for tokens in (3, 7)]
+        counts.append((drawing, writing, replaying, *thinking))
+    assert counts[0] == counts[1]
+    assert counts[0][1] == 0 and counts[0][4] - counts[0][3] == 4
+
+
+def thinking_waits(policy, tokens):
+    """Waits of thinking ``tokens`` long: a uniform of 0 draws the first id of the vocabulary, which does not end it."""
+    context = policy.prefill([(small_models.text(4, 5),)])
+    return waits_in(lambda: policy.think(context, uniforms=torch.zeros(1, tokens), temperature=1.0))
 
 
 # ---------------------------------------------------------------- drawing
@@ -187,11 +212,8 @@ def test_rollouts_and_their_pictures(sampling):
 
 
 def test_an_evaluation():
-    def work(policy):
-        asked = shapes.fixed("held-out", 2)
-        return evaluate(policy, asked, tasks.judge_pictures, EVALUATION, samples=2, seed=0, think=True, batch=2)
-
-    on_both(work, lambda device: small(device, image_size=(32, 32)))
+    asked, judge = shapes.fixed("held-out", 2), tasks.judge_pictures
+    on_both(lambda policy: evaluate(policy, asked, judge, EVALUATION, samples=2, seed=0, think=True, batch=2), square)
 
 
 def seeing(device):
@@ -199,7 +221,7 @@ def seeing(device):
     randomise(autoencoder, 1)
     vocabulary = [*SPECIAL_WORDS, "red", "blue", "make", "it", "think", "then", "draw"]
     vision = VisionConfig(24, 40, 2, 2, image_size=40, patch_size=4, max_patches_per_side=10)
-    config = micro_config(len(vocabulary), autoencoder, hidden_size=32, num_layers=2)
+    config = micro_config(len(vocabulary), autoencoder, hidden_size=32, num_layers=1)
     model = BagelModel(replace(config, image_size=(32, 16), vision=vision))
     randomise(model, 0)
     return placed(Bagel(model, word_tokenizer(vocabulary), autoencoder.requires_grad_(False)), device)
@@ -227,7 +249,7 @@ def test_pictures_are_seen_edited_asked_about_and_trained_on():
     on_both(work, seeing)
 
 
-# ---------------------------------------------------------------- replaying
+# ---------------------------------------------------------------- training
 
 
 def replayed(policy, items, **options):
@@ -238,8 +260,8 @@ def replayed(policy, items, **options):
     return answers
 
 
-@pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("plain", [False, True], ids=["packed", "plain"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed-again"])
 def test_replays_and_their_gradients(plain, again):
     def work(policy):
         policy.model.activation_checkpointing = again
@@ -271,12 +293,12 @@ def scored(policy, method, reference):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("again", [False, True], ids=["as-drawn", "rescored"])
-def test_methods_train(name, again):
+def test_methods_train(name):
+    """On the rollout's own values; with an adapter, below, on those of a replay."""
+
     def work(policy):
-        method, reference = METHODS[name], small(policy.model.device, seed=7)
-        batch, (anew, gap) = scored(policy, method, reference)
-        return anew, gap, trained(policy, method, anew if again else batch, check=RatioBounds(1e-4, 1e-5))
+        batch, again = scored(policy, METHODS[name], small(policy.model.device, seed=7))
+        return again, trained(policy, METHODS[name], batch, check=RatioBounds(1e-4, 1e-5))
 
     on_both(work)
 
@@ -287,17 +309,14 @@ def supervised(policy, made):
     return trained(policy, method, Batch(made, draws))
 
 
-def test_demonstrations_of_the_shapes_world():
+def test_demonstrations_of_the_shapes_world_train():
     mix = DemonstrationMix(bad_plan=0.2, mismatch=0.2, no_think=0.2, unconditional=0.2, dense=0.2, plan_only=0.1)
     some = demonstrations(0, 0, 8, mix)
-    on_both(
-        lambda policy: supervised(policy, tasks.supervised_trajectories(policy, some)),
-        lambda device: small(device, image_size=(32, 32)),
-    )
+    on_both(lambda policy: supervised(policy, tasks.supervised_trajectories(policy, some)), square)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_adapters(tmp_path, dtype):
+@EITHER_DTYPE
+def test_adapters_train_are_switched_off_written_read_and_merged(tmp_path, dtype):
     def make(device):
         policy = small(device)
         policy.compute_dtype = dtype
@@ -305,11 +324,10 @@ def test_adapters(tmp_path, dtype):
         return policy
 
     def work(policy):
-        folder = tmp_path / policy.model.device.type
-        targets = policy.lora_targets(("reasoning", "denoising"))
+        folder, targets = tmp_path / policy.model.device.type, policy.lora_targets(("reasoning", "denoising"))
         adapter = Adapter.create(policy.model, targets, rank=4, alpha=8.0, seed=0, base_name="owner/name")
-        batch, (anew, _) = scored(policy, JOINT, WithoutAdapter(policy, adapter))
-        steps = trained(policy, JOINT, anew)
+        batch, (again, _) = scored(policy, JOINT, WithoutAdapter(policy, adapter))
+        steps = trained(policy, JOINT, again)
         adapter.save(folder)
         adapter.load_weights(folder)
         with adapter.disabled(), torch.no_grad():
@@ -322,96 +340,63 @@ def test_adapters(tmp_path, dtype):
     on_both(work, make)
 
 
-# ---------------------------------------------------------------- folders
+# ---------------------------------------------------------------- folders and runs
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny_bagel(tmp_path_factory.mktemp("bagel") / "tiny").folder
+@EITHER_DTYPE
+def test_a_public_folder_is_read_draws_trains_and_is_written(tmp_path, dtype):
+    source = make_tiny_bagel(tmp_path / "tiny").folder
+    pictures = pairs.PairFile(str(source / "samples" / "demonstrations.jsonl"), 0)
+    guided = replace(TRAINING, guidance=Guidance(3.0))
 
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_public_folder_draws_trains_and_is_written(tiny, tmp_path, dtype):
-    source = pairs.PairFile(str(tiny / "samples" / "demonstrations.jsonl"), 0)
-
-    def work(policy):
-        folder = tmp_path / policy.model.device.type
-        drawn = sample(policy, prompts(1), group_size=2, sampling=replace(TRAINING, guidance=Guidance(3.0)))
-        pictures = decode_pictures(policy, drawn)
-        save_policy(policy, folder)
-        again = dict(load_policy(folder, device=policy.model.device, compute_dtype=dtype).model.named_parameters())
-        steps = supervised(policy, pairs.supervised_trajectories(policy, source.batch(0, 2)))
-        restore_weights(policy, folder)
-        return drawn, pictures, again, steps, dict(policy.model.named_parameters())
-
-    def make(device):
+    def make(device, folder=source):
         options = {"image_size": (64, 32), "trained": lambda name: "norm" in name, "autoencoder_memory": "sliced"}
-        policy = load_policy(tiny, device=device, compute_dtype=dtype, **options)
+        policy = load_policy(folder, device=device, compute_dtype=dtype, **options)
         for name, parameter in policy.model.named_parameters():
             parameter.requires_grad_("norm" in name)
         return policy
 
+    def work(policy):
+        folder = tmp_path / policy.model.device.type
+        drawn = sample(policy, prompts(1), group_size=2, sampling=guided)
+        seen = decode_pictures(policy, drawn)
+        save_policy(policy, folder)
+        again = dict(make(policy.model.device, folder).model.named_parameters())
+        steps = supervised(policy, pairs.supervised_trajectories(policy, pictures.batch(0, 2)))
+        restore_weights(policy, folder)
+        return drawn, seen, again, steps, dict(policy.model.named_parameters())
+
     on_both(work, make)
 
 
-# ---------------------------------------------------------------- whole runs
+LORA = {"model__dtype": "bfloat16", "model__lora": "{rank: 4, alpha: 8}"}
 
 
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
-        (tiny_runs.UNIGRPO, {}),
-        (tiny_runs.UNIGRPO, {"model__dtype": "bfloat16", "model__lora": "{rank: 4, alpha: 8}"}),
-        (tiny_runs.PRETRAIN, {"data__batch_size": 6, "eval__num_points": 5}),
+        pytest.param(tiny_runs.UNIGRPO, {}, id="unigrpo"),
+        pytest.param(tiny_runs.UNIGRPO, LORA, id="lora-bfloat16", marks=pytest.mark.slow),
+        pytest.param(tiny_runs.PRETRAIN, {}, id="pretrain"),
     ],
-    ids=["unigrpo", "lora-bfloat16", "pretrain"],
 )
 def test_a_run_and_its_resumption(tmp_path, monkeypatch, recipe, options):
-    less = {"iterations": 2, "eval__every": 1, "eval__limit": 2, "rollout__num_points": 7} | options
+    less = {"iterations": 2, "eval__every": 2, "eval__limit": 2, "eval__num_points": 4, "optimizer__micro_batch": 6}
+    if recipe == tiny_runs.UNIGRPO:
+        save_policy(square(CPU), tmp_path / "model")
+        less |= {"rollout__num_points": 7, "optimizer__ppo_epochs": 1, "model__path": tmp_path / "model", **options}
 
     def run(device):
         monkeypatch.setattr(resolving, "device_of", lambda model: device)
-        folder = tmp_path / device.type
-        trainer = tiny_runs.trainer_of(folder, recipe, **less)
-        assert trainer.parts.policy.model.device.type == device.type
-        lines = [trainer.iterate(0)]
-        trainer.done = 1
-        trainer.save()
-        again = tiny_runs.trainer_of(folder, recipe, **less)
-        assert again.resume() == 1
-        lines.append(again.iterate(1))
-        again.done = 2
-        again.save()
-        kept = [{name: part for name, part in line.items() if name not in tiny_runs.TIMES} for line in lines]
+        folder, lines = tmp_path / device.type, []
+        for done in (0, 1):
+            trainer = tiny_runs.trainer_of(folder, recipe, **less)
+            assert trainer.parts.policy.model.device.type == device.type and trainer.resume() == done
+            line = trainer.iterate(done)
+            lines.append({name: part for name, part in line.items() if name not in tiny_runs.TIMES})
+            trainer.done = done + 1
+            trainer.save()
         files = [*checkpoint.complete(folder)[-1].glob("*.safetensors"), *folder.rglob("*.png")]
-        return kept, {file.name: file.read_bytes() for file in files}
+        return lines, {file.name: file.read_bytes() for file in files}
 
     assert_same(run(CPU), run(DEVICE))
-
-
-# ---------------------------------------------------------------- waiting
-
-
-@torch.no_grad()
-def test_no_layer_and_no_token_waits_more_than_once_for_the_cpu():
-    counts = []
-    for layers in (1, 3):
-        policy = small(DEVICE, num_layers=layers)
-        context = policy.prefill([(words(4, 5), words(6)), (words(7),)])
-        x, t = normal(2, policy.spec.num_tokens, 16).to(DEVICE), torch.full((2,), 0.5, device=DEVICE)
-        token, valid = torch.tensor([4, 5], device=DEVICE), torch.tensor([True, True], device=DEVICE)
-        work = (
-            lambda: policy.velocity(context, x, t),
-            lambda: policy.feed(context, token, valid),
-            lambda: policy.prefill([(words(4, 5),)]),
-            lambda: policy.replay(mixed_items(policy)),
-        )
-        counts.append([waits_in(one) for one in work])
-    assert counts[0] == counts[1] and counts[0][:2] == [2, 0]
-    thinking = [replace(TRAINING, max_think_tokens=most, window=None) for most in (4, 6)]
-    spent = []
-    for sampling in thinking:
-        pretend_device.CROSSINGS.clear()
-        sample(policy, sampling=sampling)
-        spent.append(Counter(pretend_device.CROSSINGS))
-    assert sum((spent[1] - spent[0]).values()) <= 2

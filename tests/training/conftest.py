@@ -3,8 +3,8 @@
 import pytest
 
 import tiny_runs
-from unigrpo.verbs import training as verbs
 from unigrpo.reports import runlog
+from unigrpo.verbs import training as verbs
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import torch
 
 import tiny_runs
 import unigrpo
-from unigrpo.verbs import training as verbs
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
+from unigrpo.verbs import training as verbs
 
 
 @pytest.fixture(scope="module")
