@@ -8,7 +8,7 @@ Padding and packing exist only inside a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,16 @@ class View:
 
 
 Segment = Text | Image | View
+
+
+def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The text-unconditional context of given segments: all but the last text (spec/bagel.md, CFG).
+
+    Pictures after the last text stay, so that a prompt that ends in a picture is guided by its words too; the original
+    takes its snapshot after them and would not be guided at all.
+    """
+    last = max((i for i, segment in enumerate(given) if isinstance(segment, Text)), default=len(given))
+    return (*given[:last], *given[last + 1 :])
 
 
 @dataclass(frozen=True)

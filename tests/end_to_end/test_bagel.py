@@ -201,3 +201,47 @@ def test_the_python_interface_of_the_readme(tiny, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     for name in ("ae.safetensors", "config.json", "llm_config.json", "tokenizer.json", "vit_config.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (tiny / name).read_bytes()
+
+
+def test_pictures_without_thinking_can_be_learned(tiny, tmp_path):
+    rows = [{"prompt": "a red cup", "image": str(sorted((tiny / "samples").glob("*.png"))[0])}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data.demonstrations", tmp_path / "pairs.jsonl", "--data.batch_size", "2", "--data.drop_prompt", "0.5"]
+    lora = ["--model.lora", "{rank: 2, alpha: 4, experts: [denoising]}", "--optimizer.warmup", "0"]
+    options = ["--model.path", tiny, "--iterations", 2, *SMALL, *words, *lora, "--out", tmp_path / "run"]
+    unigrpo("train", "bagel/sft", *options)
+    lines = runlog.read_metrics(tmp_path / "run")
+    assert all(line["loss"]["cross_entropy"] is None and line["loss"]["flow_matching"] > 0 for line in lines)
+
+
+def test_a_resumed_adapter_notices_another_base(tiny, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    run = ["train", "bagel/textgrpo", "--out", str(tmp_path / "run")]
+    assert cli.run([*run, "--model.path", str(base), "--iterations", "1", *RL, *LORA]) == 0
+    shutil.rmtree(base)
+    assert cli.run(["make-tiny-bagel", str(base), "--seed", "3"]) == 0
+    assert cli.run([*run, "--resume", "--iterations", "2"]) == 2
+    assert "is not the one it was started with" in capsys.readouterr().err
+
+
+def test_edits_and_drawings_of_one_file_are_guided_apart(tiny, monkeypatch):
+    from unigrpo import Bagel
+    from unigrpo.trajectory import Prompt
+    from unigrpo.verbs import drawing
+
+    shown = (torch.zeros((3, 1024, 1024), dtype=torch.uint8),)
+    prompts = [Prompt(0, "a"), Prompt(1, "b", images=shown), Prompt(2, "c", images=shown), Prompt(3, "d")]
+    parts = drawing.together(Bagel.from_pretrained(tiny), prompts, cli.Generate(model=str(tiny)))
+    assert [[prompt.position for prompt in part] for part in parts] == [[0], [1, 2], [3]]
+
+
+def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a cup"}\n{"prompt": "put <image> on <image>", "images": ["x.png"]}\n'
+    )
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
+    options = ["--prompts", str(tmp_path / "p.jsonl"), "--model", str(tiny), *DRAWN, "--out", str(tmp_path / "out")]
+    assert cli.run(["generate", *options]) == 2
+    assert "2 places <image>, but 1 pictures" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000-0.png", "results.jsonl"}

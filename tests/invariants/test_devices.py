@@ -165,7 +165,7 @@ def test_it_refuses_what_cuda_refuses_and_counts_waits():
 
 
 @torch.no_grad()
-def test_no_layer_waits_and_a_token_waits_once():
+def test_no_layer_and_no_row_waits_and_a_token_waits_once():
     counts = []
     for layers in (1, 3):
         policy = small(DEVICE, num_layers=layers)
@@ -175,16 +175,17 @@ def test_no_layer_waits_and_a_token_waits_once():
         drawing = waits_in(lambda p=policy, c=context, x=x, t=t: p.velocity(c, x, t))
         writing = waits_in(lambda p=policy, c=context, token=token, valid=valid: p.feed(c, token, valid))
         replaying = waits_in(lambda p=policy: p.replay(mixed_items(p)))
-        thinking = [thinking_waits(policy, tokens) for tokens in (3, 7)]
+        thinking = [thinking_waits(policy, rows, tokens) for rows, tokens in ((1, 3), (4, 3), (4, 7))]
         counts.append((drawing, writing, replaying, *thinking))
     assert counts[0] == counts[1]
-    assert counts[0][1] == 0 and counts[0][4] - counts[0][3] == 4
+    _, writing, _, alone, together, longer = counts[0]
+    assert writing == 0 and alone == together and longer == together + 4
 
 
-def thinking_waits(policy, tokens):
-    """Waits of thinking ``tokens`` long: a uniform of 0 draws the first id of the vocabulary, which does not end it."""
-    context = policy.prefill([(small_models.text(4, 5),)])
-    return waits_in(lambda: policy.think(context, uniforms=torch.zeros(1, tokens), temperature=1.0))
+def thinking_waits(policy, rows, tokens):
+    """Waits of thinking ``tokens`` long: uniforms of 0 draw the first id of the vocabulary, which does not end it."""
+    context = policy.prefill([(small_models.text(4, 5),)] * rows)
+    return waits_in(lambda: policy.think(context, uniforms=torch.zeros(rows, tokens), temperature=1.0))
 
 
 # ---------------------------------------------------------------- drawing
@@ -262,9 +263,12 @@ def replayed(policy, items, **options):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["packed", "plain"])
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed-again"])
-def test_replays_and_their_gradients(plain, again):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_replays_and_their_gradients(plain, again, dtype):
+    """In bfloat16 the weights are fp32, and autocast casts them."""
+
     def work(policy):
-        policy.model.activation_checkpointing = again
+        policy.compute_dtype, policy.model.activation_checkpointing = dtype, again
         return replayed(policy, mixed_items(policy), plain=plain, temperature=0.7), gradients(policy)
 
     on_both(work)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from unigrpo.objectives.methods import Draw, Supervised
 from unigrpo.objectives.supervised import flow_matching_mse, noised, sample_times, token_cross_entropy
+from unigrpo.policy import Replayed
+from unigrpo.trajectory import Image, Prompt, Text, Trajectory
 
 ROWS = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0]), torch.empty(0)]
 
@@ -48,3 +51,18 @@ def test_training_times_are_a_shifted_sigmoid_of_a_normal():
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
     with pytest.raises(ValueError, match="shift"):
         sample_times(1, 0.0, generator=generator())
+
+
+def test_a_minibatch_of_pictures_alone_learns_from_them():
+    """Demonstrations without thinking have no target words: the picture's loss stands alone, the other is unknown."""
+    method = Supervised(ce_weight=1.0, mse_weight=2.0)
+    image = Image(torch.zeros(4, 2), (2, 2), target=True)
+    rows = [Trajectory(Prompt(i, "a"), 0, (Text(torch.tensor([3])), image)) for i in range(2)]
+    target = torch.zeros(1, 4, 2)
+    answers = [Replayed(torch.zeros(0), torch.zeros(0), (torch.full((1, 4, 2), float(i + 1)),)) for i in range(2)]
+    draws = [(Draw(1, target, torch.tensor([0.5]), target),)] * 2
+    losses = method.losses(rows, answers, draws, tokens_per_row=0.0)
+    assert losses.text_loss is None and losses.image_loss.tolist() == [2.0, 8.0]
+    assert losses.stats["sft/cross_entropy"].isnan().all()
+    with pytest.raises(ValueError, match="no target token"):
+        Supervised(mse_weight=0.0).losses(rows, answers, draws, tokens_per_row=0.0)

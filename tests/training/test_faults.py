@@ -139,3 +139,33 @@ def test_half_an_iteration_without_a_checkpoint_saves_nothing(tmp_path):
     assert saved(tmp_path) == []
     resumed = tiny_runs.trainer_of(tmp_path)
     assert resumed.resume() == 0 and runlog.read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("line 7 has no image")])
+def test_any_other_fault_saves_what_was_finished_too(tmp_path, monkeypatch, error):
+    trainer = tiny_runs.trainer_of(tmp_path, checkpoint__every=25)
+    collect, calls = trainer.parts.source.collect, []
+
+    def fails(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return collect(*arguments)
+
+    object.__setattr__(trainer.parts, "source", type("Source", (), {"collect": staticmethod(fails)})())
+    with pytest.raises(type(error)):
+        tiny_runs.train(trainer)
+    assert saved(tmp_path) == ["iteration-000002"]
+
+
+def test_an_error_in_the_middle_of_a_step_saves_nothing(tmp_path, monkeypatch):
+    """The moment at which some weights have moved and others not: no checkpoint may say that this is an iteration."""
+    trainer = tiny_runs.trainer_of(tmp_path, checkpoint__every=25)
+
+    def dies(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer.optimizer.adam, "step", dies)
+    with pytest.raises(RuntimeError):
+        tiny_runs.train(trainer)
+    assert saved(tmp_path) == []

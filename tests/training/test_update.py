@@ -291,7 +291,7 @@ def test_below_fp32_the_check_is_made_against_rescored_values():
 def test_target_tokens_are_counted_over_the_minibatch():
     policy = small_policy()
     batch = true_batch(policy)
-    assert target_tokens_per_row(batch) is None
+    assert target_tokens_per_row(batch) == 0.0
     learnt = [replace(t, segments=(replace(t.sampled_texts[0], target=True),)) for t in batch.trajectories[:4]]
     rows = [*learnt, *batch.trajectories[4:]]
     wanted = sum(t.sampled_texts[0].num_actions for t in rows[:4]) / 6

@@ -9,7 +9,7 @@ from PIL import Image as Images
 
 from small_models import small_policy
 from unigrpo.policy import PolicySpec
-from unigrpo.trajectory import Image, Prompt, Text
+from unigrpo.trajectory import Image, Prompt, Text, View
 from unigrpo.worlds.pairs import Pair, PairFile, fitted, hf_pairs, supervised_trajectories
 from unigrpo.worlds.prompt_files import read_picture
 
@@ -75,7 +75,7 @@ def test_a_picture_that_cannot_be_read_and_a_wrong_file_are_told(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "a", "image": "pairs.jsonl"}))
     (pair,) = PairFile(path, 0).batch(0, 1)
-    with pytest.raises(ValueError, match=r"line 1: the picture .*pairs\.jsonl cannot be read"):
+    with pytest.raises(ValueError, match=r"line 1: .*pairs\.jsonl cannot be read as a picture"):
         pair.image()
     with pytest.raises(ValueError, match=r"read from \.jsonl files, not from .*pairs\.txt"):
         PairFile(tmp_path / "pairs.txt", 0)
@@ -194,6 +194,15 @@ def test_a_dropped_prompt_takes_its_thinking_along():
     some = [pair("a cup", "think of it", (255, 0, 51)), pair("a cup", "think of it", (255, 0, 51))]
     kept, bare = supervised_trajectories(Recorded(), some, drop=[False, True])
     assert [type(s) for s in kept.segments] == [Text, Text, Image] and [type(s) for s in bare.segments] == [Image]
+
+
+def test_a_dropped_prompt_keeps_the_pictures_that_it_shows():
+    class Shown(Recorded):
+        def prompt_segments(self, prompt, *, think):
+            return (Text(torch.tensor([1])), View(torch.zeros(4, 3), (2, 2)))
+
+    (bare,) = supervised_trajectories(Shown(), [pair("paint <image>", None, (255, 0, 51))], drop=[True])
+    assert [type(s) for s in bare.segments] == [View, Image]
 
 
 def test_a_small_bagel_takes_them():

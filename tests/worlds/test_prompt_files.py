@@ -83,7 +83,7 @@ def test_pictures_come_with_the_prompt_and_are_read_when_it_is_used(tmp_path):
     assert first.images[0].dtype == torch.uint8 and first.images[0].shape == (3, 4, 5)
     assert first.images[0][:, 0, 0].tolist() == [255, 128, 0]
     (tmp_path / "sub" / "a.png").write_bytes(b"no picture")  # noticed only now
-    with pytest.raises(ValueError, match=r"p\.jsonl, line 1: the picture .*a\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 1: .*a\.png cannot be read as a picture"):
         prompts.fixed(1)
 
 

@@ -103,7 +103,8 @@ def _check_lora(recipe: Recipe) -> None:
     lora, method = recipe.model.lora, recipe.method
     if lora is None:
         return
-    if missing := [expert for expert in trained_experts(recipe) if expert not in lora.experts]:
+    missing = [expert for expert in trained_experts(recipe) if expert not in lora.experts]
+    if missing and not isinstance(method, Supervised):  # demonstrations teach whichever expert has adapters
         alone = " (method.name flow_grpo trains denoising alone, text_grpo reasoning alone)"
         raise ConfigError(
             f"model.lora.experts = {list(lora.experts)}: {method.name} also trains {missing[0]}, which would have no "

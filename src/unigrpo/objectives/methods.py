@@ -208,7 +208,9 @@ class Supervised:
         check_rows(trajectories=trajectories, answers=answers, draws=draws)
         text_loss = image_loss = None
         stats: Statistics = {}
-        if self.ce_weight > 0.0:
+        if tokens_per_row == 0.0 and self.mse_weight > 0.0:  # a minibatch of pictures alone: nothing to say of words
+            stats["sft/cross_entropy"] = torch.full((len(trajectories),), float("nan"), dtype=torch.float64)
+        elif self.ce_weight > 0.0:
             text = token_cross_entropy([a.log_probs for a in answers], tokens_per_row=tokens_per_row)
             text_loss, stats = self.ce_weight * text.loss, {**stats, **text.stats}
         velocities = [v for a in answers for v in a.velocities]

@@ -62,6 +62,9 @@ def device_of(model: config.Model) -> torch.device:
     """Where a model is to run: ``auto`` is the accelerator where there is one, but the CPU for the shipped models."""
     if model.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = cuda, but torch sees no CUDA device here: set it to cpu or auto")
+    folder = model_folder(model.path) if Path(model.path).is_dir() else Path(model.path)
+    if (folder / ADAPTER).is_file() and (base := Adapter.base_of(folder)) is not None:
+        return device_of(replace(model, path=base))
     small = model.path.startswith(("builtin:", "init:"))
     if model.device == "cpu" or (model.device == "auto" and (small or not torch.cuda.is_available())):
         return torch.device("cpu")

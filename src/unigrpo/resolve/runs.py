@@ -201,8 +201,11 @@ def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
     )
 
 
-def adapter_training(recipe: Recipe, lora: config.Lora, *, wants_reference: bool) -> Trained:
-    """Low-rank adapters on frozen weights; the reference is the same model with the adapters off."""
+def adapter_training(recipe: Recipe, lora: config.Lora) -> Trained:
+    """Low-rank adapters on frozen weights; the reference is the same model with the adapters off.
+
+    It is there whether a term asks for it or not: a resumed run checks by it that the base is the one it began with.
+    """
     policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
     policy.model.requires_grad_(False)
     experts = [expert for expert in config.trained_experts(recipe) if expert in lora.experts]
@@ -214,9 +217,7 @@ def adapter_training(recipe: Recipe, lora: config.Lora, *, wants_reference: bool
         seed=recipe.seed,
         base_name=models.lasting_name(recipe.model.path),
     )
-    return Trained(
-        policy, WithoutAdapter(policy, adapter) if wants_reference else None, adapter.save, adapter.load_weights
-    )
+    return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
 
 
 def parts(recipe: Recipe) -> Parts:
@@ -228,7 +229,7 @@ def parts(recipe: Recipe) -> Parts:
     if recipe.model.lora is None:
         made = full_training(recipe, wants_reference=wants)
     else:
-        made = adapter_training(recipe, recipe.model.lora, wants_reference=wants)
+        made = adapter_training(recipe, recipe.model.lora)
     _check_size(recipe, made.policy)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run

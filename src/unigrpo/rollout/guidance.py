@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unigrpo import flow
 from unigrpo.policy import Context, Policy
-from unigrpo.trajectory import Segment, Text
+from unigrpo.trajectory import Segment, Text, without_prompt
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,6 @@ class GuidanceContexts:
 
     text: Context
     image: Context | None
-
-
-def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The text-unconditional context: all but the last text turn (spec/bagel.md, CFG)."""
-    last = max((i for i, segment in enumerate(given) if isinstance(segment, Text)), default=len(given))
-    return (*given[:last], *given[last + 1 :])
 
 
 def prepare(

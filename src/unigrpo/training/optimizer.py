@@ -37,7 +37,7 @@ class ExpertOptimizer:
     """
 
     def __init__(self, policy: Policy, config: OptimizerConfig, iterations: int) -> None:
-        self.config, self.iterations = config, iterations
+        self.config, self.iterations, self.steps = config, iterations, 0
         self.parameters = expert_parameters(policy)
         self.trained = tuple(expert for expert in EXPERTS if self.parameters[expert])
         if not self.trained:
@@ -87,6 +87,7 @@ class ExpertOptimizer:
         for expert, norm in norms.items():
             parameters = self.parameters[expert].values()
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm, foreach=True)
+        self.steps += 1
         self.adam.step()
         return {expert: float(norm) for expert, norm in norms.items()}
 

@@ -20,12 +20,11 @@ from unigrpo.objectives.methods import Method
 from unigrpo.policy import Policy, Scorer
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import truncate_metrics
-from unigrpo.rewards.protocol import RewardFault
 from unigrpo.training import checkpoint
 from unigrpo.training.clock import Clock
 from unigrpo.training.lora import base_state_dict
 from unigrpo.training.metrics import metrics_line
-from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
+from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
 from unigrpo.training.recorder import Recorder, training_canaries
 from unigrpo.training.sources import Collected, Source
 from unigrpo.training.update import (
@@ -92,7 +91,7 @@ class Trainer:
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
         self.done = 0
         self.saved: int | None = None
-        self.whole = True  # the weights are those after ``done`` iterations
+        self.steps = 0  # optimizer steps of the ``done`` iterations
         self.trained_seconds = 0.0
         self.warned: set[str] = set()
 
@@ -107,7 +106,7 @@ class Trainer:
         try:
             while self.done < self.recipe.iterations:
                 line = self.iterate(self.done)
-                self.done, self.whole = self.done + 1, True
+                self.done, self.steps = self.done + 1, self.optimizer.steps
                 self.trained_seconds += line["seconds"]["total"]
                 self.recorder.metrics(line)
                 progress.update(line)
@@ -117,8 +116,8 @@ class Trainer:
                 if self.stop.requested and self.done < self.recipe.iterations:
                     self.save()
                     return False
-        except (RewardFault, TrainingFault):
-            if self.whole:  # else some of this iteration's steps were made, and the last checkpoint stands
+        except Exception:
+            if self.optimizer.steps == self.steps:  # else this iteration is half made, and the last checkpoint stands
                 self.save()
             raise
         self._evaluate("after", progress)
@@ -198,7 +197,6 @@ class Trainer:
                         check=self.bounds() if not updates else None,
                     )
                 )
-                self.whole = False
         self.optimizer.zero_grad()  # gradients take memory that the next rollout can use
         return updates
 

@@ -67,9 +67,9 @@ def _group(trajectory: Trajectory) -> int:
     return trajectory.prompt.position
 
 
-def target_tokens_per_row(batch: Batch) -> float | None:
-    """Target tokens per trajectory of a minibatch, by which supervised losses are divided; None without targets."""
-    return target_tokens(batch.trajectories) / len(batch) or None
+def target_tokens_per_row(batch: Batch) -> float:
+    """Target tokens per trajectory of a minibatch, by which supervised losses are divided."""
+    return target_tokens(batch.trajectories) / len(batch)
 
 
 def update(
@@ -102,7 +102,7 @@ def update(
 
 
 def accumulate(
-    policy: Policy, method: Method, part: Batch, count: int, *, temperature: float, tokens_per_row: float | None
+    policy: Policy, method: Method, part: Batch, count: int, *, temperature: float, tokens_per_row: float
 ) -> tuple[Statistics, list[Tensor]]:
     """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins."""
     answers = replay(policy, part, temperature)
@@ -122,6 +122,8 @@ def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None
     for name, loss in (("text", text), ("image", image)):
         if loss is not None and not bool(torch.isfinite(loss.detach())):
             raise TrainingFault(f"the {name} loss is {float(loss.detach())}; nothing was updated")
+    # a loss without a gradient is one whose expert has no weights to train (an adapter on the other one)
+    text, image = (loss if loss is not None and loss.requires_grad else None for loss in (text, image))
     if method.image_grad_through_context:
         if text is not None or image is not None:
             sum_of(text, image).backward()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from unigrpo import cli, resolve
 from unigrpo.config import ConfigError
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.transforms import read_picture
+from unigrpo.pictures import read_picture
 from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
@@ -56,8 +57,10 @@ def generate(verb: cli.Generate) -> int:
     prompts = [in_the_world(policy, prompt) for prompt in prompts]
     number = verb.num or (4 if policy.origin is None else 1)
     usable(out if folder else out.parent)
-    drawn = [one for part in together(policy, prompts, verb) for one in draw(policy, part, verb, number)]
-    return write_folder(out, drawn, verb) if folder else write_png(out, drawn, bare=policy.origin is not None)
+    parts = (draw(policy, part, verb, number) for part in together(policy, prompts, verb))
+    if folder:
+        return write_folder(out, parts, verb)
+    return write_png(out, [one for part in parts for one in part], bare=policy.origin is not None)
 
 
 def asked(verb: cli.Generate) -> list[Prompt]:
@@ -91,22 +94,22 @@ def in_the_world(policy: Bagel, prompt: Prompt) -> Prompt:
 
 
 def together(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Drawing) -> Iterator[list[Prompt]]:
-    """Prompts that are drawn in one call: as many as fit, of one picture size, in order."""
-    most, part, size = batch_size(policy, verb), [], None
+    """Prompts that are drawn in one call: as many as fit, of one picture size, edits or not, in order."""
+    most, part, kind = batch_size(policy, verb), [], None
     for prompt in prompts:
-        here = drawn_size(policy, prompt, verb)
-        if part and (here != size or len(part) >= most):
+        here = drawn_size(policy, prompt, verb), bool(prompt.images)  # edits are guided otherwise
+        if part and (here != kind or len(part) >= most):
             yield part
             part = []
-        part, size = [*part, prompt], here
+        part, kind = [*part, prompt], here
     if part:
         yield part
 
 
 def drawn_size(policy: Bagel, prompt: Prompt, verb: cli.Drawing) -> tuple[int, int]:
-    """(height, width) of a prompt's picture: --size, else that of the first picture it shows, else the model's."""
+    """(height, width) of a prompt's picture: --size, else that of the last picture it shows, else the model's."""
     if verb.size is None and prompt.images:
-        return policy.edit_size(prompt.images[0])
+        return policy.edit_size(prompt.images[-1])
     return policy.spec.image_size
 
 
@@ -159,16 +162,17 @@ def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> int:
     return 0
 
 
-def write_folder(out: Path, drawn: Sequence[Drawn], verb: cli.Generate) -> int:
-    """Every picture by itself, and results.jsonl with what led to it."""
-    records = []
-    for one in drawn:
-        name = f"{one.prompt.position:05d}-{one.sample}.png"
-        save_png_atomic(as_png(one.picture), out / name)
-        record = {"picture": name, "prompt": one.prompt.text, "thinking": one.thinking, "sample": one.sample}
-        records.append({**record, "seed": verb.seed} | ({} if one.correct is None else {"correct": one.correct}))
-    runlog.write_records_atomic(out / "results.jsonl", records)
-    print(f"wrote {len(drawn)} pictures and results.jsonl to {out}")
+def write_folder(out: Path, parts: Iterable[Sequence[Drawn]], verb: cli.Generate) -> int:
+    """Every picture by itself as soon as it is drawn, and results.jsonl with what led to it."""
+    records: list[dict[str, Any]] = []
+    for part in parts:
+        for one in part:
+            name = f"{one.prompt.position:05d}-{one.sample}.png"
+            save_png_atomic(as_png(one.picture), out / name)
+            record = {"picture": name, "prompt": one.prompt.text, "thinking": one.thinking, "sample": one.sample}
+            records.append({**record, "seed": verb.seed} | ({} if one.correct is None else {"correct": one.correct}))
+        runlog.write_records_atomic(out / "results.jsonl", records)  # whole after every part, whatever comes next
+    print(f"wrote {len(records)} pictures and results.jsonl to {out}")
     return 0
 
 
@@ -187,6 +191,8 @@ def answer(verb: cli.Generate, prompts: Sequence[Prompt]) -> int:
     """Answer questions about pictures in words (spec/bagel.md 6: pictures are only seen)."""
     if verb.out is not None and verb.out.suffix.lower() != ".jsonl":
         raise ConfigError(f"--out {verb.out}: answers are written as .jsonl")
+    if verb.out is not None:
+        usable(verb.out.parent)
     policy = load(verb)
     how, records = sampling(policy, verb, own(policy)), []
     for prompt in prompts:
@@ -198,8 +204,8 @@ def answer(verb: cli.Generate, prompts: Sequence[Prompt]) -> int:
         words = policy.decode_text(text.ids)
         print(words or "(said nothing)", flush=True)
         records.append({"prompt": prompt.text, "answer": words, "ended": text.ended})
+        if verb.out is not None:
+            runlog.write_records_atomic(verb.out, records)  # after every answer, whatever comes next
     if verb.out is not None:
-        usable(verb.out.parent)
-        runlog.write_records_atomic(verb.out, records)
         print(f"wrote {verb.out}")
     return 0

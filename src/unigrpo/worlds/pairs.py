@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unigrpo.config import ConfigError
 from unigrpo.policy import Policy
-from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory
+from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
 from unigrpo.worlds.prompt_files import (
     HUB,
     HubRows,
@@ -167,7 +167,7 @@ def supervised_trajectories(policy: Policy, pairs: Sequence[Pair], *, drop: Sequ
         before: tuple[Segment, ...] = policy.prompt_segments(pair.prompt, think=pair.thinking is not None)
         words = () if pair.thinking is None else (Text(policy.encode_text(pair.thinking), target=True),)
         if bare:
-            before, words = before[:-1], ()
+            before, words = without_prompt(before), ()
         pixels = fitted(pair.image(), policy.spec.image_size).float() / 255.0
         picture = Image(policy.encode_image(pixels[None])[0], policy.spec.grid, target=True)
         made.append(Trajectory(pair.prompt, 0, (*before, *words, picture)))

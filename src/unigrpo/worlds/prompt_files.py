@@ -7,7 +7,6 @@ files. Every fault is a ValueError of one sentence that names the file and the l
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from unigrpo import seeds
+from unigrpo import pictures, seeds
 from unigrpo.config import ConfigError, did_you_mean
 from unigrpo.trajectory import Prompt
 
@@ -169,24 +167,11 @@ def picture_path(folder: Path, name: str, where: str) -> Path:
 
 
 def read_picture(source: Path | bytes, where: str) -> Tensor:
-    """Read a picture file (or its bytes): uint8 [3, H, W], upright, what is transparent on white."""
-    from PIL import Image, ImageOps
-
-    name = f"the picture {source}" if isinstance(source, Path) else "its picture"
+    """Read a picture file (or its bytes) that a line names: uint8 [3, H, W] (:func:`unigrpo.pictures.read_picture`)."""
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith(("I", "F")):
-                raise ConfigError(f"{where}: {name} has more than 8 bits a colour (mode {picture.mode}): convert it")
-            if picture.has_transparency_data:
-                layers = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
-            pixels = np.array(picture.convert("RGB"))
-    except ConfigError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises on bad data
-        raise ConfigError(f"{where}: {name} cannot be read ({error}): replace it, or take the line out") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return pictures.read_picture(source)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}; replace it, or take the line out") from error
 
 
 # ----------------------------------------------------------------------------------------------------- data sets (hub)

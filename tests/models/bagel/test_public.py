@@ -351,7 +351,7 @@ def test_shards_go_back_as_one_file(folder, tmp_path):
     save_public(load_policy(folder), tmp_path / "out")
     out = contents(tmp_path / "out")
     assert tensors(tmp_path / "out" / "ema.safetensors").keys() == held.keys()
-    write_stream(tmp_path / "x", held, metadata={})
+    write_stream(tmp_path / "x", held)  # with the metadata that other libraries look for
     assert out.pop("ema.safetensors") == (tmp_path / "x").read_bytes() and len(whole) > len(out)
     assert out == {n: c for n, c in contents(folder).items() if not n.startswith("ema")}
 

@@ -112,11 +112,11 @@ class MoTAttention(nn.Module):
     ) -> Stream:
         """Attention over the given keys (mask: additive [B, 1, Lq, Lk]) and the output projections of both experts.
 
-        Text on a CPU in fp32 attends in fp64: a decoded token and the same token in a packed replay sum over keys of
+        Text in fp32 attends in fp64: a decoded token and the same token in a packed replay sum over keys of
         different padding, and those roundings alone made rare tokens differ by more than the 1e-5 that a first update
         may (with it: not at all; LOG.md). Images, whose blocks have one shape, need no such care.
         """
-        wide = num_und == q.shape[2] and values.dtype == torch.float32 and q.device.type == "cpu"
+        wide = num_und == q.shape[2] and values.dtype == torch.float32 and q.device.type in ("cpu", "cuda")
         if wide:
             q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
         shared = self.heads // self.kv_heads

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {  # spec/bagel.md 6, thinking
     "timestep_shift": 3.0,
     "num_points": 50,
     "guidance": 4.0,
+    "guidance_interval": (0.4, 1.0),
     "temperature": 0.0,
     "max_think_tokens": 1024,
 }
@@ -171,14 +172,7 @@ def read_public_config(
             latent_patch_size=patch,
             vae_downsample=autoencoder.downsample,
             vision=vision,
-            system_prompt=DRAWING_PROMPT,
-            answer_prompt=ANSWER_PROMPT,
-            timestep_shift=3.0,
-            num_points=50,
-            guidance=4.0,
-            guidance_interval=(0.4, 1.0),
-            temperature=0.0,
-            max_think_tokens=1024,
+            **DEFAULTS,
         )
     except ValueError as error:
         raise ValueError(f"{folder / LANGUAGE} cannot work: {error}") from error

@@ -95,7 +95,7 @@ class TensorFiles:
                 more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
                 raise ValueError(f"{index} and {shard} do not agree on the tensors in it: {', '.join(wrong[:5])}{more}")
             entries |= held
-        return cls(index, entries, {})
+        return cls(index, entries, PYTORCH)
 
     @property
     def shapes(self) -> dict[str, Shape]:

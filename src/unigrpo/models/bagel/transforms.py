@@ -1,24 +1,18 @@
 """From a picture file to what BAGEL reads: sizes, resizing and ranges (spec/bagel.md, section 6, last paragraph).
 
-The order is ``read_picture``, ``resize`` with VAE_LIMITS for the latents, and ``resize`` with VIT_LIMITS *of that* for
-the vision tower; ``to_signed`` makes the numbers of either. Pictures are uint8 RGB tensors [3, H, W] until then.
+The order is ``pictures.read_picture``, ``resize`` with VAE_LIMITS for the latents, and ``resize`` with VIT_LIMITS *of
+that* for the vision tower; ``to_signed`` makes the numbers of either. Until then pictures are uint8 RGB [3, H, W].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image as Images
-from PIL import ImageOps, UnidentifiedImageError
 from PIL.Image import Image as Picture
 from torch import Tensor
-
-# What users have; others (EPS runs a program, PSD has layers) are refused by name.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -91,32 +85,6 @@ def to_signed(image: Tensor) -> Tensor:
     return (image.float() / 255.0 - 0.5) / 0.5
 
 
-def signed_to_uint8(pixels: Tensor) -> Tensor:
-    """Decoded pixels of range [-1, 1] (not clamped) -> uint8 of the same shape: trunc(clamp(x / 2 + 1/2, 0, 1) * 255).
-
-    It truncates as the original does, so a picture that goes to [-1, 1] and back may lose 1 of 255, never gain.
-    """
-    return ((pixels.float() * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).to(torch.uint8)
-
-
-def read_picture(path: Path) -> Tensor:
-    """A picture file as uint8 RGB [3, H, W], upright (EXIF orientation) and with transparency laid onto white.
-
-    ValueError names the file if it is missing, damaged, animated, or of a kind that is not read.
-    """
-    try:
-        with Images.open(path, formats=FORMATS) as picture:
-            _refuse_odd(picture)
-            return _tensor(_upright_rgb(picture))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error.strerror}") from error
-    except UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise ValueError(f"{path} cannot be read as a picture: it is damaged, or none of {kinds}") from error
-    except Exception as error:  # on damaged files Pillow's readers raise nearly everything
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
-
 def _check(image: Tensor) -> None:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"a picture is uint8 [3, H, W], not {image.dtype} {list(image.shape)}")
@@ -124,26 +92,3 @@ def _check(image: Tensor) -> None:
 
 def _tensor(picture: Picture) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-
-
-def _refuse_odd(picture: Picture) -> None:
-    """No animations, and no grey of more than 8 bits (Pillow would clip it to white)."""
-    if picture.mode in DEEP_GREY:
-        raise ValueError("it has more than 8 bits of grey; save it with 8 bits per channel")
-    if picture.format == "MPO":  # a phone's photo with a preview or a depth map after it: the first one is the photo
-        return
-    try:
-        picture.seek(1)
-    except EOFError:
-        return
-    raise ValueError("it holds several pictures (an animation or pages); save the one you mean to a file of its own")
-
-
-def _upright_rgb(picture: Picture) -> Picture:
-    upright = ImageOps.exif_transpose(picture)
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    layer = upright.convert("RGBA")
-    white = Images.new("RGB", layer.size, (255, 255, 255))
-    white.paste(layer, mask=layer.getchannel("A"))
-    return white

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.policy import Policy
-from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory
+from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
 from unigrpo.worlds.shapes.demonstrations import Demonstration
 from unigrpo.worlds.shapes.planner import format_plan, parse_plan, plan_satisfies
 from unigrpo.worlds.shapes.renderer import render
@@ -22,7 +22,7 @@ def given_segments(policy: Policy, demonstration: Demonstration) -> tuple[Segmen
     think = demonstration.plan is not None or (demonstration.prompt is None and demonstration.system)
     before = policy.prompt_segments(demonstration.prompt or Prompt(0, ""), think=think)
     if demonstration.prompt is None:
-        before = before[:-1]  # as the guidance's unconditional branch reads it
+        before = without_prompt(before)
     if demonstration.plan is None:
         return before
     ids = policy.encode_text(format_plan(demonstration.plan))
