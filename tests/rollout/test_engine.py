@@ -10,6 +10,7 @@ import torch
 from small_models import EVALUATION, TRAINING, largest, prompts, sample, small_policy
 from unigrpo import flow
 from unigrpo.rollout.engine import Draws, window_starts
+from unigrpo.rollout.outcome import decode_pictures
 from unigrpo.trajectory import Image, Text
 
 
@@ -149,3 +150,11 @@ def test_no_window_means_no_stochastic_step():
 def test_a_window_that_does_not_fit_is_refused(policy):
     with pytest.raises(ValueError, match=r"no 3 consecutive SDE steps fit into the window \[0, 2\)"):
         sample(policy, sampling=replace(TRAINING, window=(0, 2)))
+
+
+def test_latents_that_are_not_finite_are_no_picture():
+    policy = small_policy()
+    with torch.no_grad():
+        policy.model.llm2vae.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        decode_pictures(policy, sample(policy, sampling=EVALUATION))

@@ -19,6 +19,13 @@ def thinking_of(policy: Policy, trajectory: Trajectory) -> str | None:
 
 @torch.no_grad()
 def decode_pictures(policy: Policy, trajectories: Sequence[Trajectory]) -> Tensor:
-    """The last picture of every trajectory, uint8 [B, 3, H, W] on the CPU, rounded as a PNG holds it."""
+    """The last picture of every trajectory, uint8 [B, 3, H, W] on the CPU, rounded as a PNG holds it.
+
+    ValueError where a latent is not finite: it would become a picture like any other.
+    """
     latents = torch.stack([trajectory.images[-1].latents for trajectory in trajectories])
+    if not bool(latents.isfinite().all()):
+        raise ValueError(
+            "the model drew numbers that are not finite: are its weights damaged, or did training diverge?"
+        )
     return (policy.decode_image(latents) * 255.0).round().clamp(0, 255).to(torch.uint8).cpu()
