@@ -88,4 +88,6 @@ def _at_least(option: str, value: Any, default: float, least: float) -> float:
     chosen = default if value is None else value
     if not chosen >= least:
         raise ConfigError(f"--{option} {chosen}: it must be at least {least}")
+    if chosen == float("inf"):
+        raise ConfigError(f"--{option} {chosen}: it must be a finite number")
     return chosen
