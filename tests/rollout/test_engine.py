@@ -158,3 +158,10 @@ def test_latents_that_are_not_finite_are_no_picture():
         policy.model.llm2vae.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         decode_pictures(policy, sample(policy, sampling=EVALUATION))
+
+
+def test_pixels_that_are_not_finite_are_no_picture(monkeypatch):
+    policy = small_policy()
+    monkeypatch.setattr(policy, "decode_image", lambda latents: torch.full((len(latents), 3, 4, 4), float("nan")))
+    with pytest.raises(ValueError, match=r"ae\.safetensors"):
+        decode_pictures(policy, sample(policy, sampling=EVALUATION))
