@@ -7,7 +7,6 @@ value of BAGEL-7B-MoT.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 from unigrpo.models.bagel.config import BagelConfig, VisionConfig
 from unigrpo.models.bagel.flux import FluxConfig
 from unigrpo.models.bagel.tensor_files import Shape
-from unigrpo.models.bagel.tokenizer import SpecialTokens, Tokenizer, special_ids
+from unigrpo.models.bagel.tokenizer import SpecialTokens, Tokenizer, read_object, special_ids
 
 LANGUAGE, VISION, WHOLE = "llm_config.json", "vit_config.json", "config.json"
 VISION_PREFIXES = ("vit_model.", "connector.", "vit_pos_embed.")
@@ -92,13 +91,7 @@ class _File:
             if not optional:
                 raise ValueError(f"{path.parent} is not a public BAGEL folder: it has no {path.name}")
             return cls(path, {}, usual, shapes)
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is not readable as JSON: {error}") from error
-        if not isinstance(said, dict):
-            raise ValueError(f"{path} is damaged: it should be a JSON object, not a {type(said).__name__}")
-        return cls(path, said, usual, shapes)
+        return cls(path, read_object(path), usual, shapes)
 
     def says(self, key: str) -> str:
         """How a message begins: the file, and what it says of a key."""

@@ -198,7 +198,7 @@ def _qwen2(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _read_bpe(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
-    ids = _read_object(vocabulary)
+    ids = read_object(vocabulary)
     if not all(isinstance(index, int) for index in ids.values()):
         raise ValueError(f"{vocabulary} is not a vocabulary: it must give every token a whole number")
     pairs = _read_merges(merges)
@@ -227,7 +227,8 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; ValueError where it is not one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -239,7 +240,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _add_tokens(inner: tokenizers.Tokenizer, path: Path) -> None:
     """Add the ``added_tokens_decoder`` of a tokenizer_config.json, in the order of its ids, which must come out."""
-    entries = _read_object(path).get("added_tokens_decoder", {})
+    entries = read_object(path).get("added_tokens_decoder", {})
     try:
         tokens = {int(index): _added_token(entries[index]) for index in sorted(entries, key=int)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
