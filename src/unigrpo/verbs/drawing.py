@@ -70,6 +70,7 @@ def asked(verb: cli.Generate) -> list[Prompt]:
     images = tuple(read_picture(path) for path in verb.image)
     if verb.prompt is not None:
         return [Prompt(0, verb.prompt, images=images)]
+    assert verb.prompts is not None
     if verb.prompts.suffix.lower() not in (".txt", ".jsonl"):  # the lists of worlds have no end
         raise ConfigError(f"--prompts {verb.prompts}: prompts to draw are read from a .txt or .jsonl file")
     found = resolve.suite(str(verb.prompts)).prompts(10**9)
