@@ -104,7 +104,7 @@ class Case:
     @property
     def objective(self):
         none = RegulariserSettings(weight=0.0)
-        left_out = {"text_grpo": {"flow": None}, "flow_grpo": {"text": None}}.get(self.method, {})
+        left_out = {"text_grpo": {"image": None}, "flow_grpo": {"text": None}}.get(self.method, {})
         return PolicyGradient(regulariser=none, **left_out)
 
 
@@ -357,7 +357,7 @@ def test_flops_of_a_replay(case):
         answers = policy.replay(items)
         forward = counter.get_total_flops()
         losses = [torch.cat([a.log_probs for a in answers]).sum()] if objective.text is not None else []
-        if objective.flow is not None:
+        if objective.image is not None:
             image = torch.stack([v.square().mean() for a in answers for v in a.velocities]).sum()
             image.backward(inputs=list(policy.denoising_parameters().values()), retain_graph=bool(losses))
         for loss in losses:

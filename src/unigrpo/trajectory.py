@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -57,12 +58,39 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: scales and renormalisation (spec/bagel.md, CFG); a text scale <= 1 means none.
+
+    Active where interval[0] < t <= interval[1].
+    """
+
+    text_scale: float = 1.0
+    image_scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    renorm: Literal["global", "channel", "text_channel"] = "global"
+    renorm_min: float = 0.0
+
+    @property
+    def on(self) -> bool:
+        """Whether any step may be guided."""
+        return self.text_scale > 1.0
+
+    def active(self, t: float) -> bool:
+        """Whether the step that starts at t is guided."""
+        return self.on and self.interval[0] < t <= self.interval[1]
+
+
+NO_GUIDANCE = Guidance()
+
+
+@dataclass(frozen=True)
 class FlowPath:
     """The K stochastic (SDE) steps of one denoising path, as the sampler saw them; everything fp32 but the times.
 
     steps: indices k into the timestep grid. t, t_next: fp64 [K], the times of x and of x_next (t > t_next).
     t_second: the second point of the full grid, which replaces t in sigma where t == 1 (spec a.3).
-    x, x_next, mean: [K, n, d]; std, log_prob: [K]. noise_level, kind: what the transition was drawn with.
+    x, x_next, mean: [K, n, d]; std, log_prob: [K]. noise_level, kind: what the transition was drawn with. guidance: how
+    the velocities were mixed; a replay mixes those of now in the same way.
     """
 
     steps: tuple[int, ...]
@@ -76,20 +104,33 @@ class FlowPath:
     log_prob: Tensor
     noise_level: float
     kind: str = "flow"
+    guidance: Guidance = NO_GUIDANCE
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One state on the way to a picture that the sampler kept: x [n, d] before step ``step`` of the grid, at time t."""
+
+    step: int
+    t: float
+    x: Tensor
 
 
 @dataclass(frozen=True)
 class Image:
     """A picture: ``latents`` [n, d] at t = 0 (packed patches, row-major) of a token grid (rows, columns).
 
-    ``path`` is the behaviour data of a picture that was sampled with SDE steps; None: given, or drawn by the ODE alone.
-    ``target`` marks a given image whose velocities supervised training learns.
+    ``drawn`` tells whether the policy drew it (else it is given). ``path`` is the behaviour data of a picture that was
+    sampled with SDE steps, ``visit`` a state on its way that was kept for ReFL. ``target`` marks a given image whose
+    velocities supervised training learns.
     """
 
     latents: Tensor
     grid: tuple[int, int]
     path: FlowPath | None = None
     target: bool = False
+    drawn: bool = False
+    visit: Visit | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +146,13 @@ class View:
 
 
 Segment = Text | Image | View
+
+
+def made_by_policy(segment: Segment) -> bool:
+    """Whether the policy wrote or drew this segment."""
+    if isinstance(segment, Image):
+        return segment.drawn or segment.path is not None
+    return isinstance(segment, Text) and segment.log_probs is not None
 
 
 def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
@@ -130,6 +178,18 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Behaviour:
+    """What the weights before the update say at the states x [K, n, d] that a method drew: velocity [K, n, d].
+
+    Of all draws of one trajectory, in order; computed once per iteration. The states are kept beside the answers,
+    because a ratio of answers at different states would mean nothing.
+    """
+
+    x: Tensor
+    velocity: Tensor
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A prompt, what the model made of it, and (once scored) what it was worth.
 
@@ -144,6 +204,12 @@ class Trajectory:
     verdict: Mapping[str, Any] = field(default_factory=dict)
     advantage: float | None = None
     reference: Reference | None = None
+    behaviour: Behaviour | None = None
+
+    @property
+    def given(self) -> tuple[Segment, ...]:
+        """The segments before the first that the policy made."""
+        return tuple(takewhile(lambda segment: not made_by_policy(segment), self.segments))
 
     @property
     def sampled_texts(self) -> tuple[Text, ...]:

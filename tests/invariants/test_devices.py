@@ -49,8 +49,8 @@ JOINT = PolicyGradient(text=TextSettings(kl_weight=0.1), regulariser=Regulariser
 STEPPED = FlowSettings(ratio_norm=False, grad_reweight="inv_dt_norm")
 METHODS = {
     "unigrpo": JOINT,
-    "unigrpo-through-context": replace(JOINT, flow=STEPPED, image_grad_through_context=True),
-    "text_grpo": PolicyGradient(flow=None, text=TextSettings(kl_weight=0.1)),
+    "unigrpo-through-context": replace(JOINT, image=STEPPED, image_grad_through_context=True),
+    "text_grpo": PolicyGradient(image=None, text=TextSettings(kl_weight=0.1)),
     "flow_grpo": PolicyGradient(text=None, regulariser=RegulariserSettings("latent_kl", 0.3)),
 }
 EITHER_DTYPE = pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def trained(policy, method, batch, *, check=None):
 
 def scored(policy, method, reference):
     """Two groups of three with made-up advantages and the reference's answers, and their old values from a replay."""
-    sampling = TRAINING if method.flow else replace(TRAINING, window=None)
+    sampling = TRAINING if method.image else replace(TRAINING, window=None)
     advantages = (1.0, -0.5, 2.0, -1.5, 0.7, -0.3)
     drawn = [replace(t, advantage=a) for t, a in zip(sample(policy, sampling=sampling), advantages, strict=True)]
     batch = Batch(drawn, [method.draws(t, seeds.generator(0, 0, 0, t.sample, "draws")) for t in drawn])

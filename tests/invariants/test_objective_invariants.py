@@ -261,7 +261,7 @@ class Toy:
 
 
 METHOD = PolicyGradient(
-    text=TextSettings(clip_range=0.2), flow=FlowSettings(clip_range=1.0), regulariser=RegulariserSettings(weight=0.3)
+    text=TextSettings(clip_range=0.2), image=FlowSettings(clip_range=1.0), regulariser=RegulariserSettings(weight=0.3)
 )
 
 

@@ -109,7 +109,7 @@ def test_pictures_of_one_trajectory_are_averaged():
     [
         ([sampled(reference=False)], "reference velocity"),
         ([sampled(advantage=None)], "an advantage"),
-        ([sampled(pictures=0)], "0 pictures with SDE steps"),
+        ([sampled(pictures=0)], "0 pictures to train on"),
     ],
 )
 def test_missing_data_is_named(rows, says):
@@ -119,7 +119,7 @@ def test_missing_data_is_named(rows, says):
 
 def test_settings_refuse_what_cannot_work():
     with pytest.raises(ValueError, match="text term"):
-        PolicyGradient(text=None, flow=None)
+        PolicyGradient(text=None, image=None)
     with pytest.raises(ValueError, match="velocity_mse, latent_kl"):
         RegulariserSettings(kind="mse")
     with pytest.raises(ValueError, match="weight"):

@@ -25,7 +25,7 @@ from unigrpo.training.lora import Adapter, WithoutAdapter, base_state_dict, targ
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
 from unigrpo.training.update import Batch, annotate_reference, backward, replay, rescore, update
 
-METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), flow=FlowSettings(clip_range=1e-3))
+METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), image=FlowSettings(clip_range=1e-3))
 BOTH = ("reasoning", "denoising")
 LAYER = "language_model.model.layers.0"
 
@@ -447,7 +447,7 @@ def batch_of(policy, adapter, method=METHOD):
 CASES = {
     "joint": (BOTH, METHOD),
     "joint, through context": (BOTH, replace(METHOD, image_grad_through_context=True)),
-    "reasoning": (["reasoning"], PolicyGradient(flow=None)),
+    "reasoning": (["reasoning"], PolicyGradient(image=None)),
     "denoising": (["denoising"], replace(METHOD, text=None)),
 }
 

@@ -30,8 +30,8 @@ from unigrpo.training.update import (
 )
 from unigrpo.trajectory import Prompt, Trajectory
 
-METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), flow=FlowSettings(clip_range=1e-3))
-TEXT_ONLY = PolicyGradient(flow=None)
+METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), image=FlowSettings(clip_range=1e-3))
+TEXT_ONLY = PolicyGradient(image=None)
 
 
 def true_batch(policy, method=METHOD, *, reference=None):

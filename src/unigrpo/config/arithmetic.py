@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from unigrpo.config.methods import Supervised, WithSDE
 from unigrpo.config.recipe import Recipe
-from unigrpo.config.sections import DemonstrationData, FlowGRPO, PromptData, Supervised, UniGRPO
+from unigrpo.config.sections import DemonstrationData, PromptData
 
 
 def batch_arithmetic(recipe: Recipe) -> list[str]:
@@ -58,7 +59,7 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
         f"{updates} optimizer steps per iteration, {updates * recipe.iterations} in {recipe.iterations} iterations",
         _micro_batches(trajectories // optimizer.minibatches, optimizer.micro_batch),
     ]
-    if isinstance(recipe.method, UniGRPO | FlowGRPO):
+    if isinstance(recipe.method, WithSDE):
         (lo, hi), size = rollout.window, rollout.window_size
         lines.insert(2, f"SDE window: {size} steps of each image are trained, starting at step {lo} to {hi - size}")
     return lines

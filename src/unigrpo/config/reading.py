@@ -13,8 +13,9 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from unigrpo.config.methods import DATA, METHODS
 from unigrpo.config.recipe import Recipe
-from unigrpo.config.sections import DATA, METHODS, ConfigError, Range, did_you_mean
+from unigrpo.config.sections import ConfigError, Range, did_you_mean
 
 _T = TypeVar("_T")
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text (quote it if need be)"}

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from unigrpo.config.methods import (
+    Method,
+    ReFL,
+    Supervised,
+    UniFPO,
+    UniGRPO,
+    WithForwardNoise,
+    WithImage,
+    WithSDE,
+    WithText,
+)
 from unigrpo.config.sections import (
     Checkpoint,
     ConfigError,
@@ -11,16 +22,11 @@ from unigrpo.config.sections import (
     CountOrZero,
     DemonstrationData,
     Eval,
-    FlowGRPO,
-    Method,
     Model,
     Optimizer,
     PromptData,
     Reward,
     Rollout,
-    Supervised,
-    TextGRPO,
-    UniGRPO,
 )
 
 
@@ -47,10 +53,11 @@ class Recipe:
         _check_schedule(self)
         _check_lora(self)
         _check_eps(self)
-        if isinstance(self.method, UniGRPO | FlowGRPO):
-            _check_window(self.rollout)
-            _check_guidance(self)
-        if isinstance(self.method, UniGRPO | TextGRPO):
+        if isinstance(self.method, WithSDE):
+            _check_window(self)
+        else:
+            _check_no_window(self)
+        if isinstance(self.method, WithText):
             _check_thinking(self)
 
 
@@ -70,7 +77,7 @@ def _check_data(recipe: Recipe) -> None:
                     f"optimizer.{key} = {value}: a batch of demonstrations is used once, in one step; set it to 1"
                 )
         return
-    if data.group_size < 2:
+    if data.group_size < 2 and not isinstance(method, ReFL):
         raise ConfigError(
             "data.group_size = 1: an advantage compares the samples of one prompt, and a single sample always gets 0; "
             "set it to 2 or more"
@@ -94,9 +101,10 @@ def _check_rewards(recipe: Recipe) -> None:
 
 def trained_experts(recipe: Recipe) -> tuple[str, ...]:
     """Which experts the method trains: its terms decide (spec f.4)."""
-    if isinstance(recipe.method, TextGRPO):
-        return ("reasoning",)
-    return ("denoising",) if isinstance(recipe.method, FlowGRPO) else ("reasoning", "denoising")
+    if isinstance(recipe.method, Supervised):
+        return ("reasoning", "denoising")
+    text, image = isinstance(recipe.method, WithText), isinstance(recipe.method, WithImage)
+    return (*(["reasoning"] if text else []), *(["denoising"] if image else []))
 
 
 def _check_lora(recipe: Recipe) -> None:
@@ -108,7 +116,7 @@ def _check_lora(recipe: Recipe) -> None:
         alone = " (method.name flow_grpo trains denoising alone, text_grpo reasoning alone)"
         raise ConfigError(
             f"model.lora.experts = {list(lora.experts)}: {method.name} also trains {missing[0]}, which would have no "
-            f"weights to train; add it{alone if isinstance(method, UniGRPO) else ''}"
+            f"weights to train; add it{alone if isinstance(method, UniGRPO | UniFPO) else ''}"
         )
     if isinstance(method, Supervised) and method.train_vision:
         raise ConfigError(
@@ -135,17 +143,34 @@ def _check_schedule(recipe: Recipe) -> None:
         )
 
 
-def _check_guidance(recipe: Recipe) -> None:
-    if recipe.rollout.guidance != 1:
+def _check_no_window(recipe: Recipe) -> None:
+    """Methods without SDE steps: their regulariser, guidance and window must make sense without."""
+    method, rollout = recipe.method, recipe.rollout
+    if isinstance(method, WithImage) and method.regulariser.kind == "latent_kl" and method.regulariser.weight > 0:
         raise ConfigError(
-            f"rollout.guidance = {recipe.rollout.guidance:g}: {recipe.method.name} replays its drawing without "
-            "guidance, as the paper does, so a guided rollout could not be scored; set it to 1, and guide evaluations "
-            "with eval.guidance"
+            f"method.regulariser.kind = latent_kl: it compares SDE steps, and {method.name} draws by the ODE; "
+            "set it to velocity_mse or none"
+        )
+    if isinstance(method, WithForwardNoise | ReFL) and rollout.guidance != 1:
+        raise ConfigError(
+            f"rollout.guidance = {rollout.guidance:g}: {method.name} trains the model's own velocity, and a guided "
+            "picture is not drawn by that alone; set it to 1, and guide evaluations with eval.guidance"
+        )
+    if rollout.window_motion == "sliding":
+        raise ConfigError(
+            f"rollout.window_motion = sliding: {method.name} has no SDE window that could move; set it to random, or "
+            "method.name to unigrpo or flow_grpo"
         )
 
 
-def _check_window(rollout: Rollout) -> None:
+def _check_window(recipe: Recipe) -> None:
+    rollout, method = recipe.rollout, recipe.method
     (lo, hi), size = rollout.window, rollout.window_size
+    if size == 0:
+        raise ConfigError(
+            f"rollout.window_size = 0: {method.name} scores the SDE steps of a picture (RatioNorm divides by their "
+            "noise), and there would be none; set it to 1 or more (Table 3: 3)"
+        )
     if lo + size > hi:
         raise ConfigError(
             f"rollout.window_size = {size} does not fit rollout.window = [{lo}, {hi}], which holds {max(hi - lo, 0)} "
@@ -169,7 +194,7 @@ def _check_thinking(recipe: Recipe) -> None:
     if not rollout.think:
         raise ConfigError(
             f"rollout.think = false: {name} trains the thinking, and there would be none; "
-            "set it to true, or method.name to flow_grpo"
+            "set it to true, or method.name to flow_grpo, fpo or refl"
         )
     if rollout.temperature == 0:
         raise ConfigError(

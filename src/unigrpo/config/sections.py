@@ -1,4 +1,4 @@
-"""The keys of a recipe: one frozen dataclass per section, and one per method, whose fields are its terms.
+"""The keys of a recipe: one frozen dataclass per section (the methods are in ``methods``).
 
 Defaults are those of the paper's Table 3; where the paper is silent, the docstring says so (source: design "A recipe,
 whole", spec g.1). ``num_points`` counts grid points: M points are M - 1 forwards. Numbers carry their :class:`Range`.
@@ -157,13 +157,18 @@ class Rollout:
     window: [lo, hi), the step indices from which ``window_size`` consecutive SDE steps are drawn. noise_level: a of
     sigma = a sqrt(t / (1 - t)), or eta of the kinds cps and dance. image_size: pixels of a side, null = the model's.
     batch: samples that are drawn together (also in evaluations), null = all at once; it changes memory, not draws.
+    guidance: scale of classifier-free guidance in training rollouts (Table 3: 1, none); window_motion: random draws the
+    window per prompt (the paper), sliding moves it by window_stride after every window_every iterations (MixGRPO).
     """
 
     num_points: GridPoints = 25
     shift: Positive = 3.0
     guidance: Guidance = 1.0
     window: tuple[CountOrZero, CountOrZero] = (0, 5)
-    window_size: Count = 3
+    window_size: CountOrZero = 3
+    window_motion: Literal["random", "sliding"] = "random"
+    window_every: Count = 25
+    window_stride: Count = 1
     noise_level: NonNegative = 0.8
     sde: Literal["flow", "cps", "dance", "flow_cp"] = "flow"
     temperature: NonNegative = 1.0
@@ -189,98 +194,6 @@ class Reward:
     train: tuple[Scorer, ...] = ()
     validation: tuple[Scorer, ...]
     on_error: Literal["raise"] = "raise"
-
-
-@dataclass(frozen=True)
-class TextTerm:
-    """Text GRPO, Eq. 2 (the paper is silent on the clip): clip r to 1 +- clip_range, minus kl_weight k3."""
-
-    clip_range: Positive = 0.2
-    kl_weight: NonNegative = 0.0
-
-
-@dataclass(frozen=True)
-class FlowTerm:
-    """Flow GRPO, Eq. 4-6; clip_range auto = 5.12e-4 / sqrt(D), the paper's 1e-6 at 1024 x 1024 (spec b.6)."""
-
-    clip_range: Positive | Literal["auto"] = "auto"
-    ratio_norm: bool = True
-    grad_reweight: Literal["none", "inv_dt", "inv_dt_norm"] = "none"
-
-
-@dataclass(frozen=True)
-class Regulariser:
-    """What keeps the velocity near the start checkpoint on the window steps, Eq. 8 (mean over D, spec e.2)."""
-
-    kind: Literal["velocity_mse", "latent_kl", "none"] = "velocity_mse"
-    weight: NonNegative = 1.5e-5
-
-
-@dataclass(frozen=True)
-class Advantage:
-    """A = clamp((R - mean) / (std + epsilon), -clip, clip) inside a group, Eq. 1 (paper silent on both; spec b.8)."""
-
-    epsilon: NonNegative = 1e-4
-    clip: Positive = 5.0
-
-
-@dataclass(frozen=True)
-class UniGRPO:
-    """J = J_Text + lambda J_Flow, Eq. 7; image_grad_through_context is left open by the paper (spec e.4)."""
-
-    name: Literal["unigrpo"] = "unigrpo"
-    lambda_flow: NonNegative = 1.0
-    image_grad_through_context: bool = False
-    text: TextTerm = field(default_factory=TextTerm)
-    flow: FlowTerm = field(default_factory=FlowTerm)
-    regulariser: Regulariser = field(default_factory=Regulariser)
-    advantage: Advantage = field(default_factory=Advantage)
-
-
-@dataclass(frozen=True)
-class TextGRPO:
-    """J_Text alone: the picture is drawn by the ODE, and the denoising parameters stay as they are (spec f.4)."""
-
-    name: Literal["text_grpo"] = "text_grpo"
-    text: TextTerm = field(default_factory=TextTerm)
-    advantage: Advantage = field(default_factory=Advantage)
-
-
-@dataclass(frozen=True)
-class FlowGRPO:
-    """J_Flow alone: the thinking (if any) is sampled, and the reasoning parameters stay as they are (spec f.4)."""
-
-    name: Literal["flow_grpo"] = "flow_grpo"
-    flow: FlowTerm = field(default_factory=FlowTerm)
-    regulariser: Regulariser = field(default_factory=Regulariser)
-    advantage: Advantage = field(default_factory=Advantage)
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """ce_weight CE(text) + mse_weight MSE(velocity) on demonstrations, each image at noisy_copies times (spec f.5).
-
-    times: the distribution of t (logit_normal is BAGEL's), stratified over the copies, then shifted by timestep_shift.
-    train_vision: train the vision tower and its connector too, at the reasoning expert's learning rate.
-    """
-
-    name: Literal["supervised"] = "supervised"
-    ce_weight: NonNegative = 1.0
-    mse_weight: NonNegative = 1.0
-    timestep_shift: Positive = 3.0
-    noisy_copies: Count = 1
-    times: Literal["logit_normal", "uniform"] = "logit_normal"
-    train_vision: bool = False
-
-
-Method = UniGRPO | TextGRPO | FlowGRPO | Supervised
-METHODS: dict[str, type[Method]] = {
-    "unigrpo": UniGRPO,
-    "text_grpo": TextGRPO,
-    "flow_grpo": FlowGRPO,
-    "supervised": Supervised,
-}
-DATA: dict[str, type[PromptData | DemonstrationData]] = {"RL": PromptData, "supervised": DemonstrationData}
 
 
 @dataclass(frozen=True)

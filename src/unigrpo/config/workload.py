@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from unigrpo.config.methods import FPO, DiffusionNFT, ReFL, Supervised, UniFPO, UniGRPO, WithImage, WithSDE, WithText
 from unigrpo.config.recipe import Recipe, trained_experts
-from unigrpo.config.sections import FlowGRPO, PromptData, Supervised, TextGRPO, UniGRPO
+from unigrpo.config.sections import PromptData
 from unigrpo.config.sizes import Expert, ModelSizes
 
 Training = Literal["full", "lora", "frozen"]
@@ -125,8 +126,8 @@ def workload(
     rows = math.ceil(total / gpus)
     thinks = rollout.think or not rl
     reasoning, denoising = _training(recipe, "reasoning"), _training(recipe, "denoising")
-    wants_text = isinstance(method, UniGRPO | TextGRPO) and method.text.kl_weight > 0
-    wants_image = isinstance(method, UniGRPO | FlowGRPO) and _regulariser_weight(method) > 0
+    wants_text = isinstance(method, WithText) and method.text.kl_weight > 0
+    wants_image = isinstance(method, WithImage) and _regulariser_weight(method) > 0
     minibatches = min(recipe.optimizer.minibatches, math.ceil(rows / group))
     return Workload(
         sizes=sizes,
@@ -150,7 +151,7 @@ def workload(
         minibatches=minibatches,
         supervised=not rl,
         through_context=isinstance(method, Supervised)
-        or (isinstance(method, UniGRPO) and method.image_grad_through_context),
+        or (isinstance(method, UniGRPO | UniFPO) and method.image_grad_through_context),
         reference=wants_text or wants_image,
         train_vision=isinstance(method, Supervised) and method.train_vision,
     )
@@ -169,11 +170,22 @@ def _together(batch: int | None, group: int, rows: int) -> int:
     return min(rows, batch // group * group if batch >= group else batch)
 
 
-def _regulariser_weight(method: UniGRPO | FlowGRPO) -> float:
+def _regulariser_weight(method: WithImage) -> float:
     return 0.0 if method.regulariser.kind == "none" else method.regulariser.weight
 
 
 def _copies(recipe: Recipe) -> int:
-    if isinstance(recipe.method, Supervised):
-        return recipe.method.noisy_copies if recipe.method.mse_weight > 0 else 0
-    return 0 if isinstance(recipe.method, TextGRPO) else recipe.rollout.window_size
+    """Noisy images per row of a replay: a guided one is asked for twice."""
+    method, rollout = recipe.method, recipe.rollout
+    match method:
+        case Supervised():
+            return method.noisy_copies if method.mse_weight > 0 else 0
+        case FPO() | UniFPO():
+            return method.fpo.pairs
+        case DiffusionNFT():
+            return method.nft.pairs
+        case ReFL():
+            return 1
+    if not isinstance(method, WithSDE):
+        return 0
+    return rollout.window_size * (1 if rollout.guidance == 1 else 2)

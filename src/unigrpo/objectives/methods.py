@@ -14,32 +14,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unigrpo.objectives.pictures import Answers, Draw, collect, owner_means, present
 from unigrpo.objectives.settings import (
     AdvantageSettings,
-    Answers,
+    DiffusionNFTSettings,
     FlowSettings,
+    FPOSettings,
+    ImageTerm,
     RegulariserSettings,
     TextSettings,
-    owner_means,
-    present,
-    sampled_pictures,
 )
 from unigrpo.objectives.supervised import Times, flow_matching_mse, noised, sample_times, token_cross_entropy
 from unigrpo.objectives.terms import Statistics, Term, check_rows
 from unigrpo.trajectory import Image, Text, Trajectory
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Velocities that a method wants for the image ``segments[segment]``: at x [K, n, d] and t [K].
-
-    ``target`` [K, n, d] is what supervised training compares them with; None where the image is the model's own.
-    """
-
-    segment: int
-    x: Tensor
-    t: Tensor
-    target: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +66,11 @@ class Method(Protocol):
         """Whether trajectories must carry ``reference.log_probs``."""
         ...
 
+    @property
+    def needs_behaviour_velocity(self) -> bool:
+        """Whether trajectories must carry ``behaviour``."""
+        ...
+
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return the velocities to ask the replay for; drawn once per trajectory, then kept over epochs."""
         ...
@@ -97,41 +89,51 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """UniGRPO and its parts: a term that is None is not trained (paper eq. 2, 6-8, spec e.1, f.4).
+    """A text term, an image term, or both; a term that is None is not trained (paper eq. 7, spec e.1, f).
 
-    loss_i = -J_Text,i + lambda_flow (-J_Flow,i + regulariser.weight * regulariser_i)
-    With several pictures in a trajectory, J_Flow,i is their mean. ``image_grad_through_context``: the paper is silent
-    (spec e.4); False keeps the image loss out of the reasoning parameters.
+    loss_i = -J_Text,i + lambda_flow (image_i + regulariser.weight * regulariser_i)
+    UniGRPO, TextGRPO, FlowGRPO, FPO, UniFPO, ReFL and DiffusionNFT differ in their terms alone. With several pictures
+    in a trajectory, image_i is their mean. ``image_grad_through_context``: the paper is silent (spec e.4); False keeps
+    the image loss out of the reasoning parameters.
     """
 
     text: TextSettings | None = field(default_factory=TextSettings)
-    flow: FlowSettings | None = field(default_factory=FlowSettings)
+    image: ImageTerm | None = field(default_factory=FlowSettings)
     regulariser: RegulariserSettings = field(default_factory=RegulariserSettings)
     advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
     lambda_flow: float = 1.0
     image_grad_through_context: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a method without terms."""
-        if self.text is None and self.flow is None:
-            raise ValueError("a method needs a text term, a flow term, or both")
+        """Refuse a method without terms, and a latent KL without transitions."""
+        if self.text is None and self.image is None:
+            raise ValueError("a method needs a text term, an image term, or both")
+        held = self.image is not None and self.regulariser.weight > 0.0
+        if held and self.image is not None and self.regulariser.kind == "latent_kl" and not self.image.needs_sde:
+            raise ValueError("the latent KL compares SDE steps, and this image term has none: use velocity_mse")
 
     @property
     def needs_reference_velocity(self) -> bool:
         """True if there is an image term whose regulariser has a weight."""
-        return self.flow is not None and self.regulariser.weight > 0.0
+        return self.image is not None and self.regulariser.weight > 0.0
 
     @property
     def needs_reference_log_probs(self) -> bool:
         """True if there is a text term whose KL has a weight."""
         return self.text is not None and self.text.kl_weight > 0.0
 
+    @property
+    def needs_behaviour_velocity(self) -> bool:
+        """True if the image term compares with the velocities of before."""
+        return self.image is not None and self.image.needs_behaviour_velocity
+
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
-        """Return the stored SDE steps of every sampled picture; nothing is drawn."""
-        if self.flow is None:
+        """Return what the image term wants of every picture."""
+        if self.image is None:
             return ()
-        images = ((i, s.path) for i, s in enumerate(trajectory.segments) if isinstance(s, Image))
-        return tuple(Draw(i, path.x, path.t) for i, path in images if path is not None)
+        images = [(i, s) for i, s in enumerate(trajectory.segments) if isinstance(s, Image)]
+        wanted = (self.image.draw(i, image, generator) for i, image in images)
+        return tuple(draw for draw in wanted if draw is not None)
 
     def losses(
         self,
@@ -145,15 +147,21 @@ class PolicyGradient:
         check_rows(trajectories=trajectories, answers=answers, draws=draws)
         advantages = torch.tensor(present([t.advantage for t in trajectories], "an advantage"), dtype=torch.float64)
         text = self.text.term(trajectories, answers, advantages) if self.text else None
-        image = self._image_term(trajectories, answers, advantages) if self.flow else None
+        image = self._image_term(self.image, trajectories, answers, draws, advantages) if self.image else None
         stats = {**(text.stats if text else {}), **(image.stats if image else {})}
         return Losses(text.loss if text else None, self.lambda_flow * image.loss if image else None, stats)
 
-    def _image_term(self, trajectories: Sequence[Trajectory], answers: Sequence[Answers], advantages: Tensor) -> Term:
-        assert self.flow is not None
-        pictures = sampled_pictures(trajectories, answers)
-        surrogate = self.flow.term(pictures, advantages[pictures.owners])
-        loss, stats = surrogate.loss, surrogate.stats
+    def _image_term(
+        self,
+        chosen: ImageTerm,
+        trajectories: Sequence[Trajectory],
+        answers: Sequence[Answers],
+        draws: Sequence[Sequence[Draw]],
+        advantages: Tensor,
+    ) -> Term:
+        pictures = collect(trajectories, answers, draws)
+        image = chosen.term(pictures, advantages[pictures.owners])
+        loss, stats = image.loss, image.stats
         if self.needs_reference_velocity:
             regulariser = self.regulariser.term(pictures)
             loss = loss + self.regulariser.weight * regulariser.loss
@@ -179,6 +187,7 @@ class Supervised:
     advantage: AdvantageSettings | None = field(default=None, init=False)
     needs_reference_velocity: bool = field(default=False, init=False)
     needs_reference_log_probs: bool = field(default=False, init=False)
+    needs_behaviour_velocity: bool = field(default=False, init=False)
 
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return noised target images at fresh times, with the velocities that would undo the noise."""
@@ -225,11 +234,14 @@ class Supervised:
 
 METHODS: dict[str, PolicyGradient | Supervised] = {
     "unigrpo": PolicyGradient(),
-    "text_grpo": PolicyGradient(flow=None),
+    "text_grpo": PolicyGradient(image=None),
     "flow_grpo": PolicyGradient(text=None),
+    "fpo": PolicyGradient(text=None, image=FPOSettings()),
+    "unifpo": PolicyGradient(image=FPOSettings()),
+    "diffusion_nft": PolicyGradient(text=None, image=DiffusionNFTSettings()),
     "supervised": Supervised(),
 }
-"""The methods by name, with their default terms; a recipe overrides fields with ``dataclasses.replace``."""
+"""The methods by name, with their default terms; ReFL is not here, because it needs a decoder and a reward."""
 
 
 def target_tokens(trajectories: Sequence[Trajectory]) -> int:

@@ -1,45 +1,34 @@
-"""The terms of a policy-gradient method as data: what a recipe sets, and how a term reads trajectories."""
+"""The terms of a method as data: what a recipe sets, and how a term reads trajectories and pictures.
+
+A method has a text term or none, and an image term or none; the image terms are interchangeable (:class:`ImageTerm`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from unigrpo.objectives.diffusion_nft import diffusion_nft
 from unigrpo.objectives.flow_grpo import GradReweight, flow_grpo
+from unigrpo.objectives.fpo import fpo
+from unigrpo.objectives.pictures import (
+    Answers,
+    Draw,
+    Pictures,
+    behaviour_log_probs,
+    behaviour_velocities,
+    present,
+)
+from unigrpo.objectives.refl import PixelReward, refl
 from unigrpo.objectives.regularizers import latent_kl, velocity_mse
+from unigrpo.objectives.supervised import Times, noised, sample_times
 from unigrpo.objectives.terms import Term
 from unigrpo.objectives.text_grpo import text_grpo
-from unigrpo.trajectory import FlowPath, Trajectory
-
-_T = TypeVar("_T")
-
-
-class Answers(Protocol):
-    """What the replay said of one trajectory (a ``policy.Replayed`` is one)."""
-
-    @property
-    def log_probs(self) -> Tensor:
-        """[actions] of all scored texts, in order."""
-        ...
-
-    @property
-    def velocities(self) -> tuple[Tensor, ...]:
-        """Per draw [K, n, d]."""
-        ...
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The P sampled pictures of B trajectories: velocities [K, n, d] and v_ref of each, and whose it is."""
-
-    velocities: list[Tensor]
-    paths: list[FlowPath]
-    references: list[Tensor | None]
-    owners: list[int]
+from unigrpo.trajectory import Image, Trajectory
 
 
 @dataclass(frozen=True)
@@ -71,13 +60,42 @@ class TextSettings:
         )
 
 
+class ImageTerm(Protocol):
+    """What the image half of a method is: where it wants velocities, and its loss of them."""
+
+    @property
+    def needs_behaviour_velocity(self) -> bool:
+        """Whether trajectories must carry ``behaviour``, the velocities of the weights before the update."""
+        ...
+
+    @property
+    def needs_sde(self) -> bool:
+        """Whether the term (and so a latent KL beside it) is about the SDE steps of a rollout."""
+        ...
+
+    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
+        """Where velocities are wanted for a picture that the policy drew; None: nowhere."""
+        ...
+
+    def term(self, pictures: Pictures, advantages: Tensor) -> Term:
+        """Return the loss per picture."""
+        ...
+
+
 @dataclass(frozen=True)
 class FlowSettings:
-    """The image term: clip range (a number, or auto = 5.12e-4 / sqrt(D)), RatioNorm, and the weights of the steps."""
+    """Flow GRPO: clip range (a number, or auto = 5.12e-4 / sqrt(D)), RatioNorm, and the weights of the steps."""
 
     clip_range: float | Literal["auto"] = "auto"
     ratio_norm: bool = True
     grad_reweight: GradReweight = "none"
+    needs_behaviour_velocity = False
+    needs_sde = True
+
+    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
+        """Return the stored SDE steps; nothing is drawn."""
+        path = image.path
+        return None if path is None else Draw(segment, path.x, path.t, guidance=path.guidance)
 
     def term(self, pictures: Pictures, advantages: Tensor) -> Term:
         """Return -J_Flow per picture."""
@@ -88,6 +106,109 @@ class FlowSettings:
             clip_range=self.clip_range,
             ratio_norm=self.ratio_norm,
             grad_reweight=self.grad_reweight,
+        )
+
+
+@dataclass(frozen=True)
+class ForwardNoise:
+    """Pairs (t_n, eps_n), n = 1..``pairs``, drawn once per picture and kept over epochs (spec f.2, f.6).
+
+    t is drawn as in supervised training (``supervised.sample_times``) and shifted as the sampler's grid is.
+    """
+
+    pairs: int = 8
+    shift: float = 1.0
+    times: Times = "uniform"
+
+    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
+        """Noise a picture that the policy drew."""
+        if not image.drawn:
+            return None
+        t = sample_times(self.pairs, self.shift, generator=generator, times=self.times)
+        x, target = noised(image.latents, t, generator=generator)
+        return Draw(segment, x, t, target)
+
+
+@dataclass(frozen=True)
+class FPOSettings:
+    """FPO: a ratio of flow-matching losses at fixed noise; ``per_pair``: one ratio for every pair."""
+
+    clip_range: float = 0.05
+    per_pair: bool = False
+    noise: ForwardNoise = ForwardNoise()
+    needs_behaviour_velocity = True
+    needs_sde = False
+
+    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
+        """Noise the picture."""
+        return self.noise.draw(segment, image, generator)
+
+    def term(self, pictures: Pictures, advantages: Tensor) -> Term:
+        """Return -J_FPO per picture."""
+        return fpo(
+            pictures.velocities,
+            behaviour_velocities(pictures),
+            present([draw.target for draw in pictures.draws], "a target velocity"),
+            advantages,
+            clip_range=self.clip_range,
+            per_pair=self.per_pair,
+        )
+
+
+@dataclass(frozen=True)
+class DiffusionNFTSettings:
+    """DiffusionNFT: ``beta`` is how far the implicit good and bad velocities lie from the old one."""
+
+    beta: float = 1.0
+    max_advantage: float = 5.0
+    noise: ForwardNoise = ForwardNoise()
+    needs_behaviour_velocity = True
+    needs_sde = False
+
+    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
+        """Noise the picture."""
+        return self.noise.draw(segment, image, generator)
+
+    def term(self, pictures: Pictures, advantages: Tensor) -> Term:
+        """Return the loss per picture."""
+        return diffusion_nft(
+            pictures.velocities,
+            behaviour_velocities(pictures),
+            [draw.x for draw in pictures.draws],
+            [draw.t for draw in pictures.draws],
+            [image.latents for image in pictures.images],
+            advantages,
+            beta=self.beta,
+            max_advantage=self.max_advantage,
+        )
+
+
+@dataclass(frozen=True)
+class ReFLSettings:
+    """ReFL: ``decode`` turns latents [B, n, d] into pictures, ``reward`` judges them, both with gradients."""
+
+    decode: Callable[[Tensor], Tensor]
+    reward: PixelReward
+    needs_behaviour_velocity = False
+    needs_sde = False
+
+    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
+        """Return the late state that the sampler kept; nothing is drawn."""
+        if image.visit is None:
+            return None
+        return Draw(segment, image.visit.x[None], torch.tensor([image.visit.t], dtype=torch.float64))
+
+    def term(self, pictures: Pictures, advantages: Tensor) -> Term:
+        """Return -R per picture; advantages play no part."""
+        asked = [pictures.trajectories[owner].prompt for owner in pictures.owners]
+        return refl(
+            pictures.velocities,
+            [draw.x for draw in pictures.draws],
+            [draw.t for draw in pictures.draws],
+            [prompt.text for prompt in asked],
+            [prompt.metadata for prompt in asked],
+            decode=self.decode,
+            reward=self.reward,
         )
 
 
@@ -111,44 +232,3 @@ class RegulariserSettings:
         if self.kind == "latent_kl":
             return latent_kl(pictures.velocities, pictures.paths, references)
         return velocity_mse(pictures.velocities, references)
-
-
-def behaviour_log_probs(trajectory: Trajectory) -> Tensor:
-    """Return the log-probs [actions] that the rollout gave the tokens it sampled, all texts in order."""
-    texts = [t.log_probs for t in trajectory.sampled_texts if t.log_probs is not None]
-    return torch.cat(texts) if texts else torch.empty(0)
-
-
-def sampled_pictures(trajectories: Sequence[Trajectory], answers: Sequence[Answers]) -> Pictures:
-    """Collect the pictures with SDE steps; ValueError where a trajectory has none, or not all were replayed."""
-    pictures = Pictures([], [], [], [])
-    for row, (trajectory, answer) in enumerate(zip(trajectories, answers, strict=True)):
-        paths = [image.path for image in trajectory.images if image.path is not None]
-        if not paths or len(paths) != len(answer.velocities):
-            raise ValueError(
-                f"trajectory {row} has {len(paths)} pictures with SDE steps and {len(answer.velocities)} replayed: "
-                "flow GRPO needs at least one, and a replay of each (is rollout.noise_level 0?)"
-            )
-        v_ref = trajectory.reference.velocity if trajectory.reference else None
-        pictures.velocities.extend(answer.velocities)
-        pictures.paths.extend(paths)
-        pictures.references.extend([None] * len(paths) if v_ref is None else v_ref.split([len(p.t) for p in paths]))
-        pictures.owners.extend([row] * len(paths))
-    return pictures
-
-
-def owner_means(values: Tensor, owners: list[int], rows: int) -> Tensor:
-    """Mean over the pictures of each trajectory; 0 for one without."""
-    if owners == list(range(rows)):
-        return values
-    index = torch.tensor(owners, device=values.device)
-    counts = torch.bincount(index, minlength=rows).clamp(min=1)
-    return values.new_zeros(rows).index_add(0, index, values) / counts
-
-
-def present(values: Sequence[_T | None], what: str) -> list[_T]:
-    """Return the values if none is missing; ValueError otherwise."""
-    found = [v for v in values if v is not None]
-    if len(found) < len(values):
-        raise ValueError(f"{len(values) - len(found)} of {len(values)} rows lack {what}, which the method asks for")
-    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from unigrpo import config
 from unigrpo.config import ConfigError, Recipe
@@ -12,10 +14,11 @@ from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.models.bagel.checkpoint import restore_weights, save_policy
 from unigrpo.models.bagel.policy import Bagel, is_denoising
 from unigrpo.objectives import methods, settings
+from unigrpo.objectives.refl import late_steps
 from unigrpo.policy import Policy, Scorer
 from unigrpo.resolve import data, models
 from unigrpo.rewards.composite import CompositeReward
-from unigrpo.rollout.engine import Sampling
+from unigrpo.rollout.engine import Sampling, Slide
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.training.lora import Adapter, WithoutAdapter
@@ -29,8 +32,9 @@ VISION = ("vit_model.", "connector.")
 # Methods and sampling
 
 
-def method(chosen: config.Method) -> methods.Method:
-    """The terms that a recipe's method section names."""
+def method(recipe: Recipe, decode: Callable[[Tensor], Tensor]) -> methods.Method:
+    """The terms that a recipe's method section names; ``decode``: latents to pictures, for rewards with gradients."""
+    chosen = recipe.method
     if isinstance(chosen, config.Supervised):
         return methods.Supervised(
             ce_weight=chosen.ce_weight,
@@ -39,29 +43,45 @@ def method(chosen: config.Method) -> methods.Method:
             times_per_image=chosen.noisy_copies,
             times=chosen.times,
         )
-    advantage = settings.AdvantageSettings(chosen.advantage.epsilon, chosen.advantage.clip)
-    if isinstance(chosen, config.TextGRPO):
-        return methods.PolicyGradient(text=_text(chosen.text), flow=None, advantage=advantage)
-    if isinstance(chosen, config.FlowGRPO):
-        return methods.PolicyGradient(
-            text=None, flow=_flow(chosen.flow), regulariser=_regulariser(chosen.regulariser), advantage=advantage
-        )
+    joint = isinstance(chosen, config.UniGRPO | config.UniFPO)
     return methods.PolicyGradient(
-        text=_text(chosen.text),
-        flow=_flow(chosen.flow),
-        regulariser=_regulariser(chosen.regulariser),
-        advantage=advantage,
-        lambda_flow=chosen.lambda_flow,
-        image_grad_through_context=chosen.image_grad_through_context,
+        text=settings.TextSettings(**asdict(chosen.text)) if isinstance(chosen, config.WithText) else None,
+        image=_image(recipe, chosen, decode) if isinstance(chosen, config.WithImage) else None,
+        regulariser=_regulariser(chosen.regulariser if isinstance(chosen, config.WithImage) else config.Regulariser()),
+        advantage=settings.AdvantageSettings(**asdict(chosen.advantage)),
+        lambda_flow=chosen.lambda_flow if joint else 1.0,
+        image_grad_through_context=joint and chosen.image_grad_through_context,
     )
 
 
-def _text(term: config.TextTerm) -> settings.TextSettings:
-    return settings.TextSettings(term.clip_range, term.kl_weight)
+def _image(recipe: Recipe, chosen: config.WithImage, decode: Callable[[Tensor], Tensor]) -> settings.ImageTerm:
+    """The image term of a method."""
+    match chosen:
+        case config.UniGRPO() | config.FlowGRPO():
+            return settings.FlowSettings(**asdict(chosen.flow))
+        case config.FPO() | config.UniFPO():
+            term = chosen.fpo
+            return settings.FPOSettings(term.clip_range, term.per_pair, _noise(recipe, term))
+        case config.DiffusionNFT():
+            return settings.DiffusionNFTSettings(chosen.nft.beta, chosen.nft.max_advantage, _noise(recipe, chosen.nft))
+        case config.ReFL():
+            return settings.ReFLSettings(decode, gradient_reward(recipe).differentiable)
 
 
-def _flow(term: config.FlowTerm) -> settings.FlowSettings:
-    return settings.FlowSettings(term.clip_range, term.ratio_norm, term.grad_reweight)
+def _noise(recipe: Recipe, term: config.ForwardTerm) -> settings.ForwardNoise:
+    return settings.ForwardNoise(term.pairs, recipe.rollout.shift, term.times)
+
+
+def gradient_reward(recipe: Recipe) -> CompositeReward:
+    """The training reward of a method that needs its gradient; ConfigError names one that has none."""
+    reward = data.reward(recipe.reward.train)
+    if reward.black_boxes:
+        raise ConfigError(
+            f"reward.train has {', '.join(reward.black_boxes)}, which gives no gradient for its pictures, and "
+            f"{recipe.method.name} learns from that alone: use a differentiable reward, such as {data.PREFERENCE}, or "
+            "method.name flow_grpo, which takes any"
+        )
+    return reward
 
 
 def _regulariser(term: config.Regulariser) -> settings.RegulariserSettings:
@@ -71,8 +91,9 @@ def _regulariser(term: config.Regulariser) -> settings.RegulariserSettings:
 
 
 def training_sampling(recipe: Recipe) -> Sampling:
-    """How training samples are drawn; methods without an image term draw by the ODE alone."""
-    r, draws = recipe.rollout, isinstance(recipe.method, config.UniGRPO | config.FlowGRPO)
+    """How training samples are drawn; methods that do not score SDE steps draw by the ODE alone."""
+    r, method = recipe.rollout, recipe.method
+    draws = isinstance(method, config.WithSDE)
     return Sampling(
         num_points=r.num_points,
         shift=r.shift,
@@ -84,6 +105,8 @@ def training_sampling(recipe: Recipe) -> Sampling:
         max_think_tokens=r.max_think_tokens,
         same_initial_noise=r.same_initial_noise,
         guidance=Guidance(text_scale=r.guidance),
+        slide=Slide(r.window_every, r.window_stride) if draws and r.window_motion == "sliding" else None,
+        visit=late_steps(r.num_points, method.refl.late) if isinstance(method, config.ReFL) else None,
     )
 
 
@@ -166,6 +189,14 @@ def trains(recipe: Recipe) -> Callable[[str], bool]:
     return trained
 
 
+def wants_reference(recipe: Recipe) -> bool:
+    """Whether a term compares with the start checkpoint."""
+    method = recipe.method
+    text = isinstance(method, config.WithText) and method.text.kl_weight > 0.0
+    image = isinstance(method, config.WithImage) and _regulariser(method.regulariser).weight > 0.0
+    return text or image
+
+
 @dataclass(frozen=True)
 class Trained:
     """The policy of a run, what its regularisers compare with, and how its weights are saved and read back."""
@@ -222,22 +253,22 @@ def adapter_training(recipe: Recipe, lora: config.Lora) -> Trained:
 
 def parts(recipe: Recipe) -> Parts:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
-    chosen = method(recipe.method)
+    if isinstance(recipe.method, config.ReFL):
+        gradient_reward(recipe)  # refused before a model is loaded
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
     watched = data.reward(recipe.reward.validation)
-    wants = chosen.needs_reference_velocity or chosen.needs_reference_log_probs
     if recipe.model.lora is None:
-        made = full_training(recipe, wants_reference=wants)
+        made = full_training(recipe, wants_reference=wants_reference(recipe))
     else:
         made = adapter_training(recipe, recipe.model.lora)
     _check_size(recipe, made.policy)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
-    flow = None if isinstance(recipe.method, config.Supervised | config.TextGRPO) else recipe.method.flow
+    flow = recipe.method.flow if isinstance(recipe.method, config.WithSDE) else None
     return Parts(
         policy=made.policy,
         reference=made.reference,
-        method=chosen,
+        method=method(recipe, made.policy.decode_image),
         source=made_source,
         evaluator=RecipeEvaluator(recipe, made_suite, watched),
         save_model=made.save,

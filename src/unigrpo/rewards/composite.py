@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from unigrpo.rewards.protocol import RewardFunction, RewardInput, RewardOutput, call
+from torch import Tensor
+
+from unigrpo.rewards.protocol import DifferentiableReward, RewardFunction, RewardInput, RewardOutput, call
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,17 @@ class CompositeReward:
                 parts[reward.name] = list(output.values)
             parts |= {prefix + name: values for name, values in output.parts.items()}
         return RewardOutput(total, parts)
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """The same sum [B] with gradients into the pictures; ValueError names a reward that has none."""
+        total = images.new_zeros(len(prompts))
+        for reward in self.rewards:
+            if not isinstance(reward.function, DifferentiableReward):
+                raise ValueError(f"reward {reward.name!r} gives no gradient for its pictures")
+            total = total + reward.weight * reward.function.score(images, prompts, metadata)
+        return total
+
+    @property
+    def black_boxes(self) -> list[str]:
+        """Names of the rewards that give no gradient."""
+        return [r.name for r in self.rewards if not isinstance(r.function, DifferentiableReward)]

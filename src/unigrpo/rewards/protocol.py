@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -38,6 +40,25 @@ RewardFunction = Callable[
     [Tensor, Sequence[str], Sequence[Mapping[str, Any]], Sequence[str | None]], "RewardOutput | Sequence[float]"
 ]
 """(images, prompts, metadata, thinking) -> RewardOutput, or plainly a list of numbers."""
+
+
+class DifferentiableReward(ABC):
+    """A reward whose gradient reaches the pixels, as ReFL needs it; called plainly it is a reward like any other."""
+
+    @abstractmethod
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """One number per picture, fp32 [B], of pictures float [B, 3, H, W] in [0, 1], with gradients into them."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        thinking: Sequence[str | None],
+    ) -> RewardOutput:
+        """The same numbers without gradients."""
+        with torch.no_grad():
+            return RewardOutput(self.score(images, prompts, metadata).tolist())
 
 
 def call(name: str, function: RewardFunction, given: RewardInput) -> RewardOutput:

@@ -18,7 +18,24 @@ from unigrpo import flow, seeds
 from unigrpo.policy import Context, Policy
 from unigrpo.rollout.episode import Action, Episode
 from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, GuidanceContexts, guided, prepare
-from unigrpo.trajectory import FlowPath, Image, Prompt, Text, Trajectory
+from unigrpo.trajectory import FlowPath, Image, Prompt, Text, Trajectory, Visit
+
+
+@dataclass(frozen=True)
+class Slide:
+    """MixGRPO's window: it starts at the noisiest step and moves on by ``stride`` after every ``every`` iterations.
+
+    start = lo + (floor(iteration / every) stride) mod (number of possible starts), so that it begins again at the end
+    (spec c.5; the paper draws its window at random).
+    """
+
+    every: int
+    stride: int = 1
+
+    def start(self, window: tuple[int, int], size: int, iteration: int) -> int:
+        """The first SDE step of an iteration."""
+        lo, hi = window
+        return lo + iteration // self.every * self.stride % (hi - size - lo + 1)
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,8 @@ class Sampling:
     """How to sample: the timestep grid, the SDE window (None: ODE everywhere), and the thinking.
 
     ``num_points`` grid points are num_points - 1 forwards. ``window`` (lo, hi): the start is uniform in
-    lo..hi-window_size. ``same_initial_noise`` gives all members of a group one initial noise (the paper: no).
+    lo..hi-window_size, or moves by ``slide``. ``same_initial_noise`` gives all members of a group one initial noise
+    (the paper: no). ``visit`` (lo, hi): keep the state before one step of each picture, uniform in lo..hi-1 (ReFL).
     """
 
     num_points: int
@@ -39,6 +57,8 @@ class Sampling:
     max_think_tokens: int = 32
     same_initial_noise: bool = False
     guidance: Guidance = NO_GUIDANCE
+    slide: Slide | None = None
+    visit: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,7 @@ class _Path:
 
     x: Tensor
     steps: list[_Step] = field(default_factory=list)
+    visits: dict[int, Visit] = field(default_factory=dict)
 
 
 def rollout(
@@ -132,9 +153,11 @@ def _draw(
     grid = flow.timesteps(sampling.num_points, sampling.shift)
     starts = window_starts(rows, sampling, draws)
     noise = _sde_noise(policy, rows, sampling, draws)
+    kept = visited_steps(rows, sampling, draws)
     path = _Path(_initial_noise(policy, rows, sampling, draws))
     times = grid.tolist()
     for k, (t, t_next) in enumerate(pairwise(times)):
+        path.visits |= {row: Visit(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
         at = torch.full((len(rows),), t, device=path.x.device)
         v = policy.velocity(context, path.x, at)
         if branches is not None and sampling.guidance.active(t):
@@ -147,12 +170,23 @@ def window_starts(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | No
     """First SDE step of every row, drawn per (iteration, prompt) and shared by the group; None: no SDE step."""
     if sampling.window is None or sampling.window_size == 0:
         return [None] * len(rows)
+    if sampling.slide is not None:
+        return [sampling.slide.start(sampling.window, sampling.window_size, draws.iteration)] * len(rows)
     starts: dict[int, int] = {}
     for prompt, _ in rows:
         if prompt.position not in starts:
             source = draws.generator(prompt.position, -1, "window")
             starts[prompt.position] = flow.sde_window(sampling.window, sampling.window_size, generator=source)
     return [starts[prompt.position] for prompt, _ in rows]
+
+
+def visited_steps(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | None]:
+    """The step before which a row's state is kept, drawn per sample; None: nothing is kept."""
+    if sampling.visit is None:
+        return [None] * len(rows)
+    lo, hi = sampling.visit
+    sources = [draws.generator(prompt.position, sample, "visit") for prompt, sample in rows]
+    return [int(torch.randint(lo, hi, (), generator=source)) for source in sources]
 
 
 def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: Draws) -> Tensor:
@@ -211,7 +245,7 @@ def _collect(policy: Policy, path: _Path, grid: Tensor, sampling: Sampling, coun
     images = []
     for row in range(count):
         flow_path = _flow_path(taken[row], grid, sampling) if taken[row] else None
-        images.append(Image(path.x[row], policy.spec.grid, flow_path))
+        images.append(Image(path.x[row], policy.spec.grid, flow_path, drawn=True, visit=path.visits.get(row)))
     return images
 
 
@@ -229,4 +263,5 @@ def _flow_path(taken: Sequence[tuple[_Step, int]], grid: Tensor, sampling: Sampl
         log_prob=torch.stack([step.log_prob[i] for step, i in taken]),
         noise_level=sampling.noise_level,
         kind=sampling.sde,
+        guidance=sampling.guidance,
     )

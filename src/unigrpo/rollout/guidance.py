@@ -1,42 +1,20 @@
-"""Classifier-free guidance for evaluation (training rollouts have none): which contexts, when, and how it is mixed."""
+"""Classifier-free guidance while drawing: which contexts its branches have, and how they are mixed.
+
+The paper guides evaluations only; a guided training rollout is replayed with the same branches (``training.update``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from unigrpo import flow
 from unigrpo.policy import Context, Policy
-from unigrpo.trajectory import Segment, Text, without_prompt
+from unigrpo.trajectory import NO_GUIDANCE, Guidance, Segment, Text, without_prompt
 
-
-@dataclass(frozen=True)
-class Guidance:
-    """Scales and renormalisation (spec/bagel.md, CFG); a text scale of 1 or less means none.
-
-    Active where interval[0] < t <= interval[1].
-    """
-
-    text_scale: float = 1.0
-    image_scale: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    renorm: Literal["global", "channel", "text_channel"] = "global"
-    renorm_min: float = 0.0
-
-    @property
-    def on(self) -> bool:
-        """Whether any step may be guided."""
-        return self.text_scale > 1.0
-
-    def active(self, t: float) -> bool:
-        """Whether the step that starts at t is guided."""
-        return self.on and self.interval[0] < t <= self.interval[1]
-
-
-NO_GUIDANCE = Guidance()
+__all__ = ["NO_GUIDANCE", "Guidance", "GuidanceContexts", "guided", "prepare", "words_alone"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +37,13 @@ def prepare(
     text = policy.prefill(contexts).expand(repeats)
     if guidance.image_scale <= 1.0:
         return GuidanceContexts(text, None)
-    words = [[segment for segment in segments if isinstance(segment, Text)] for segments in given]
+    words = [words_alone(segments) for segments in given]
     return GuidanceContexts(text, policy.prefill(words).expand(group_size))
+
+
+def words_alone(given: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The image-unconditional context: the given texts."""
+    return tuple(segment for segment in given if isinstance(segment, Text))
 
 
 def guided(policy: Policy, v: Tensor, contexts: GuidanceContexts, x: Tensor, t: Tensor, guidance: Guidance) -> Tensor:

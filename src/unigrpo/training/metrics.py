@@ -9,6 +9,9 @@ from unigrpo.training.sources import Collected
 from unigrpo.training.update import Updated
 
 
+IMAGE_TERMS = ("fpo/", "nft/", "refl/")
+
+
 def metrics_line(
     *,
     iteration: int,
@@ -26,7 +29,8 @@ def metrics_line(
     text = text_part(stats, updates, collected.metrics)
     flow = flow_part(stats)
     loss = {name.removeprefix("sft/"): value for name, value in stats.items() if name.startswith("sft/")}
-    for name, part in (("text", text), ("flow", flow), ("loss", loss)):
+    image = {name.replace("/", "_"): value for name, value in stats.items() if name.startswith(IMAGE_TERMS)}
+    for name, part in (("text", text), ("flow", flow), ("image", image), ("loss", loss)):
         if part:
             line[name] = part
     first = {

@@ -21,16 +21,18 @@ from unigrpo.policy import Policy, Scorer
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import truncate_metrics
 from unigrpo.training import checkpoint
+from unigrpo.training.agreement import check_adapter
 from unigrpo.training.clock import Clock
 from unigrpo.training.lora import base_state_dict
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
 from unigrpo.training.recorder import Recorder, training_canaries
+from unigrpo.training.replay import Batch
 from unigrpo.training.sources import Collected, Source
 from unigrpo.training.update import (
-    Batch,
     RatioBounds,
     Updated,
+    annotate_behaviour,
     annotate_reference,
     minibatches,
     ratio_bounds,
@@ -175,6 +177,8 @@ class Trainer:
             # cut into the very micro-batches that are trained on: other shapes would round otherwise
             if reference is not None:
                 part = annotate_reference(reference, part, micro_batch=size, temperature=temperature)
+            if method.needs_behaviour_velocity:
+                part = annotate_behaviour(self.parts.policy, part, micro_batch=size, temperature=temperature)
             if rounds:
                 part, apart = rescore(self.parts.policy, part, micro_batch=size, temperature=temperature)
                 gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
@@ -275,6 +279,7 @@ class Trainer:
         folders = checkpoint.complete(self.run_dir)
         if folders:
             state = checkpoint.load(folders[-1])
+            check_adapter(self.recipe.model.lora, self.parts.policy.module, folders[-1])
             if state.facts.get("reference") != self.reference_hash:
                 raise ValueError(
                     f"the reference model of {self.run_dir} is not the one it was started with: "

@@ -10,30 +10,12 @@ from torch import Tensor
 
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
-from unigrpo.objectives.methods import Draw, Losses, Method, target_tokens
+from unigrpo.objectives.methods import Losses, Method, target_tokens
 from unigrpo.objectives.terms import Statistics, merge, summarize
-from unigrpo.policy import Policy, Replayed, ReplayItem, Scorer, VelocityQuery
+from unigrpo.policy import Policy, Scorer
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
-from unigrpo.trajectory import FlowPath, Image, Reference, Segment, Text, Trajectory
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Trajectories that are trained on together, and for each the velocities its method asks for."""
-
-    trajectories: list[Trajectory]
-    draws: list[tuple[Draw, ...]]
-
-    def __len__(self) -> int:
-        return len(self.trajectories)
-
-    def part(self, start: int, end: int) -> Batch:
-        """A slice."""
-        return Batch(self.trajectories[start:end], self.draws[start:end])
-
-    def pieces(self, size: int) -> list[Batch]:
-        """Consecutive slices of at most ``size``."""
-        return [self.part(start, start + size) for start in range(0, len(self), size)]
+from unigrpo.training.replay import Batch, replay
+from unigrpo.trajectory import Behaviour, FlowPath, Image, Reference, Segment, Text, Trajectory
 
 
 @dataclass(frozen=True)
@@ -43,15 +25,6 @@ class Updated:
     stats: dict[str, float]
     grad_norm: dict[str, float]
     entropy: float | None
-
-
-def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
-    """One packed forward over a batch: token log-probs and the velocities of every draw."""
-    items = [
-        ReplayItem(t.segments, tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws))
-        for t, draws in zip(batch.trajectories, batch.draws, strict=True)
-    ]
-    return policy.replay(items, temperature=temperature)
 
 
 def minibatches(batch: Batch, count: int) -> list[Batch]:
@@ -139,6 +112,10 @@ def sum_of(*losses: Tensor | None) -> Tensor:
     return torch.stack([loss for loss in losses if loss is not None]).sum()
 
 
+FPO_BOUND = 1e-9
+"""The old losses come from a replay of the same micro-batches in the same precision, so nothing may differ."""
+
+
 @dataclass(frozen=True)
 class RatioBounds:
     """How far from 1 the first update's ratios may be, as max |log ratio| (design: First-update ratio)."""
@@ -151,6 +128,7 @@ class RatioBounds:
         for key, bound, what in (
             ("text/log_ratio_max", self.text, "text"),
             ("flow/log_ratio_max", self.image, "image"),
+            ("fpo/log_ratio_max", FPO_BOUND, "image"),
         ):
             if key in stats and not stats[key] <= bound:
                 raise TrainingFault(
@@ -176,6 +154,20 @@ def annotate_reference(reference: Scorer, batch: Batch, *, micro_batch: int, tem
         for trajectory, answer in zip(part.trajectories, replay(reference, part, temperature), strict=True):
             velocity = torch.cat(answer.velocities) if answer.velocities else None
             ready.append(replace(trajectory, reference=Reference(velocity, answer.log_probs)))
+    return Batch(ready, batch.draws)
+
+
+@torch.no_grad()
+def annotate_behaviour(policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
+    """Add what the weights before the update say on the draws, from the micro-batches that will be trained on."""
+    ready = []
+    for part in batch.pieces(micro_batch):
+        answers = replay(policy, part, temperature)
+        for trajectory, draws, answer in zip(part.trajectories, part.draws, answers, strict=True):
+            if draws:
+                behaviour = Behaviour(torch.cat([d.x for d in draws]), torch.cat(answer.velocities))
+                trajectory = replace(trajectory, behaviour=behaviour)
+            ready.append(trajectory)
     return Batch(ready, batch.draws)
 
 

@@ -1,0 +1,91 @@
+"""One packed forward over a batch: token log-probs, and the velocities that a method asked for, guided ones too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unigrpo.flow import guided_velocity
+from unigrpo.objectives.pictures import Draw
+from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
+from unigrpo.rollout.guidance import words_alone
+from unigrpo.trajectory import Guidance, Segment, Trajectory, without_prompt
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trajectories that are trained on together, and for each the velocities its method asks for."""
+
+    trajectories: list[Trajectory]
+    draws: list[tuple[Draw, ...]]
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def part(self, start: int, end: int) -> Batch:
+        """A slice."""
+        return Batch(self.trajectories[start:end], self.draws[start:end])
+
+    def pieces(self, size: int) -> list[Batch]:
+        """Consecutive slices of at most ``size``."""
+        return [self.part(start, start + size) for start in range(0, len(self), size)]
+
+
+def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
+    """Say again what was written and drawn: [B] log-probs, and one velocity [K, n, d] per draw.
+
+    A guided draw is asked for again in the contexts of its unconditional branches, in the same forward, and mixed as
+    the sampler mixed it (``rollout.guidance``); gradients flow through every branch.
+    """
+    items, branches = [], []
+    for row, (trajectory, draws) in enumerate(zip(batch.trajectories, batch.draws, strict=True)):
+        queries = tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws)
+        items.append(ReplayItem(trajectory.segments, queries))
+        branches += [(row, n, *asked) for n, draw in enumerate(draws) for asked in branch_items(trajectory, draw)]
+    answers = policy.replay([*items, *(item for *_, item in branches)], temperature=temperature)
+    own, others = answers[: len(items)], answers[len(items) :]
+    if not branches:
+        return own
+    said = {(row, n, name): other.velocities[0] for (row, n, name, _), other in zip(branches, others, strict=True)}
+    return [
+        replace(answer, velocities=tuple(
+            mixed(v, said.get((row, n, "text")), said.get((row, n, "image")), draw)
+            for n, (v, draw) in enumerate(zip(answer.velocities, draws, strict=True))
+        ))
+        for row, (answer, draws) in enumerate(zip(own, batch.draws, strict=True))
+    ]  # fmt: skip
+
+
+def branch_items(trajectory: Trajectory, draw: Draw) -> list[tuple[str, ReplayItem]]:
+    """What to ask of the unconditional branches of one draw: without the prompt, and without pictures."""
+    guidance = draw.guidance
+    if not guided(guidance, draw.t):
+        return []
+    given, image = trajectory.given, trajectory.segments[draw.segment]
+    contexts: list[tuple[str, tuple[Segment, ...]]] = [("text", without_prompt(given))]
+    if guidance.image_scale > 1.0:
+        contexts.append(("image", words_alone(given)))
+    return [
+        (name, ReplayItem((*context, image), (VelocityQuery(len(context), draw.x, draw.t),)))
+        for name, context in contexts
+    ]
+
+
+def guided(guidance: Guidance, t: Tensor) -> bool:
+    """Whether any of the times is guided."""
+    return any(guidance.active(time) for time in t.tolist())
+
+
+def mixed(v: Tensor, v_text: Tensor | None, v_image: Tensor | None, draw: Draw) -> Tensor:
+    """The guided velocity [K, n, d] where the step is guided, else the conditional one."""
+    if v_text is None:
+        return v
+    g = draw.guidance
+    whole = guided_velocity(
+        v, v_text, v_image,
+        text_scale=g.text_scale, image_scale=g.image_scale, renorm=g.renorm, renorm_min=g.renorm_min,
+    )  # fmt: skip
+    active = torch.tensor([g.active(time) for time in draw.t.tolist()], device=v.device)
+    return torch.where(active[:, None, None], whole, v)
