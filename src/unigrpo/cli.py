@@ -149,6 +149,27 @@ class MakeTinyBagel:
     """Of the random weights."""
 
 
+@dataclass(frozen=True)
+class Reproduce:
+    """Make a table or a figure of the paper in the shapes world: runs what is missing, skips what is there."""
+
+    target: Annotated[Positional[Literal["table1", "table2", "fig3", "fig4", "fig5", "traces"]], arg(metavar="TARGET")]
+    """table1 (all methods), table2 (their categories), fig3 (reward curves of UniGRPO), fig4 (guidance in training),
+    fig5 (regularisers), traces (thinking and pictures of three models)."""
+    seeds: int | None = None
+    """Seeds 0, 1, ... of every run (default: 3, quick 1)."""
+    scale: Literal["quick", "full"] = "full"
+    """quick proves the machinery in minutes; its figures mean nothing."""
+    jobs: int | None = None
+    """Runs at a time, each with one thread (default: the number of cores)."""
+    reward: Literal["preference", "verifier"] = "preference"
+    """What trains: a learned judge, as in the paper, or the rules that also judge (rows that need gradients: n/a)."""
+    work: Path = Path("runs/reproduce")
+    """Where the runs go; keep it, and the same command goes on where it was."""
+    results: Path = Path("docs/results")
+    """Where JSON, Markdown and PNG go."""
+
+
 Verb = (
     Annotated[Train, subcommand("train")]
     | Annotated[Generate, subcommand("generate")]
@@ -158,6 +179,7 @@ Verb = (
     | Annotated[Parity, subcommand("parity")]
     | Annotated[Export, subcommand("export")]
     | Annotated[MakeTinyBagel, subcommand("make-tiny-bagel")]
+    | Annotated[Reproduce, subcommand("reproduce")]
 )
 
 

@@ -5,8 +5,9 @@ names here; ``unigrpo.resolve`` turns them into things. This package imports nei
 so that the command line answers at once. Whatever cannot work raises :class:`ConfigError`, which says what was set,
 why it cannot work and what to change.
 
-sections: the keys · recipe: the whole, and whether its parts fit · notation: YAML and overrides · reading: from
-what was written to dataclasses · arithmetic: what an iteration costs.
+sections: the keys · methods: those of the methods · recipe: the whole, and whether its parts fit · stages: several
+recipes in one · notation: YAML and overrides · reading: from what was written to dataclasses · arithmetic: what an
+iteration costs.
 """
 
 from __future__ import annotations
@@ -20,77 +21,117 @@ from pathlib import Path
 import yaml
 
 from unigrpo.config.arithmetic import batch_arithmetic
-from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
+from unigrpo.config.methods import (
+    FPO,
+    METHODS,
+    Advantage,
+    DiffusionNFT,
+    FlowGRPO,
+    FlowTerm,
+    ForwardTerm,
+    FPOTerm,
+    Method,
+    NFTTerm,
+    ReFL,
+    ReFLTerm,
+    Regulariser,
+    Supervised,
+    TextGRPO,
+    TextTerm,
+    UniFPO,
+    UniGRPO,
+    WithForwardNoise,
+    WithImage,
+    WithSDE,
+    WithText,
+)
+from unigrpo.config.notation import Dumper, parse
 from unigrpo.config.reading import read_recipe
 from unigrpo.config.recipe import Recipe, trained_experts
 from unigrpo.config.scaling import scaling_report
 from unigrpo.config.sections import (
-    METHODS,
-    Advantage,
     Checkpoint,
     ConfigError,
     DemonstrationData,
     Eval,
-    FlowGRPO,
-    FlowTerm,
     Lora,
-    Method,
     Mix,
     Model,
     Optimizer,
     PromptData,
-    Regulariser,
     Reward,
     Rollout,
     Scorer,
-    Supervised,
-    TextGRPO,
-    TextTerm,
-    UniGRPO,
     did_you_mean,
+)
+from unigrpo.config.stages import (
+    START,
+    StagedRecipe,
+    is_staged,
+    stage_folders,
+    staged_recipe,
+    with_overrides,
 )
 
 __all__ = [
+    "FPO",
     "METHODS",
+    "START",
     "Advantage",
     "Checkpoint",
     "ConfigError",
     "DemonstrationData",
+    "DiffusionNFT",
     "Eval",
+    "FPOTerm",
     "FlowGRPO",
     "FlowTerm",
+    "ForwardTerm",
     "Lora",
     "Method",
     "Mix",
     "Model",
+    "NFTTerm",
     "Optimizer",
     "PromptData",
+    "ReFL",
+    "ReFLTerm",
     "Recipe",
     "Regulariser",
     "Reward",
     "Rollout",
     "Scorer",
+    "StagedRecipe",
     "Supervised",
     "TextGRPO",
     "TextTerm",
+    "UniFPO",
     "UniGRPO",
+    "WithForwardNoise",
+    "WithImage",
+    "WithSDE",
+    "WithText",
     "batch_arithmetic",
     "from_yaml",
     "list_recipes",
+    "load_experiment",
     "load_recipe",
+    "load_stages",
     "scaling_report",
+    "stage_folders",
     "to_yaml",
     "trained_experts",
 ]
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name (``shapes/unigrpo``) or from a ``.yaml`` file, with overrides from the command line.
+def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe | StagedRecipe:
+    """Read a recipe, plain or of several stages, by name (``shapes/unigrpo``) or from a ``.yaml`` file.
 
-    ``--method.flow.clip-range 1e-5`` and ``--method.flow.clip_range=1e-5`` are the same; values are YAML, and whole
-    sections and lists may be given (``--method "{name: text_grpo}"``). The verbs of the command line are parsed by
-    tyro; overrides are not, because the recipe, not the dataclass, decides which defaults they override.
-    Raises ConfigError, also where there is no such recipe.
+    Overrides come from the command line: ``--method.flow.clip-range 1e-5`` and ``--method.flow.clip_range=1e-5`` are
+    the same; values are YAML, and whole sections and lists may be given (``--method "{name: text_grpo}"``);
+    ``--stages.NAME.key`` sets a key of one stage. The verbs of the command line are parsed by tyro; overrides are not,
+    because the recipe, not the dataclass, decides which defaults they override. Raises ConfigError, also where there
+    is no such recipe.
     """
     text = _find(str(name_or_path))
     try:
@@ -99,11 +140,27 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             raise ConfigError(
                 "the file holds no keys: write at least name, iterations, model, data, reward, method and eval"
             )
-        for key, value in override_pairs(overrides):
-            written = with_key(written, key.split("."), parse(value))
-        return read_recipe(written)
+        written = with_overrides(written, overrides)
+        return staged_recipe(written) if is_staged(written) else read_recipe(written)
     except ConfigError as error:
         raise ConfigError(f"recipe {name_or_path}: {error}") from None
+
+
+def load_stages(name_or_path: str | Path, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Read the recipes of all stages (:func:`load_experiment`); a plain recipe is one."""
+    loaded = load_experiment(name_or_path, overrides)
+    return list(loaded.stages) if isinstance(loaded, StagedRecipe) else [loaded]
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a plain recipe (:func:`load_experiment`); ConfigError for one of several stages."""
+    loaded = load_experiment(name_or_path, overrides)
+    if isinstance(loaded, StagedRecipe):
+        raise ConfigError(
+            f"recipe {name_or_path} has the stages {', '.join(loaded.names)}, and one recipe is asked for here: "
+            "load_stages reads them all"
+        )
+    return loaded
 
 
 def list_recipes() -> list[tuple[str, str]]:
@@ -124,8 +181,11 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def from_yaml(text: str) -> Recipe:
-    """Read a recipe from YAML text; raises ConfigError."""
-    return read_recipe(parse(text))
+    """Read a plain recipe from YAML text; raises ConfigError."""
+    written = parse(text)
+    if is_staged(written):
+        raise ConfigError("this recipe has stages, and one recipe is asked for here: load_stages reads them all")
+    return read_recipe(written)
 
 
 def _shipped() -> dict[str, Traversable]:

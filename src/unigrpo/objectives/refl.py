@@ -42,7 +42,8 @@ def refl(
     """
     check_rows(velocities=velocities, x=x, t=t, prompts=prompts, metadata=metadata)
     v, at, time = torch.cat(list(velocities)), torch.cat(list(x)), torch.cat(list(t))
-    values = reward(decode(predict_x0(at.to(v.device), v, time.to(v.device))), prompts, metadata)
+    predicted = predict_x0(at.to(v.device), v, time.to(v.device)).to(v.dtype)
+    values = reward(decode(predicted), prompts, metadata)
     if values.shape != (len(prompts),):
         raise ValueError(f"the reward gave {list(values.shape)} values for {len(prompts)} pictures: one each is needed")
     finite = torch.isfinite(values.detach())

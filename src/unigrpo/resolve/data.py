@@ -17,13 +17,14 @@ from unigrpo.policy import Policy
 from unigrpo.rewards import jpeg as _jpeg  # noqa: F401 (registers its rewards)
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
-from unigrpo.rewards.protocol import RewardOutput
+from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds import geneval, pairs, shapes
 from unigrpo.worlds.prompt_files import HUB, FilePrompts, RowPrompts, hf_prompts
 from unigrpo.worlds.shapes import tasks
 from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstrations
+from unigrpo.worlds.shapes.preference import load_preference
 
 GENEVAL = ("geneval:train", "geneval:fixed")
 KNOWN = (
@@ -120,8 +121,22 @@ def _shapes_verifier(
     return RewardOutput(values, parts)
 
 
-VERIFIER = "shapes/verifier"
+class _ShapesPreference(DifferentiableReward):
+    """The small reward model of the shapes world, loaded when a recipe asks for it."""
+
+    def __init__(self) -> None:
+        from unigrpo.resolve.models import builtin_folder  # here, because models.py needs this package too
+
+        self.model = load_preference(builtin_folder("shapes-preference"))
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """The preference score of every picture."""
+        return self.model(images, prompts)
+
+
+VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"
 registry.register(VERIFIER, lambda: _shapes_verifier)
+registry.register(PREFERENCE, _ShapesPreference)
 
 
 def reward(scorers: Sequence[config.Scorer]) -> CompositeReward:

@@ -38,7 +38,8 @@ def builtin_folder(name: str) -> Path:
 def model_folder(path: str) -> Path:
     """The model folder that a name means: builtin:NAME, a model folder, a run folder (its newest checkpoint), a hub id.
 
-    ConfigError says what the name could have been; a hub id is downloaded.
+    Of a run of several stages it is the newest checkpoint of the last stage that has one. ConfigError says what the
+    name could have been; a hub id is downloaded.
     """
     if path.startswith("builtin:"):
         return builtin_folder(path.removeprefix("builtin:"))
@@ -52,7 +53,10 @@ def model_folder(path: str) -> Path:
                 f"the model {path!r} is not a folder: give a model or run folder, {builtin}, or a hub id ({error})"
             ) from error
     if (folder / "recipe.yaml").is_file():
-        if not (saved := checkpoint.complete(folder)):
+        saved = checkpoint.complete(folder)
+        if not saved:
+            saved = [one for stage in config.stage_folders(folder) for one in checkpoint.complete(stage)]
+        if not saved:
             raise ConfigError(f"the run {path} has no checkpoint yet: wait for one, or name a model folder")
         return saved[-1]
     return folder
@@ -92,7 +96,7 @@ def policy(
         return made if size is None else made.at_size(size)
     folder = model_folder(model.path)
     if (folder / ADAPTER).is_file():
-        return _with_adapter(model, folder, image_side, trained, merge)
+        return _with_adapter(model, folder, seed, image_side, trained, merge)
     loaded = load_policy(
         folder,
         device=device,
@@ -108,22 +112,38 @@ def policy(
 
 
 def _with_adapter(
-    model: config.Model, folder: Path, image_side: int | None, trained: Callable[[str], bool], merge: bool
+    model: config.Model,
+    folder: Path,
+    seed: int,
+    image_side: int | None,
+    trained: Callable[[str], bool],
+    merge: bool,
 ) -> Bagel:
-    base = Adapter.base_of(folder)
+    base = _base_of(folder)
     if base is None:
         raise ConfigError(f"the adapter in {folder} does not name the model it belongs to (base_model_name_or_path)")
-    loaded = policy(replace(model, path=base), image_side=image_side, trained=trained, merge=True)
+    loaded = policy(replace(model, path=base), seed=seed, image_side=image_side, trained=trained, merge=True)
     adapter = Adapter.load(loaded.model, folder)
     if merge:
         adapter.merge()
     return loaded
 
 
+def _base_of(folder: Path) -> str | None:
+    """The base that an adapter names; ConfigError where that is a folder (no hub id or shipped model), and is gone."""
+    base = Adapter.base_of(folder)
+    if base is not None and (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
+        raise ConfigError(
+            f"the adapter in {folder} needs its base {base}, which is not there: put that folder back, or, if it was "
+            f"moved, write its new place as base_model_name_or_path into {folder / ADAPTER}"
+        )
+    return base
+
+
 def export_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
     """The precision in which an export loses nothing: bfloat16 where the source is, which needs half the memory."""
     if (folder / ADAPTER).is_file():
-        base = Adapter.base_of(folder)
+        base = _base_of(folder)
         return "float32" if base is None else export_dtype(model_folder(base))
     if not is_public(folder):
         return "float32"

@@ -1,4 +1,5 @@
-"""What the verbs do: training · drawing (generate) · judging (eval) · models (parity, export, make-tiny-bagel)."""
+"""What the verbs do: training · drawing (generate) · judging (eval) · models (parity, export,
+make-tiny-bagel) · reproduce."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from unigrpo.reports.html import write_report
 from unigrpo.verbs.drawing import generate
 from unigrpo.verbs.judging import evaluate_model
 from unigrpo.verbs.models import check_parity, export, make_tiny
+from unigrpo.verbs.reproduce import reproduce
 from unigrpo.verbs.training import train
 
 
@@ -34,4 +36,6 @@ def run(verb: object, overrides: Sequence[str]) -> int:
             return export(verb)
         case cli.MakeTinyBagel():
             return make_tiny(verb)
+        case cli.Reproduce():
+            return reproduce(verb)
     raise AssertionError(f"no verb for {verb!r}")

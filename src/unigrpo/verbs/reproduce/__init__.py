@@ -1,0 +1,112 @@
+"""The verb ``reproduce``: a table or a figure of the paper, from nothing, by one command.
+
+cells: which runs it is made of · running: make what is missing · results: what a finished run says · traces.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from unigrpo import cli, config
+from unigrpo.config import ConfigError
+from unigrpo.reports import paper_figures, paper_pictures, paper_tables, runlog
+from unigrpo.verbs.folders import usable
+from unigrpo.verbs.reproduce.cells import Cell, cells_of
+from unigrpo.verbs.reproduce.running import Runner
+from unigrpo.verbs.reproduce.traces import traces
+
+TABLES = {"table1": paper_tables.table1_markdown, "table2": paper_tables.table2_markdown}
+UPDATES = 2
+"""Optimizer steps per iteration of the recipes paper/* (optimizer.ppo_epochs)."""
+
+
+def reproduce(verb: cli.Reproduce) -> int:
+    """Make what is missing of a target and write its results; 1 if a cell failed."""
+    if (verb.seeds is not None and verb.seeds < 1) or (verb.jobs is not None and verb.jobs < 1):
+        raise ConfigError("--seeds and --jobs must be at least 1")
+    seeds = range(verb.seeds or (1 if verb.scale == "quick" else 3))
+    work, jobs = verb.work.resolve(), verb.jobs or os.cpu_count() or 1
+    usable(work)
+    usable(verb.results)
+    cells = cells_of(verb.target, seeds, verb.scale, verb.reward, work)
+    runner = Runner(work, jobs, lambda line: print(line, flush=True))
+    made = runner.make(cells)
+    results = {
+        "target": verb.target,
+        "scale": verb.scale,
+        "reward": f"shapes/{verb.reward}",
+        "seeds": list(seeds),
+        "command": command(verb),
+        "environment": runlog.environment(),
+        "cells": [placed(cell, result, verb) for cell, result in zip(cells, made, strict=True)],
+    }
+    write(verb, results, runner, cells)
+    failed = [f"{c['row']} seed {c['seed']} ({c['reason']})" for c in results["cells"] if c["status"] == "failed"]
+    if failed:
+        print(f"{len(failed)} cells failed and are tried again by the same command: {'; '.join(failed)}")
+    return 1 if failed else 0
+
+
+def command(verb: cli.Reproduce) -> str:
+    """The command that makes these results, without what changes no number."""
+    words = ["unigrpo", "reproduce", verb.target]
+    if verb.seeds is not None:
+        words += ["--seeds", str(verb.seeds)]
+    if verb.scale != "full":
+        words += ["--scale", verb.scale]
+    if verb.reward != "preference":
+        words += ["--reward", verb.reward]
+    return shlex.join(words)
+
+
+def stem(verb: cli.Reproduce) -> str:
+    """How the results' files are called: the target, and what differs from the ordinary."""
+    reward, scale = verb.reward, verb.scale
+    return verb.target + ("-verifier" if reward == "verifier" else "") + ("-quick" if scale == "quick" else "")
+
+
+def placed(cell: Cell, result: dict[str, Any], verb: cli.Reproduce) -> dict[str, Any]:
+    """A result with its paths and pictures in the results' folder; only figure 5 shows pictures."""
+    picture = result.get("picture")
+    if picture is None or verb.target != "fig5" or not Path(picture).is_file():
+        return {**result, "picture": None} | {"command": shown(result["command"], verb)}
+    name = f"{stem(verb)}-{cell.row.id}-seed{cell.seed}.png"
+    shutil.copy(picture, verb.results / name)
+    return {**result, "picture": name, "command": shown(result["command"], verb)}
+
+
+def shown(words: str | None, verb: cli.Reproduce) -> str | None:
+    """A command with the work folder as it was given: no path of this machine gets into the results."""
+    return words and words.replace(str(verb.work.resolve()), str(verb.work))
+
+
+def write(verb: cli.Reproduce, results: dict[str, Any], runner: Runner, cells: list[Cell]) -> None:
+    """Write JSON, Markdown and PNG of a target."""
+    folder, name, written = verb.results, stem(verb), []
+    if verb.target == "traces":
+        written += write_traces(verb, runner, cells[0])
+    else:
+        written.append(runlog.write_json_atomic(folder / f"{name}.json", results))
+        if verb.target in TABLES:
+            text = TABLES[verb.target](results)
+            written.append(runlog.write_text_atomic(folder / f"{name}.md", text))
+        if verb.target != "table2":
+            drawn = paper_figures.draw_figure(results, folder, UPDATES)
+            written.append(runlog.write_bytes_atomic(folder / f"{name}.png", drawn))
+    print("wrote " + ", ".join(str(path) for path in written))
+
+
+def write_traces(verb: cli.Reproduce, runner: Runner, cell: Cell) -> list[Path]:
+    """Draw with the trained model of the first seed and its two ancestors."""
+    folder, name = verb.results, stem(verb)
+    if not (runner.folder(cell) / runlog.RECIPE).is_file():
+        raise ConfigError(f"{cell.name} has no run to draw with: look at {runner.folder(cell)}.log")
+    recipe = config.load_recipe(runner.folder(cell) / runlog.RECIPE)
+    items = traces(str(runner.folder(cell)), recipe, cell.seed)
+    picture = runlog.write_bytes_atomic(folder / f"{name}.png", paper_pictures.draw_traces(items))
+    text = paper_tables.traces_markdown(items, picture.name) + f"\nMade by `{command(verb)}`.\n"
+    return [picture, runlog.write_text_atomic(folder / f"{name}.md", text)]

@@ -1,0 +1,159 @@
+"""Which runs a table or figure of the paper is made of: every cell is one ordinary command line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from unigrpo import config
+
+Target = Literal["table1", "table2", "fig3", "fig4", "fig5", "traces"]
+Scale = Literal["quick", "full"]
+Judge = Literal["preference", "verifier"]
+
+BAGEL, SFT = "builtin:shapes-pretrain", "builtin:shapes-sft"
+GUIDANCE = "2"
+"""The scale of figure 4, in training (cfg-on) and in every evaluation; the paper gives none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a recipe that is trained, or a model (or another row's) that is only evaluated."""
+
+    id: str
+    recipe: str | None = None
+    model: str | None = None
+    of: str | None = None
+    think: bool = True
+    overrides: tuple[str, ...] = ()
+
+
+NO_THINKING = ("--rollout.think", "false")
+TABLE1 = (
+    Row("bagel-no", model=BAGEL, think=False),
+    Row("bagel-yes", model=BAGEL),
+    Row("sft-no", model=SFT, think=False),
+    Row("sft-yes", model=SFT),
+    Row("refl-no", "paper/refl", think=False, overrides=NO_THINKING),
+    Row("refl-yes", of="refl-no"),
+    Row("fpo-no", "paper/fpo", think=False, overrides=NO_THINKING),
+    Row("fpo-yes", "paper/fpo"),
+    Row("flowgrpo-no", "paper/flowgrpo", think=False, overrides=NO_THINKING),
+    Row("flowgrpo-yes", "paper/flowgrpo"),
+    Row("textgrpo", "paper/textgrpo"),
+    Row("refl-thinking", "paper/refl"),
+    Row("refl-textgrpo", "paper/refl-textgrpo"),
+    Row("unifpo", "paper/unifpo"),
+    Row("unigrpo", "paper/unigrpo"),
+)
+"""In the paper's order. A "yes" row of an image method is trained with thinking, but ReFL's: that one is the run without
+thinking, asked to think, since "ReFL (w/ Thinking)" is a row of its own."""
+
+_GUIDED = ("--model.path", BAGEL, "--eval.guidance", GUIDANCE)
+FIG4 = (
+    Row("cfg-off", "paper/unigrpo", overrides=_GUIDED),
+    Row("cfg-on", "paper/unigrpo", overrides=(*_GUIDED, "--rollout.guidance", GUIDANCE)),
+)
+FIG5 = (
+    Row("none", "paper/regulariser", overrides=("--method.regulariser", "{kind: none, weight: 0.0}")),
+    Row("latent_kl", "paper/regulariser", overrides=("--method.regulariser.kind", "latent_kl")),
+    Row("velocity_mse", "paper/regulariser"),
+)
+ROWS: dict[Target, tuple[Row, ...]] = {
+    "table1": TABLE1,
+    "table2": TABLE1,
+    "fig3": tuple(row for row in TABLE1 if row.id == "unigrpo"),
+    "fig4": FIG4,
+    "fig5": FIG5,
+    "traces": tuple(row for row in TABLE1 if row.id == "unigrpo"),
+}
+QUICK = (
+    "--iterations", "4", "--data.prompts_per_iteration", "4", "--data.group_size", "3", "--eval.every", "2",
+    "--eval.limit", "12", "--eval.compare_limit", "24", "--eval.compare_samples", "1", "--checkpoint.every", "4",
+)  # fmt: skip
+PROMPTS: dict[Scale, tuple[str, str]] = {"quick": ("24", "1"), "full": ("504", "4")}
+"""Held-out prompts and pictures of each, of the evaluations that are no part of a run."""
+NEEDS_GRADIENT = ("paper/refl", "paper/refl-textgrpo")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row with one seed: the command that makes it, where, and what must be there first.
+
+    arguments: of ``unigrpo``, without --out. fingerprint: hash of everything that decides the numbers. missing: why the
+    cell cannot be made (else None).
+    """
+
+    row: Row
+    seed: int
+    group: str
+    arguments: tuple[str, ...]
+    fingerprint: str
+    rollouts: int = 0
+    missing: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Path below the work folder."""
+        return f"{self.group}/{self.row.id}-seed{self.seed}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training run."""
+        return self.row.recipe is not None
+
+
+def cells_of(target: Target, seeds: Sequence[int], scale: Scale, judge: Judge, work: Path) -> list[Cell]:
+    """All cells of a target, evaluations after the runs that they need."""
+    made = [_cell(row, seed, target, scale, judge, work) for seed in seeds for row in ROWS[target]]
+    return sorted(made, key=lambda cell: cell.row.of is not None)
+
+
+def group_of(target: Target, scale: Scale, judge: Judge) -> str:
+    """Cells of one group are shared: table 1, table 2, figure 3 and the traces are about the same runs."""
+    kind = target if target in ("fig4", "fig5") else "table1"
+    return f"{scale}/{kind}-{judge}"
+
+
+def _cell(row: Row, seed: int, target: Target, scale: Scale, judge: Judge, work: Path) -> Cell:
+    group = group_of(target, scale, judge)
+    if row.recipe is None:
+        return _evaluation(row, seed, group, scale, judge, work)
+    if judge == "verifier" and row.recipe in NEEDS_GRADIENT:
+        why = "needs a differentiable reward, and the verifier is none"
+        return Cell(row, seed, group, (), "", missing=why)
+    overrides = ["--seed", str(seed), "--eval.think", str(row.think).lower(), *row.overrides]
+    if judge == "verifier":
+        overrides += ["--reward.train", "[{name: shapes/verifier}]", "--reward.validation", "[{name: shapes/verifier}]"]
+    if scale == "quick":
+        overrides += QUICK
+    stages = config.load_stages(row.recipe, overrides)
+    written = "\n".join(config.to_yaml(stage) for stage in stages)
+    rollouts = sum(_rollouts(stage) for stage in stages)
+    return Cell(row, seed, group, ("train", row.recipe, *overrides), _hash(written), rollouts)
+
+
+def _rollouts(recipe: config.Recipe) -> int:
+    data = recipe.data
+    assert isinstance(data, config.PromptData)
+    return recipe.iterations * data.prompts_per_iteration * data.group_size
+
+
+def _evaluation(row: Row, seed: int, group: str, scale: Scale, judge: Judge, work: Path) -> Cell:
+    if judge == "verifier" and row.of == "refl-no":
+        return Cell(row, seed, group, (), "", missing="needs a differentiable reward, and the verifier is none")
+    model = row.model or str(work / group / f"{row.of}-seed{seed}")
+    prompts, samples = PROMPTS[scale]
+    arguments = (
+        "eval", "--model", model, *(() if row.think else ("--no-think",)), "--seed", str(seed),
+        "--prompts", prompts, "--samples", samples, "--reward", f"shapes/{judge}",
+    )  # fmt: skip
+    lasting = (*arguments[:2], row.model or f"run of {row.of}", *arguments[3:])
+    return Cell(row, seed, group, arguments, _hash(" ".join(lasting)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,90 @@
+"""The folders of a run of several stages: which are finished, what the next one starts from, their reports.
+
+The folder of the whole holds recipe.yaml, as it was given, and an ordinary run folder for each stage: 1-NAME, 2-NAME.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from unigrpo import config, resolve
+from unigrpo.config import ConfigError, Recipe, StagedRecipe
+from unigrpo.reports import runlog
+from unigrpo.reports.html import write_report
+from unigrpo.training import checkpoint
+
+
+def check_names(staged: StagedRecipe) -> None:
+    """Resolve the names in every stage, so that a wrong one is a ConfigError now and not hours later."""
+    for recipe in staged.stages:
+        try:
+            resolve.source(recipe)
+            resolve.suite(recipe.eval.prompts)
+            resolve.reward(recipe.reward.validation)
+        except ValueError as error:
+            raise ConfigError(f"{recipe.name}: {error}") from error
+
+
+def begun(folder: Path) -> bool:
+    """Whether a stage has left anything in its folder."""
+    return (folder / runlog.RECIPE).is_file()
+
+
+def finished(staged: StagedRecipe, number: int, run_dir: Path) -> bool:
+    """Whether a stage (from 0) is complete: trained and evaluated, or the one after it has begun."""
+    folders = staged.folders(run_dir)
+    if any(begun(folder) for folder in folders[number + 1 :]):
+        return True
+    trained = checkpoint.finished(folders[number]) == staged.stages[number].iterations
+    return trained and "after" in runlog.read_json(folders[number] / runlog.SUMMARY)
+
+
+def check_iterations(staged: StagedRecipe, run_dir: Path) -> None:
+    """Refuse iterations that the run can no longer have: fewer than are done, or others where a stage went on."""
+    folders = staged.folders(run_dir)
+    for number, (name, recipe, folder) in enumerate(zip(staged.names, staged.stages, folders, strict=True)):
+        if any(begun(later) for later in folders[number + 1 :]):
+            done = len(runlog.read_metrics(folder))  # its checkpoints may have been removed to save space
+            if done != recipe.iterations:
+                raise ConfigError(
+                    f"stage {name}: iterations = {recipe.iterations}, but {run_dir} went on from it after {done}: "
+                    f"leave them at {done}, or start a new run"
+                )
+        elif (done := checkpoint.finished(folder)) > recipe.iterations:
+            raise ConfigError(
+                f"stage {name}: iterations = {recipe.iterations}, but {run_dir} has {done} finished iterations of it; "
+                "ask for more"
+            )
+
+
+def ready(staged: StagedRecipe, number: int, run_dir: Path | None) -> Recipe:
+    """The recipe of a stage (from 0) with a folder as its start: the last checkpoint of the stage before.
+
+    It also runs where the first stage does: ``device: auto`` would mean something else for a folder than for a shipped
+    model. ConfigError where that checkpoint is gone.
+    """
+    recipe = staged.stages[number]
+    if number == 0 or run_dir is None:
+        return recipe
+    before = staged.folders(run_dir)[number - 1]
+    start = checkpoint.folder_of(before, staged.stages[number - 1].iterations)
+    if start not in checkpoint.complete(before):
+        raise ConfigError(
+            f"stage {staged.names[number]} starts from {start}, which is not there: put it back, or start a new run"
+        )
+    device = recipe.model.device
+    if device == "auto":
+        device = "cpu" if resolve.device_of(staged.stages[0].model).type == "cpu" else "cuda"
+    return replace(recipe, model=replace(recipe.model, path=str(start.resolve()), device=device))
+
+
+def report(run_dir: Path) -> int:
+    """Write the report of a run; of one of several stages those of all that have begun."""
+    folders = config.stage_folders(run_dir) if begun(run_dir) else []
+    for folder in folders or [run_dir]:
+        if folder in folders and not begun(folder):
+            print(f"{folder} has not begun: no report yet")
+        else:
+            print(f"wrote {write_report(folder)}")
+    return 0
