@@ -1,6 +1,6 @@
 """Train the learned judge of the shapes world on preference pairs, and measure how far it agrees with the verifier.
 
-    python scripts/train_preference.py OUT_DIR [--steps 1500]
+    python scripts/train_preference.py OUT_DIR [--steps 1200]
 
 Writes config.json, model.safetensors and evaluation.json. The verifier is not used in training.
 """
@@ -41,7 +41,6 @@ from unigrpo.worlds.shapes.prompts import CATEGORIES
 from unigrpo.worlds.shapes.renderer import KINDS, TEMPLATES
 from unigrpo.worlds.shapes.scenes import PLURALS, Kind, Object
 
-ROLES = ("not asked for", "first object", "second object")
 BATCH, LEARNING_RATE, WARM_UP = 64, 2e-3, 100
 EASY = 0.67
 CELL_WEIGHT, BACKGROUND_WEIGHT, SCORE_WEIGHT = 1.0, 0.1, 0.01
@@ -67,7 +66,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 class Heads(nn.Module):
-    """The auxiliary heads: what a cell shows, and which object of the prompt it is. They are not part of the judge.
+    """The auxiliary heads: what a cell shows, and whether the prompt asks for it. They are not part of the judge.
 
     The logit of (shape, colour) is <cell, word(shape) + word(colour)> with the judge's own words (shapes as singular
     and as plural), so what a cell shows and what a prompt says come to lie in one space.
@@ -77,7 +76,7 @@ class Heads(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.background = nn.Parameter(torch.zeros(width))
-        self.roles = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(ROLES)))
+        self.wanted = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def kinds(self, model: PreferenceModel, images: Tensor) -> Tensor:
         """Logits [2, B, 16, 43], with singular and with plural words for shapes."""
@@ -90,14 +89,13 @@ class Heads(nn.Module):
         return torch.stack(logits)
 
 
-def role_labels(prompts: Sequence[Prompt]) -> Tensor:
-    """The role of every cell label for every prompt, as index into :data:`ROLES`: int64 [B, 43]."""
+def wanted_labels(prompts: Sequence[Prompt]) -> Tensor:
+    """Which cell labels every prompt asks for: float32 [B, 43], 0 or 1."""
+    objects = [Object(shape, colour, "a1") for shape, colour in KINDS]
     rows = []
     for prompt in prompts:
         wanted = [Kind(item["shape"], item["colour"]) for item in prompt.metadata["objects"]]
-        shown = [Object(shape, colour, "a1") for shape, colour in KINDS]
-        matches = [[kind.matches(item) for kind in wanted] for item in shown]
-        rows.append([0, *(1 + found.index(True) if any(found) else 0 for found in matches)])
+        rows.append([0.0, *(float(any(kind.matches(item) for kind in wanted)) for item in objects)])
     return torch.tensor(rows)
 
 
@@ -118,13 +116,13 @@ def losses(model: PreferenceModel, heads: Heads, batch: PairBatch) -> dict[str, 
     weight[0] = BACKGROUND_WEIGHT
     labels = torch.cat([batch.better_cells, batch.worse_cells])
     kinds = heads.kinds(model, images).flatten(0, 2)
-    roles = role_labels(batch.prompts).repeat(2, 1).gather(1, labels.clamp_min(0))
+    wanted = wanted_labels(batch.prompts).repeat(2, 1).gather(1, labels.clamp_min(0))
     weights = weight[labels] * (labels != SMUDGE)
-    errors = F.cross_entropy(heads.roles(compared).flatten(0, 1), roles.flatten(), reduction="none")
+    errors = F.binary_cross_entropy_with_logits(heads.wanted(compared).squeeze(-1), wanted, reduction="none")
     return {
         "preference": bradley_terry_loss(better, worse),
         "kinds": F.cross_entropy(kinds, labels.flatten().repeat(2), weight, ignore_index=SMUDGE),
-        "roles": (errors * weights.flatten()).sum() / weights.sum(),
+        "wanted": (errors * weights).sum() / weights.sum(),
         "size": scores.square().mean(),
     }
 
@@ -141,7 +139,7 @@ def train(steps: int, seed: int, redraw: Redraw, mix: PairMix) -> PreferenceMode
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         parts = losses(model, heads, preference_pairs("train", seed, step, BATCH, redraw, mix_at(step, steps, mix)))
-        loss = parts["preference"] + CELL_WEIGHT * (parts["kinds"] + parts["roles"]) + SCORE_WEIGHT * parts["size"]
+        loss = parts["preference"] + CELL_WEIGHT * (parts["kinds"] + parts["wanted"]) + SCORE_WEIGHT * parts["size"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -224,14 +222,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     redraw, mix = redrawer(load_autoencoder(resolve.builtin_folder("shapes-autoencoder"))), PairMix()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     model = train(args.steps, args.seed, redraw, mix)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     save_preference(model, args.out)
     figures = {
         "held_out_pairs": pair_accuracy(model, redraw, args.seed + 1, mix),
@@ -241,6 +239,7 @@ def main() -> None:
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_seconds": round(seconds),
+        "training_cpu_seconds": round(cpu_seconds),
         "command": shlex.join(["python", *sys.argv]),
     }
     write_json_atomic(args.out / "evaluation.json", figures)

@@ -19,6 +19,9 @@ RUNS = {
         "method__text__kl_weight": 0.01,
         "method__regulariser": "{kind: latent_kl, weight: 0.3}",
     },
+    "fpo": {"method": "{name: fpo, fpo: {pairs: 2}}"},
+    "nft": {"method": "{name: diffusion_nft, nft: {pairs: 2}}"},
+    "refl": {"method": "{name: refl}", "reward__train": "[{name: shapes/preference}]"},
     "supervised": {"recipe": tiny_runs.PRETRAIN, "optimizer__warmup": 0},
     "unjudged": {"reward__validation": "[{name: image/jpeg-compressibility}]"},
 }

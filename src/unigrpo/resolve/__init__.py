@@ -1,11 +1,13 @@
 """From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
 
-models: which model, where, in which precision · data: prompts, demonstrations, rewards, suites · runs: a recipe whole.
+models: which model, where, in which precision · data: prompts, demonstrations, rewards, suites · methods: terms and
+sampling · runs: a recipe whole.
 """
 
 from unigrpo.resolve.data import Suite, prompts, reward, suite
+from unigrpo.resolve.methods import evaluation_sampling, method, training_sampling
 from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, export_dtype, lasting_name, model_folder, policy
-from unigrpo.resolve.runs import RecipeEvaluator, evaluation_sampling, method, parts, source, training_sampling
+from unigrpo.resolve.runs import RecipeEvaluator, parts, source
 from unigrpo.resolve.sizes import sizes
 
 __all__ = [

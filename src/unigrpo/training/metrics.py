@@ -8,7 +8,6 @@ from typing import Any
 from unigrpo.training.sources import Collected
 from unigrpo.training.update import Updated
 
-
 IMAGE_TERMS = ("fpo/", "nft/", "refl/")
 
 

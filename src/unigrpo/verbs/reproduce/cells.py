@@ -49,8 +49,8 @@ TABLE1 = (
     Row("unifpo", "paper/unifpo"),
     Row("unigrpo", "paper/unigrpo"),
 )
-"""In the paper's order. A "yes" row of an image method is trained with thinking, but ReFL's: that one is the run without
-thinking, asked to think, since "ReFL (w/ Thinking)" is a row of its own."""
+"""In the paper's order. A "yes" row of an image method is trained with thinking, but ReFL's: that one is the run
+without thinking, asked to think, since "ReFL (w/ Thinking)" is a row of its own."""
 
 _GUIDED = ("--model.path", BAGEL, "--eval.guidance", GUIDANCE)
 FIG4 = (

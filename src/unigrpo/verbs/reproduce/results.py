@@ -14,6 +14,10 @@ NOT_FINITE = ("not finite", "nothing was updated", "must be finite")
 """What an error says when training went off into nowhere."""
 COLLAPSE = 0.5
 """A run has collapsed where its score is below this share of what it started from."""
+NOTHING: Mapping[str, Any] = dict.fromkeys((*FIGURES, "canaries", "before", "paired", "seconds", "picture")) | {
+    "curve": []
+}
+"""All that a result may say, for cells that say less."""
 
 
 def read_cell(cell: Cell, folder: Path, code: int) -> dict[str, Any] | None:

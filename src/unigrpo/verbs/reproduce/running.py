@@ -16,7 +16,7 @@ from typing import Any
 from unigrpo.config import ConfigError
 from unigrpo.reports import runlog
 from unigrpo.verbs.reproduce.cells import Cell
-from unigrpo.verbs.reproduce.results import read_cell
+from unigrpo.verbs.reproduce.results import NOTHING, read_cell
 
 INTERRUPTED = 130
 Say = Callable[[str], None]
@@ -64,11 +64,12 @@ class Runner:
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """The result of a cell, finished or not."""
+        known = {**NOTHING, **described(cell)}
         if cell.missing is not None:
-            return {**described(cell), "status": "n/a", "reason": cell.missing}
+            return {**known, "status": "n/a", "reason": cell.missing}
         if self.result_file(cell).is_file():
-            return {**runlog.read_json(self.result_file(cell)), **described(cell)}
-        return {**described(cell), "status": "failed", "reason": last_words(self.work / f"{cell.name}.log")}
+            return {**NOTHING, **runlog.read_json(self.result_file(cell)), **described(cell)}
+        return {**known, "status": "failed", "reason": last_words(self.work / f"{cell.name}.log")}
 
     def _check(self, cell: Cell) -> None:
         """Refuse a folder that another recipe made: its numbers would be passed off as this one's."""

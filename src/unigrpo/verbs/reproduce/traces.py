@@ -7,7 +7,6 @@ from typing import Any
 
 from unigrpo import config, resolve
 from unigrpo.evaluation.evaluator import evaluate
-from unigrpo.resolve.runs import evaluation_sampling
 from unigrpo.trajectory import Prompt
 from unigrpo.verbs.reproduce.cells import BAGEL, SFT
 from unigrpo.worlds import shapes
@@ -21,7 +20,7 @@ def traces(trained: str, recipe: config.Recipe, seed: int) -> list[dict[str, Any
     models = []
     for name, path in (("Bagel", BAGEL), ("SFT", SFT), ("UniGRPO", trained)):
         policy = resolve.policy(config.Model(path=path), merge=True)
-        suite, how = resolve.suite("shapes"), evaluation_sampling(recipe)
+        suite, how = resolve.suite("shapes"), resolve.evaluation_sampling(recipe)
         made = evaluate(policy, chosen, suite.judge, how, samples=1, seed=seed, think=True)
         pictures = made.pictures.permute(0, 2, 3, 1).numpy()
         models.append([

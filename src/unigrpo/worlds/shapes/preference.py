@@ -22,7 +22,8 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from unigrpo.worlds.shapes.parsing import END_THINK, THINK, normalise_prompt, vocabulary
+from unigrpo.worlds.shapes.parsing import normalise_prompt, vocabulary
+from unigrpo.worlds.shapes.prompts import CATEGORIES, combinations, wordings
 from unigrpo.worlds.shapes.renderer import GRID, IMAGE_SIZE
 
 CONFIG, MODEL = "config.json", "model.safetensors"
@@ -31,8 +32,11 @@ PADDING, START = 0, 1
 
 
 def prompt_words() -> tuple[str, ...]:
-    """The words that prompts use: the vocabulary without the thinking marks."""
-    return tuple(word for word in vocabulary() if word not in (THINK, END_THINK))
+    """The words of training prompts, in the vocabulary's order: those that training gives a meaning."""
+    items = [item for category in CATEGORIES for stratum in combinations("train", category) for item in stratum]
+    texts = [text for item in items for order in {item, item.mirrored()} for text in wordings(order)]
+    used = {word for text in texts for word in text.split()}
+    return tuple(word for word in vocabulary() if word in used)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ CONTENT: dict[str, tuple[str, ...]] = {
     "two_object": ("missing", "shape", "extra"),
     "counting": ("count", "count", "shape", "extra"),
     "colors": ("missing", "colour", "shape", "extra"),
-    "position": (*["relation"] * 5, "missing", "shape", "colour", "extra"),
+    "position": (*["relation"] * 4, "missing", "shape", "colour", "extra"),
     "color_attr": ("colour", "colour", "missing", "shape", "extra"),
 }
 """Faults of content that a prompt of the category can have; named more than once: more often."""

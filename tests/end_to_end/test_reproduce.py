@@ -1,0 +1,179 @@
+"""``unigrpo reproduce``: cells are ordinary runs; what is there is skipped, what was cut goes on, bad input is told."""
+
+import json
+import shutil
+
+import pytest
+
+import tiny_runs
+from unigrpo import config
+from unigrpo.reports import runlog
+from unigrpo.verbs.reproduce import cells
+from unigrpo.verbs.reproduce.cells import ROWS, TABLE1, Row, cells_of
+from unigrpo.verbs.reproduce.results import read_cell
+from unigrpo.verbs.reproduce.running import Runner
+
+SOME = ("sft-yes", "refl-no", "refl-yes", "unigrpo")
+
+
+def run(work, *arguments):
+    return tiny_runs.unigrpo(
+        "reproduce", *arguments, "--work", work, "--results", work / "results", "--scale", "quick", "--jobs", "2"
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Four rows of table 1 by the command line: an evaluation, two runs, and an evaluation of a run."""
+    work = tmp_path_factory.mktemp("reproduce")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ROWS, "table1", tuple(row for row in TABLE1 if row.id in SOME))
+        assert run(work, "table1") == 0
+    return work
+
+
+def results_of(work, name="table1-quick"):
+    return json.loads((work / "results" / f"{name}.json").read_text())
+
+
+def test_results_say_how_they_were_made(made):
+    results = results_of(made)
+    found = {cell["row"]: cell for cell in results["cells"]}
+    assert set(found) == set(SOME) and all(cell["status"] == "done" for cell in found.values())
+    assert results["command"] == "unigrpo reproduce table1 --scale quick" and results["seeds"] == [0]
+    one = found["unigrpo"]
+    assert one["command"].startswith("unigrpo train paper/unigrpo --seed 0") and one["rollouts"] == 4 * 4 * 3
+    assert len(one["curve"]) == 4 and one["curve"][1]["validation"]["score"] is not None and one["n"] == 24
+    assert found["refl-no"]["think"] is False and found["refl-no"]["plan_right"] is None
+    assert found["refl-yes"]["plan_right"] is not None and str(made) not in json.dumps(found["unigrpo"])
+    text = (made / "results" / "table1-quick.md").read_text()
+    assert "proves the machinery" in text and "not run" in text
+    assert (made / "results" / "table1-quick.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_time_nothing_is_run_and_the_numbers_are_the_same(made, capsys, monkeypatch):
+    monkeypatch.setitem(ROWS, "table1", tuple(row for row in TABLE1 if row.id in SOME))
+    monkeypatch.setattr(Runner, "_run", lambda *a: pytest.fail("a finished cell was run again"))
+    before = results_of(made)["cells"]
+    assert run(made, "table1") == 0
+    assert "4 there, 0 to make" in capsys.readouterr().out and results_of(made)["cells"] == before
+
+
+def test_the_same_cells_serve_other_targets(made, monkeypatch):
+    monkeypatch.setattr(Runner, "_run", lambda *a: pytest.fail("a finished cell was run again"))
+    assert run(made, "fig3") == 0 and run(made, "traces") == 0
+    assert (made / "results" / "fig3-quick.png").is_file()
+    assert "UniGRPO" in (made / "results" / "traces-quick.md").read_text()
+
+
+def test_a_run_that_was_cut_goes_on_and_ends_the_same(made, tmp_path, monkeypatch):
+    """Cut after its first checkpoint would be: the folder of the run stays, its result is gone."""
+    monkeypatch.setitem(ROWS, "table1", tuple(row for row in TABLE1 if row.id == "unigrpo"))
+    work = tmp_path / "work"
+    shutil.copytree(made / "quick", work / "quick")
+    name = work / "quick" / "table1-preference" / "unigrpo-seed0"
+    before = json.loads(name.with_suffix(".json").read_text())
+    name.with_suffix(".json").unlink()
+    summary = json.loads((name / runlog.SUMMARY).read_text())
+    (name / runlog.SUMMARY).write_text(json.dumps({"before": summary["before"]}))
+    assert run(work, "table1") == 0
+    after = json.loads(name.with_suffix(".json").read_text())
+    for key in ("score", "exam_score", "reward", "by_category", "curve"):
+        assert after[key] == before[key], key
+
+
+def test_a_folder_of_another_recipe_is_refused(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(ROWS, "table1", (Row("unigrpo", "paper/unigrpo", overrides=("--method.lambda_flow", "2")),))
+    work = tmp_path / "work"
+    shutil.copytree(made / "quick", work / "quick")
+    assert run(work, "table1") == 2
+    assert "was made by another recipe" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_made(tmp_path, monkeypatch, capsys):
+    bad = Row("unigrpo", "paper/unigrpo", overrides=("--model.path", str(tmp_path / "nowhere")))
+    good = Row("sft-yes", model=cells.SFT)
+    monkeypatch.setitem(ROWS, "table1", (bad, good))
+    assert run(tmp_path, "table1") == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out and "nowhere" in out and "1 cells failed" in out
+    status = {cell["row"]: cell["status"] for cell in results_of(tmp_path)["cells"]}
+    assert status == {"unigrpo": "failed", "sft-yes": "done"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(("table1", "--seeds", "0"), "at least 1"), (("table1", "--jobs", "0"), "at least 1")]
+)
+def test_bad_input(words, says, tmp_path, capsys):
+    assert tiny_runs.unigrpo("reproduce", *words, "--work", tmp_path / "w", "--results", tmp_path / "r") == 2
+    assert says in capsys.readouterr().err
+
+
+class TestCells:
+    def test_every_row_of_the_paper_with_every_seed(self, tmp_path):
+        found = cells_of("table1", (0, 1, 2), "full", "preference", tmp_path)
+        assert len(found) == 45 and len({cell.name for cell in found}) == 45
+        last = [cell for cell in found if cell.row.of]
+        assert found[-len(last) :] == last  # evaluations of runs come after the runs
+
+    def test_all_trained_rows_have_as_many_rollouts(self, tmp_path):
+        trained = [c for c in cells_of("table1", (0,), "full", "preference", tmp_path) if c.trains]
+        assert len(trained) == 10 and len({cell.rollouts for cell in trained}) == 1
+
+    def test_rows_that_need_gradients_have_no_verifier(self, tmp_path):
+        found = cells_of("table1", (0,), "full", "verifier", tmp_path)
+        missing = {cell.row.id for cell in found if cell.missing}
+        assert missing == {"refl-no", "refl-yes", "refl-thinking", "refl-textgrpo"}
+        (one,) = [cell for cell in found if cell.row.id == "unigrpo"]
+        recipe = config.load_recipe("paper/unigrpo", one.arguments[2:])
+        assert [scorer.name for scorer in recipe.reward.train] == ["shapes/verifier"]
+
+    def test_the_hash_knows_everything_that_decides_the_numbers(self, tmp_path):
+        def one(*options):
+            return {c.fingerprint for c in cells_of("table1", *options, tmp_path) if c.row.id == "unigrpo"}
+
+        several = [one((0,), "full", "preference"), one((1,), "full", "preference"), one((0,), "quick", "preference")]
+        assert len(set.union(*several, one((0,), "full", "verifier"))) == 4
+        assert one((0,), "full", "preference") == one((0,), "full", "preference")
+
+
+def line(number, reward=0.5):
+    return {"iteration": number, "reward_mean": reward, "seconds": {"total": 1.0}}
+
+
+class TestCollapse:
+    def cell(self, tmp_path):
+        return next(c for c in cells_of("table1", (0,), "full", "preference", tmp_path) if c.row.id == "unifpo")
+
+    def test_a_run_that_went_off_into_nowhere_is_a_collapse(self, tmp_path):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        runlog.append_metrics(folder, line(0))
+        folder.with_suffix(".log").write_text("unigrpo: error: the image loss is nan; nothing was updated\n")
+        found = read_cell(self.cell(tmp_path), folder, 2)
+        assert found is not None and found["status"] == "collapsed" and found["score"] is None
+        assert "nan" in found["reason"]
+
+    def test_any_other_error_is_a_failure(self, tmp_path):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        runlog.append_metrics(folder, line(0))
+        folder.with_suffix(".log").write_text("unigrpo: error: disk full\n")
+        assert read_cell(self.cell(tmp_path), folder, 2) is None
+
+    @pytest.mark.parametrize(("after", "status"), [(0.3, "done"), (0.2, "collapsed")])
+    def test_a_score_below_half_of_the_start_is_a_collapse(self, tmp_path, after, status):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        runlog.append_metrics(folder, line(0))
+        figures = {"exam_score": 0.5, "reward": 0.1, "by_category": {}, "n": 4}
+        summary = {"before": {"score": 0.5, **figures}, "after": {"score": after, **figures}}
+        runlog.write_json_atomic(folder / runlog.SUMMARY, summary)
+        found = read_cell(self.cell(tmp_path), folder, 0)
+        assert found is not None and found["status"] == status
+
+
+@pytest.mark.slow
+def test_quick_table1_whole(tmp_path):
+    assert run(tmp_path, "table1") == 0
+    assert {cell["status"] for cell in results_of(tmp_path)["cells"]} == {"done"}
