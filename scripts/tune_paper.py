@@ -26,17 +26,17 @@ SEED = 100
 """Not one of the tables' seeds."""
 R, D, W = "optimizer.lr_reasoning", "optimizer.lr_denoising", "method.regulariser.weight"
 TRIES: dict[str, list[dict[str, float]]] = {
+    "unigrpo": [
+        {R: 1e-4, D: 2.5e-4, W: 0.003},
+        {R: 1e-4, D: 5e-4, W: 0.003},
+        {R: 1e-4, D: 1e-3, W: 0.003},
+        {R: 2e-4, D: 5e-4, W: 0.003},
+    ],
+    "flowgrpo": [{D: 2.5e-4, W: 0.003}, {D: 5e-4, W: 0.003}, {D: 1e-3, W: 0.003}, {D: 5e-4, W: 0.01}],
     "textgrpo": [{R: 5e-5}, {R: 1e-4}, {R: 2e-4}, {R: 3e-4}],
-    "flowgrpo": [{D: 5e-4, W: 0.003}, {D: 1e-3, W: 0.003}, {D: 1e-3, W: 0.001}, {D: 2e-3, W: 0.003}],
     "fpo": [{D: 3e-5}, {D: 1e-4}, {D: 2e-4}, {D: 3e-4}],
     "refl": [{D: 1e-5}, {D: 3e-5}, {D: 1e-4}, {D: 3e-4}],
     "unifpo": [{R: 1e-4, D: 3e-5}, {R: 1e-4, D: 1e-4}, {R: 1e-4, D: 2e-4}, {R: 2e-4, D: 1e-4}],
-    "unigrpo": [
-        {R: 1e-4, D: 1e-3, W: 0.003},
-        {R: 2e-4, D: 1e-3, W: 0.003},
-        {R: 1e-4, D: 1e-3, W: 0.001},
-        {R: 1e-4, D: 2e-3, W: 0.003},
-    ],
 }
 
 

@@ -121,6 +121,14 @@ def test_stages_replace_and_merge(tmp_path):
     assert (draw.iterations, draw.data, draw.eval) == (words.iterations, words.data, words.eval)
 
 
+def test_a_common_method_is_replaced_whole(tmp_path):
+    common = COMMON + "method: {{name: flow_grpo, flow: {{clip_range: 1.0e-3}}, advantage: {{clip: 4.0}}}}\n"
+    text = "stages: [{name: draw, method: {name: flow_grpo}}, {name: words, method: {name: text_grpo}}, {name: again}]"
+    draw, words, again = config.load_stages(recipe_file(tmp_path, text, common))
+    assert draw.method == config.FlowGRPO() and words.method == config.TextGRPO()
+    assert again.method.flow.clip_range == 1e-3 and again.method.advantage.clip == 4.0
+
+
 def test_a_plain_recipe_is_one_stage():
     assert config.load_stages(tiny_runs.UNIGRPO) == [config.load_recipe(tiny_runs.UNIGRPO)]
 
@@ -541,7 +549,7 @@ def test_another_adapter_than_the_recipes_is_no_damage(adapted, tmp_path, capsys
     (run_dir / runlog.RECIPE).write_text(config.to_yaml(edited))
     assert tiny_runs.unigrpo("train", recipe.name, "--out", run_dir, "--resume") == 2
     message = capsys.readouterr().err
-    assert said in message and "disagree" in message and "restore model.lora" in message
+    assert said in message and "disagree" in message and "restore the recipe.yaml" in message
     assert "is damaged" not in message and "remove" not in message
     assert len(checkpoint.complete(run_dir)) == 1
 

@@ -18,8 +18,8 @@ def check_adapter(lora: Lora | None, module: nn.Module, folder: Path) -> None:
     """
     if difference := _difference(lora, module, folder):
         raise ConfigError(
-            f"the recipe and the checkpoint {folder} disagree: {difference}. The checkpoint is sound: restore model.lora in "
-            "the recipe.yaml of the run as the run was started, or start a new run"
+            f"the recipe and the checkpoint {folder} disagree: {difference}. The checkpoint is sound: restore the "
+            "recipe.yaml with which the run was started (model.lora), or start a new run"
         )
 
 

@@ -2,7 +2,7 @@
 
 It plays the part of the paper's reward model (RewardDance: a network fine-tuned on preferences), in training; the
 verifier stays the gold that training never sees. It is a weak judge on purpose: small, taught with mistaken labels and
-without adversarial pictures, so a policy that optimises it hard can please it without drawing better (LOG.md).
+without adversarial pictures, so a policy that optimises it hard can please it without drawing better.
 ``scripts/train_preference.py`` trains it, on pairs of :mod:`unigrpo.worlds.shapes.preference_pairs`.
 """
 
@@ -107,9 +107,10 @@ class PreferenceModel(nn.Module):
     """Score s(picture, prompt) of a Bradley-Terry model: P(a is preferred to b) = sigmoid(s(a) - s(b)).
 
     Three strided convolutions give one vector per 8 x 8 cell; the prompt's words pass one layer of self-attention; the
-    cells look at the words and at each other in ``blocks`` blocks; their mean becomes the score. While training, an
-    auxiliary head classifies every cell from :meth:`look` (43 labels of ``renderer.cell_labels``): preferences alone
-    teach it too little about shapes and colours. That head is not part of the model.
+    cells look at the words and at each other in ``blocks`` blocks; their mean becomes the score. Preferences alone
+    teach it too little about shapes, colours and words, so in training two auxiliary heads read every cell as well:
+    what it shows, from :meth:`look` (43 labels of ``renderer.cell_labels``), and whether the prompt asks for that, from
+    :meth:`compare`. The heads are not part of the model.
     """
 
     def __init__(self, config: PreferenceConfig) -> None:

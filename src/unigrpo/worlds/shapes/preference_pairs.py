@@ -52,6 +52,7 @@ def _scenes(fault: str, prompt: Prompt, other: Prompt, draws: random.Random) -> 
 # Faults of drawing
 
 SMUDGE = -1
+"""The label of a cell that shows neither of two things."""
 
 
 @dataclass(frozen=True)
