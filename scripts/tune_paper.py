@@ -2,9 +2,9 @@
 
     python scripts/tune_paper.py [--work DIR] [--jobs N] [--iterations N]
 
-Every try is an ordinary run; what is there is not run again. Writes docs/results/tuning.json and tuning.md. The settings
-with the best mean of score and exam score are marked, and are those of recipes/paper (the test of the recipes holds them
-together); the held-out prompts of the tables play no part.
+Every try is an ordinary run; what is there is not run again. Writes docs/results/tuning.json and tuning.md. Marked are
+the settings with the best sum of score and exam score, which are those of recipes/paper. A method whose best try was the
+lowest or highest has one more beyond it. The held-out prompts of the tables play no part.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ def arguments(recipe: str, values: dict[str, float], iterations: int) -> list[st
         "eval.compare_samples": 2,
         "checkpoint.every": iterations,
     }
-    words = [word for key, value in {**common, **values}.items() for word in (f"--{key}", f"{value:g}" if isinstance(value, float) else str(value))]  # noqa: E501
+    words = [word for key, value in {**common, **values}.items() for word in (f"--{key}", f"{value}")]
     return ["train", f"paper/{recipe}", *words]
 
 
 def attempt(recipe: str, values: dict[str, float], work: Path, iterations: int) -> dict[str, Any]:
     """Run one try, unless it is there, and return its entry."""
     words = arguments(recipe, values, iterations)
-    name = "_".join([recipe, *(f"{key.rpartition('.')[2]}-{value:g}" for key, value in values.items()), str(iterations)])
+    parts = [f"{key.rpartition('.')[2]}-{value:g}" for key, value in values.items()]
+    name = "_".join([recipe, *parts, str(iterations)])
     folder = work / name
     summary = read_json(folder / SUMMARY)
     if "after" not in summary:

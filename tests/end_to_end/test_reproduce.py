@@ -1,7 +1,9 @@
 """``unigrpo reproduce``: cells are ordinary runs; what is there is skipped, what was cut goes on, bad input is told."""
 
+import fcntl
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -129,12 +131,97 @@ class TestCells:
         assert [scorer.name for scorer in recipe.reward.train] == ["shapes/verifier"]
 
     def test_the_hash_knows_everything_that_decides_the_numbers(self, tmp_path):
-        def one(*options):
-            return {c.fingerprint for c in cells_of("table1", *options, tmp_path) if c.row.id == "unigrpo"}
+        def one(seed, scale, judge, row="unigrpo"):
+            return {c.fingerprint for c in cells_of("table1", (seed,), scale, judge, tmp_path) if c.row.id == row}
 
-        several = [one((0,), "full", "preference"), one((1,), "full", "preference"), one((0,), "quick", "preference")]
-        assert len(set.union(*several, one((0,), "full", "verifier"))) == 4
-        assert one((0,), "full", "preference") == one((0,), "full", "preference")
+        several = [one(0, "full", "preference"), one(1, "full", "preference"), one(0, "quick", "preference")]
+        assert len(set.union(*several, one(0, "full", "verifier"))) == 4
+        assert one(0, "full", "preference") == one(0, "full", "preference")
+
+    def test_an_evaluation_of_a_run_is_as_old_as_the_run(self, tmp_path, monkeypatch):
+        """Another recipe for refl-no, or other shipped weights, make refl-yes another cell too."""
+
+        def fingerprints():
+            found = cells_of("table1", (0,), "full", "preference", tmp_path)
+            return [c.fingerprint for c in found if c.row.id in ("refl-no", "refl-yes", "sft-yes")]
+
+        before = fingerprints()
+        changed = tuple(
+            replace(r, overrides=(*r.overrides, "--iterations", "7")) if r.id == "refl-no" else r for r in TABLE1
+        )
+        monkeypatch.setitem(ROWS, "table1", changed)
+        after = fingerprints()
+        assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, False]
+        monkeypatch.setattr(cells, "weights_digest", lambda: "other")
+        assert not set(fingerprints()) & set(after)
+
+    @pytest.mark.parametrize("target", ROWS)
+    @pytest.mark.parametrize("scale", ["quick", "full"])
+    def test_every_target_resolves(self, target, scale, tmp_path):
+        found = cells_of(target, (0, 1), scale, "preference", tmp_path)
+        assert len(found) == 2 * len(ROWS[target]) and len({c.fingerprint for c in found}) == len(found)
+
+
+class TestRunner:
+    """Two rows, one an evaluation of the other; the command lines are pretended."""
+
+    ROWS = (Row("refl-no", "paper/refl", think=False), Row("refl-yes", of="refl-no"))
+
+    def runner(self, tmp_path, monkeypatch, codes):
+        monkeypatch.setitem(ROWS, "table1", self.ROWS)
+        said, calls = [], []
+        runner = Runner(tmp_path, 1, said.append)
+
+        def pretend(self, cell, folder, resumes, lock):
+            calls.append((cell.row.id, resumes))
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file(cell, ".log").write_text("unigrpo: error: no space left\n")
+            if codes[cell.row.id] == 0 and cell.trains:
+                runlog.append_metrics(folder, line(0))
+                figures = {"score": 0.5, "exam_score": 0.5, "reward": 0.1, "by_category": {}, "n": 4}
+                runlog.write_json_atomic(folder / runlog.SUMMARY, {"before": figures, "after": figures})
+            elif codes[cell.row.id] == 0:
+                runlog.write_json_atomic(folder / "summary.json", {"score": 0.5, "exam_score": 0.6})
+            else:
+                (folder / "half").touch()
+            return codes[cell.row.id]
+
+        monkeypatch.setattr(Runner, "_run", pretend)
+        return runner, cells_of("table1", (0,), "full", "preference", tmp_path), said, calls
+
+    def test_an_evaluation_waits_for_its_run(self, tmp_path, monkeypatch):
+        runner, some, said, calls = self.runner(tmp_path, monkeypatch, {"refl-no": 2, "refl-yes": 0})
+        assert [r["status"] for r in runner.make(some)] == ["failed", "failed"]
+        assert calls == [("refl-no", False)] and "the run of refl-no is not finished" in said[-1]
+
+    def test_half_an_evaluation_is_made_anew(self, tmp_path, monkeypatch):
+        codes = {"refl-no": 0, "refl-yes": 2}
+        runner, some, _, calls = self.runner(tmp_path, monkeypatch, codes)
+        runner.make(some)
+        codes["refl-yes"] = 0
+        assert [r["status"] for r in runner.make(some)] == ["done", "done"]
+        assert calls == [("refl-no", False), ("refl-yes", False), ("refl-yes", False)]
+        assert not (runner.folder(some[1]) / "half").exists()
+
+    def test_one_process_at_a_time_works_on_a_cell(self, tmp_path, monkeypatch):
+        runner, some, said, calls = self.runner(tmp_path, monkeypatch, {"refl-no": 0, "refl-yes": 0})
+        lock = runner.file(some[0], ".lock")
+        lock.parent.mkdir(parents=True)
+        with open(lock, "a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            runner.make(some)
+        assert not calls and "another process is making it" in said[1]
+
+    def test_an_exception_is_this_cell_s_alone(self, tmp_path, monkeypatch):
+        runner, some, said, _ = self.runner(tmp_path, monkeypatch, {"refl-no": 0, "refl-yes": 0})
+        monkeypatch.setattr(Runner, "_run", lambda *a: (_ for _ in ()).throw(OSError("disk")))
+        assert [r["status"] for r in runner.make(some)] == ["failed", "failed"] and "OSError: disk" in said[1]
+
+
+def test_results_of_more_seeds_are_kept(tmp_path, monkeypatch, capsys):
+    runlog.write_json_atomic(tmp_path / "results" / "table1-quick.json", {"seeds": [0, 1, 2]})
+    assert run(tmp_path, "table1", "--seeds", "2") == 2
+    assert "replace them by fewer" in capsys.readouterr().err
 
 
 def line(number, reward=0.5):
@@ -158,8 +245,11 @@ class TestCollapse:
         folder = tmp_path / "run"
         folder.mkdir()
         runlog.append_metrics(folder, line(0))
-        folder.with_suffix(".log").write_text("unigrpo: error: disk full\n")
-        assert read_cell(self.cell(tmp_path), folder, 2) is None
+        for words in ("disk full", "the first update's text ratios must be 1 ... (nothing was updated)"):
+            folder.with_suffix(".log").write_text(f"the image loss is nan\n+ again\nunigrpo: error: {words}\n")
+            assert read_cell(self.cell(tmp_path), folder, 2) is None
+        folder.with_suffix(".log").write_text("the image loss is nan\n")
+        assert read_cell(self.cell(tmp_path), folder, -9) is None
 
     @pytest.mark.parametrize(("after", "status"), [(0.3, "done"), (0.2, "collapsed")])
     def test_a_score_below_half_of_the_start_is_a_collapse(self, tmp_path, after, status):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from unigrpo.config.methods import (
+    FPO,
+    DiffusionNFT,
     Method,
     ReFL,
     Supervised,
@@ -59,6 +61,8 @@ class Recipe:
             _check_no_window(self)
         if isinstance(self.method, WithText):
             _check_thinking(self)
+        if not isinstance(self.method, Supervised):
+            _check_rates(self)
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -143,6 +147,18 @@ def _check_schedule(recipe: Recipe) -> None:
         )
 
 
+def _check_rates(recipe: Recipe) -> None:
+    """A trained expert with learning rate 0, or a reward of weight 0, would be a run that learns nothing."""
+    o, name = recipe.optimizer, recipe.method.name
+    for expert, rate in (("reasoning", o.lr_reasoning), ("denoising", o.lr_denoising)):
+        if expert in trained_experts(recipe) and rate == 0:
+            raise ConfigError(
+                f"optimizer.lr_{expert} = 0: {name} trains the {expert} expert, which would not move; set it above 0"
+            )
+    if all(scorer.weight == 0 for scorer in recipe.reward.train):
+        raise ConfigError("reward.train has only weights of 0: there is nothing to optimise; set one to another number")
+
+
 def _check_no_window(recipe: Recipe) -> None:
     """Methods without SDE steps: their regulariser, guidance and window must make sense without."""
     method, rollout = recipe.method, recipe.rollout
@@ -155,6 +171,12 @@ def _check_no_window(recipe: Recipe) -> None:
         raise ConfigError(
             f"rollout.guidance = {rollout.guidance:g}: {method.name} trains the model's own velocity, and a guided "
             "picture is not drawn by that alone; set it to 1, and guide evaluations with eval.guidance"
+        )
+    alike = not rollout.think or rollout.temperature == 0
+    if isinstance(method, FPO | DiffusionNFT) and rollout.same_initial_noise and alike:
+        raise ConfigError(
+            "rollout.same_initial_noise = true, and nothing else differs between the samples of a prompt: "
+            f"{method.name} draws by the ODE, so all their pictures would be the same; set it to false"
         )
     if rollout.window_motion == "sliding":
         raise ConfigError(
@@ -175,6 +197,12 @@ def _check_window(recipe: Recipe) -> None:
         raise ConfigError(
             f"rollout.window_size = {size} does not fit rollout.window = [{lo}, {hi}], which holds {max(hi - lo, 0)} "
             f"steps: set window_size to at most that, or widen the window to [{lo}, {lo + size}]"
+        )
+    starts = hi - size - lo + 1
+    if rollout.window_motion == "sliding" and rollout.window_stride % starts == 0:
+        raise ConfigError(
+            f"rollout.window_motion = sliding: rollout.window = [{lo}, {hi}] has {starts} places for {size} steps, and "
+            f"a window_stride of {rollout.window_stride} never moves among them; widen the window, or change the stride"
         )
     if hi > rollout.num_points - 2:
         raise ConfigError(

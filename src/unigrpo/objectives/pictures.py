@@ -74,7 +74,7 @@ def collect(
         if not wanted or len(wanted) != len(answer.velocities):
             raise ValueError(
                 f"trajectory {row} has {len(wanted)} pictures to train on and {len(answer.velocities)} replayed: an "
-                "image term needs at least one, and a replay of each (has rollout.window_size or noise_level become 0?)"
+                "image term needs at least one, and a replay of each (does the rollout keep what this term asks for?)"
             )
         sizes = [len(draw.t) for draw in wanted]
         reference, behaviour = trajectory.reference, trajectory.behaviour

@@ -5,7 +5,7 @@ sampling · runs: a recipe whole.
 """
 
 from unigrpo.resolve.data import Suite, prompts, reward, suite
-from unigrpo.resolve.methods import evaluation_sampling, method, training_sampling
+from unigrpo.resolve.methods import check_rewards, evaluation_sampling, method, training_sampling
 from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, export_dtype, lasting_name, model_folder, policy
 from unigrpo.resolve.runs import RecipeEvaluator, parts, source
 from unigrpo.resolve.sizes import sizes
@@ -15,6 +15,7 @@ __all__ = [
     "RecipeEvaluator",
     "Suite",
     "builtin_folder",
+    "check_rewards",
     "device_of",
     "evaluation_sampling",
     "export_dtype",

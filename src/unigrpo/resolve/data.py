@@ -131,7 +131,7 @@ class _ShapesPreference(DifferentiableReward):
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         """The preference score of every picture."""
-        return self.model(images, prompts)
+        return self.model.to(images.device)(images, prompts)
 
 
 VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"

@@ -57,6 +57,15 @@ def _noise(recipe: Recipe, term: config.ForwardTerm) -> settings.ForwardNoise:
     return settings.ForwardNoise(term.pairs, recipe.rollout.shift, term.times)
 
 
+def check_rewards(recipe: Recipe) -> None:
+    """Resolve the rewards of a recipe, without a model; ConfigError where the method cannot learn from them."""
+    data.reward(recipe.reward.validation)
+    if isinstance(recipe.method, config.ReFL):
+        gradient_reward(recipe)
+    elif recipe.reward.train:
+        data.reward(recipe.reward.train)
+
+
 def gradient_reward(recipe: Recipe) -> CompositeReward:
     """The training reward of a method that needs its gradient; ConfigError names one that has none."""
     reward = data.reward(recipe.reward.train)

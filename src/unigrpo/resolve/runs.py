@@ -14,8 +14,8 @@ from unigrpo.models.bagel.policy import Bagel, is_denoising
 from unigrpo.policy import Policy, Scorer
 from unigrpo.resolve import data, models
 from unigrpo.resolve.methods import (
+    check_rewards,
     evaluation_sampling,
-    gradient_reward,
     method,
     training_sampling,
     wants_reference,
@@ -154,8 +154,7 @@ def adapter_training(recipe: Recipe, lora: config.Lora) -> Trained:
 
 def parts(recipe: Recipe) -> Parts:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
-    if isinstance(recipe.method, config.ReFL):
-        gradient_reward(recipe)  # refused before a model is loaded
+    check_rewards(recipe)  # refused before a model is loaded
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
     watched = data.reward(recipe.reward.validation)
     if recipe.model.lora is None:
@@ -183,7 +182,8 @@ def _check_size(recipe: Recipe, policy: Bagel) -> None:
     """ConfigError where the shapes world is to be drawn at a size that it does not have."""
     given = recipe.data
     named = given.demonstrations if isinstance(given, config.DemonstrationData) else given.prompts
-    verified = any(s.name == data.VERIFIER for s in (*recipe.reward.train, *recipe.reward.validation))
+    of_shapes = (data.VERIFIER, data.PREFERENCE)
+    verified = any(s.name in of_shapes for s in (*recipe.reward.train, *recipe.reward.validation))
     if not (data.is_shapes(named) or data.is_shapes(recipe.eval.prompts) or verified):
         return
     (height, width), side = policy.spec.image_size, shapes.IMAGE_SIZE

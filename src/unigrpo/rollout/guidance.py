@@ -1,6 +1,6 @@
 """Classifier-free guidance while drawing: which contexts its branches have, and how they are mixed.
 
-The paper guides evaluations only; a guided training rollout is replayed with the same branches (``training.update``).
+The paper guides evaluations only; a guided training rollout is replayed with the same branches (``training.replay``).
 """
 
 from __future__ import annotations

@@ -34,7 +34,11 @@ def metrics_line(
             line[name] = part
     first = {
         name: updates[0].stats[key]
-        for name, key in (("text_log_ratio_max", "text/log_ratio_max"), ("image_log_ratio_max", "flow/log_ratio_max"))
+        for name, key in (
+            ("text_log_ratio_max", "text/log_ratio_max"),
+            ("image_log_ratio_max", "flow/log_ratio_max"),
+            ("image_log_ratio_max", "fpo/log_ratio_max"),
+        )
         if key in updates[0].stats
     }
     if first:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unigrpo import cli, config
-from unigrpo.reports.html import write_report
+from unigrpo.verbs import stages
 from unigrpo.verbs.drawing import generate
 from unigrpo.verbs.judging import evaluate_model
 from unigrpo.verbs.models import check_parity, export, make_tiny
@@ -24,8 +24,7 @@ def run(verb: object, overrides: Sequence[str]) -> int:
         case cli.Eval():
             return evaluate_model(verb)
         case cli.Report():
-            print(f"wrote {write_report(verb.run_dir)}")
-            return 0
+            return stages.report(verb.run_dir)
         case cli.Recipes():
             for name, description in config.list_recipes():
                 print(f"{name:24} {description}")

@@ -21,7 +21,7 @@ def check_names(staged: StagedRecipe) -> None:
         try:
             resolve.source(recipe)
             resolve.suite(recipe.eval.prompts)
-            resolve.reward(recipe.reward.validation)
+            resolve.check_rewards(recipe)
         except ValueError as error:
             raise ConfigError(f"{recipe.name}: {error}") from error
 

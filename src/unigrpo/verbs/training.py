@@ -119,6 +119,7 @@ def dry_run(asked: Recipe | StagedRecipe, verb: cli.Train) -> int:
     for number, recipe in enumerate(recipes, start=1):
         if isinstance(asked, StagedRecipe):
             print(f"# stage {number} of {len(recipes)}")
+        resolve.check_rewards(recipe)
         print(config.to_yaml(recipe))
         print("\n".join(config.batch_arithmetic(recipe)))
         sized = replace(recipe, model=replace(recipe.model, path=recipes[0].model.path))  # all are of the same size

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ def reproduce(verb: cli.Reproduce) -> int:
     work, jobs = verb.work.resolve(), verb.jobs or os.cpu_count() or 1
     usable(work)
     usable(verb.results)
+    keep_larger(verb, seeds)
     cells = cells_of(verb.target, seeds, verb.scale, verb.reward, work)
     runner = Runner(work, jobs, lambda line: print(line, flush=True))
     made = runner.make(cells)
@@ -63,6 +63,16 @@ def command(verb: cli.Reproduce) -> str:
     return shlex.join(words)
 
 
+def keep_larger(verb: cli.Reproduce, seeds: range) -> None:
+    """Refuse to replace results of more seeds by those of fewer."""
+    there = runlog.read_json(verb.results / f"{stem(verb)}.json").get("seeds", [])
+    if len(there) > len(seeds):
+        raise ConfigError(
+            f"{verb.results / stem(verb)}.json has results of {len(there)} seeds, and --seeds {len(seeds)} would "
+            f"replace them by fewer: ask for {len(there)}, or name another --results"
+        )
+
+
 def stem(verb: cli.Reproduce) -> str:
     """How the results' files are called: the target, and what differs from the ordinary."""
     reward, scale = verb.reward, verb.scale
@@ -75,7 +85,7 @@ def placed(cell: Cell, result: dict[str, Any], verb: cli.Reproduce) -> dict[str,
     if picture is None or verb.target != "fig5" or not Path(picture).is_file():
         return {**result, "picture": None} | {"command": shown(result["command"], verb)}
     name = f"{stem(verb)}-{cell.row.id}-seed{cell.seed}.png"
-    shutil.copy(picture, verb.results / name)
+    runlog.write_bytes_atomic(verb.results / name, Path(picture).read_bytes())
     return {**result, "picture": name, "command": shown(result["command"], verb)}
 
 
@@ -103,8 +113,10 @@ def write(verb: cli.Reproduce, results: dict[str, Any], runner: Runner, cells: l
 def write_traces(verb: cli.Reproduce, runner: Runner, cell: Cell) -> list[Path]:
     """Draw with the trained model of the first seed and its two ancestors."""
     folder, name = verb.results, stem(verb)
-    if not (runner.folder(cell) / runlog.RECIPE).is_file():
-        raise ConfigError(f"{cell.name} has no run to draw with: look at {runner.folder(cell)}.log")
+    if not runner.done(cell):
+        raise ConfigError(
+            f"{cell.name} is not finished, so there is no model to draw with: see {runner.folder(cell)}.log"
+        )
     recipe = config.load_recipe(runner.folder(cell) / runlog.RECIPE)
     items = traces(str(runner.folder(cell)), recipe, cell.seed)
     picture = runlog.write_bytes_atomic(folder / f"{name}.png", paper_pictures.draw_traces(items))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from unigrpo import config
+from unigrpo import config, resolve
 
 Target = Literal["table1", "table2", "fig3", "fig4", "fig5", "traces"]
 Scale = Literal["quick", "full"]
@@ -57,9 +58,12 @@ FIG4 = (
     Row("cfg-off", "paper/unigrpo", overrides=_GUIDED),
     Row("cfg-on", "paper/unigrpo", overrides=(*_GUIDED, "--rollout.guidance", GUIDANCE)),
 )
+LATENT_KL = "{kind: latent_kl, weight: 0.32}"
+"""As strong on average as the velocity MSE of weight 0.003: KL / D is h kappa^2 / (2 sigma^2) times it (spec b.2), and
+the mean of that over the places of the window is 1 / 107.5."""
 FIG5 = (
     Row("none", "paper/regulariser", overrides=("--method.regulariser", "{kind: none, weight: 0.0}")),
-    Row("latent_kl", "paper/regulariser", overrides=("--method.regulariser.kind", "latent_kl")),
+    Row("latent_kl", "paper/regulariser", overrides=("--method.regulariser", LATENT_KL)),
     Row("velocity_mse", "paper/regulariser"),
 )
 ROWS: dict[Target, tuple[Row, ...]] = {
@@ -83,8 +87,8 @@ NEEDS_GRADIENT = ("paper/refl", "paper/refl-textgrpo")
 class Cell:
     """One row with one seed: the command that makes it, where, and what must be there first.
 
-    arguments: of ``unigrpo``, without --out. fingerprint: hash of everything that decides the numbers. missing: why the
-    cell cannot be made (else None).
+    arguments: of ``unigrpo``, without --out. fingerprint: hash of everything that decides the numbers: the recipe (of
+    an evaluation that of the run), and the weights that ship with the package. missing: why the cell cannot be made.
     """
 
     row: Row
@@ -108,7 +112,13 @@ class Cell:
 
 def cells_of(target: Target, seeds: Sequence[int], scale: Scale, judge: Judge, work: Path) -> list[Cell]:
     """All cells of a target, evaluations after the runs that they need."""
-    made = [_cell(row, seed, target, scale, judge, work) for seed in seeds for row in ROWS[target]]
+    made: list[Cell] = []
+    for seed in seeds:
+        own: dict[str, Cell] = {}
+        for row in sorted(ROWS[target], key=lambda row: row.of is not None):
+            base = None if row.of is None else own[row.of]
+            own[row.id] = _cell(row, seed, group_of(target, scale, judge), scale, judge, work, base)
+        made += own.values()
     return sorted(made, key=lambda cell: cell.row.of is not None)
 
 
@@ -118,10 +128,9 @@ def group_of(target: Target, scale: Scale, judge: Judge) -> str:
     return f"{scale}/{kind}-{judge}"
 
 
-def _cell(row: Row, seed: int, target: Target, scale: Scale, judge: Judge, work: Path) -> Cell:
-    group = group_of(target, scale, judge)
+def _cell(row: Row, seed: int, group: str, scale: Scale, judge: Judge, work: Path, base: Cell | None) -> Cell:
     if row.recipe is None:
-        return _evaluation(row, seed, group, scale, judge, work)
+        return _evaluation(row, seed, group, scale, judge, work, base)
     if judge == "verifier" and row.recipe in NEEDS_GRADIENT:
         why = "needs a differentiable reward, and the verifier is none"
         return Cell(row, seed, group, (), "", missing=why)
@@ -131,7 +140,7 @@ def _cell(row: Row, seed: int, target: Target, scale: Scale, judge: Judge, work:
     if scale == "quick":
         overrides += QUICK
     stages = config.load_stages(row.recipe, overrides)
-    written = "\n".join(config.to_yaml(stage) for stage in stages)
+    written = "\n".join([weights_digest(), *(config.to_yaml(stage) for stage in stages)])
     rollouts = sum(_rollouts(stage) for stage in stages)
     return Cell(row, seed, group, ("train", row.recipe, *overrides), _hash(written), rollouts)
 
@@ -142,17 +151,26 @@ def _rollouts(recipe: config.Recipe) -> int:
     return recipe.iterations * data.prompts_per_iteration * data.group_size
 
 
-def _evaluation(row: Row, seed: int, group: str, scale: Scale, judge: Judge, work: Path) -> Cell:
-    if judge == "verifier" and row.of == "refl-no":
-        return Cell(row, seed, group, (), "", missing="needs a differentiable reward, and the verifier is none")
-    model = row.model or str(work / group / f"{row.of}-seed{seed}")
+def _evaluation(row: Row, seed: int, group: str, scale: Scale, judge: Judge, work: Path, base: Cell | None) -> Cell:
+    if base is not None and base.missing is not None:
+        return Cell(row, seed, group, (), "", missing=base.missing)
+    model = row.model if base is None else str(work / base.name)
+    assert model is not None
     prompts, samples = PROMPTS[scale]
-    arguments = (
-        "eval", "--model", model, *(() if row.think else ("--no-think",)), "--seed", str(seed),
-        "--prompts", prompts, "--samples", samples, "--reward", f"shapes/{judge}",
-    )  # fmt: skip
-    lasting = (*arguments[:2], row.model or f"run of {row.of}", *arguments[3:])
-    return Cell(row, seed, group, arguments, _hash(" ".join(lasting)))
+    thinks = () if row.think else ("--no-think",)
+    options = ("--seed", str(seed), "--prompts", prompts, "--samples", samples, "--reward", f"shapes/{judge}")
+    exact = ("--device", "cpu", "--dtype", "float32")  # as the runs are, also where there is an accelerator
+    lasting = (weights_digest(), model if base is None else base.fingerprint, *thinks, *options)
+    return Cell(row, seed, group, ("eval", "--model", model, *thinks, *options, *exact), _hash(" ".join(lasting)))
+
+
+@cache
+def weights_digest() -> str:
+    """Hash of all weights of the shapes world that ship with the package: models, autoencoder, judge."""
+    digest = hashlib.sha256()
+    for file in sorted(resolve.builtin_folder("shapes-sft").parent.glob("shapes-*/*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _hash(text: str) -> str:

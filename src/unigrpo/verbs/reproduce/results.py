@@ -10,8 +10,10 @@ from unigrpo.reports import runlog
 from unigrpo.verbs.reproduce.cells import Cell
 
 FIGURES = ("score", "exam_score", "plan_right", "follow", "parsable", "reward", "by_category", "n")
-NOT_FINITE = ("not finite", "nothing was updated", "must be finite")
+NOT_FINITE = ("not finite", "loss is nan", "loss is inf", "loss is -inf", "must be a finite number")
 """What an error says when training went off into nowhere."""
+TOLD = 2
+"""The exit code of errors that are told."""
 COLLAPSE = 0.5
 """A run has collapsed where its score is below this share of what it started from."""
 NOTHING: Mapping[str, Any] = dict.fromkeys((*FIGURES, "canaries", "before", "paired", "seconds", "picture")) | {
@@ -54,12 +56,17 @@ def _run(folder: Path, code: int) -> dict[str, Any] | None:
             **common,
             "picture": str(runlog.evaluation_file(stages[-1], "after", "png")),
         }
-    log = folder.with_suffix(".log")
-    words = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.is_file() else ""
-    if lines and any(said in words for said in NOT_FINITE):
-        nothing = dict.fromkeys(FIGURES)
-        return {"status": "collapsed", "reason": words.strip().splitlines()[-1], **nothing, **common, "picture": None}
+    said = last_words(folder.with_suffix(".log"))
+    if code == TOLD and lines and any(part in said for part in NOT_FINITE):
+        return {"status": "collapsed", "reason": said, **dict.fromkeys(FIGURES), **common, "picture": None}
     return None
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1].removeprefix("unigrpo: error: ") if said else "not run"
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from typing import Any
 from unigrpo.config import ConfigError
 from unigrpo.reports import runlog
 from unigrpo.verbs.reproduce.cells import Cell
-from unigrpo.verbs.reproduce.results import NOTHING, read_cell
+from unigrpo.verbs.reproduce.results import NOTHING, last_words, read_cell
 
 INTERRUPTED = 130
 Say = Callable[[str], None]
@@ -26,7 +28,8 @@ Say = Callable[[str], None]
 class Runner:
     """Makes the cells of a work folder: ``<cell>/`` is the run, ``<cell>.json`` its result, ``<cell>.log`` its words.
 
-    A cell whose result is there is skipped; a run that was cut is resumed; a failed one is tried again next time.
+    A cell whose result is there is skipped; a run that was cut is resumed; a failed one is tried again next time. One
+    process at a time works on a cell: its lock is the child's too, so that it outlives a killed parent.
     """
 
     work: Path
@@ -38,7 +41,7 @@ class Runner:
         """Make what is missing and return the results of all cells, in order; KeyboardInterrupt once all have saved."""
         for cell in cells:
             self._check(cell)
-        todo = [cell for cell in cells if cell.missing is None and not self.result_file(cell).is_file()]
+        todo = [cell for cell in cells if cell.missing is None and not self.done(cell)]
         self.say(f"{len(cells)} cells: {len(cells) - len(todo)} there, {len(todo)} to make, {self.jobs} at a time")
         for wave in ([c for c in todo if c.row.of is None], [c for c in todo if c.row.of is not None]):
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -54,61 +57,88 @@ class Runner:
                 raise KeyboardInterrupt
         return [self.result(cell) for cell in cells]
 
+    def file(self, cell: Cell, suffix: str) -> Path:
+        """A file of the cell, beside its folder."""
+        return self.work / f"{cell.name}{suffix}"
+
     def folder(self, cell: Cell) -> Path:
         """The run's (or evaluation's) folder."""
-        return self.work / cell.name
+        return self.file(cell, "")
 
-    def result_file(self, cell: Cell) -> Path:
-        """Where the result of a finished cell lies."""
-        return self.work / f"{cell.name}.json"
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell has a result."""
+        return self.file(cell, ".json").is_file()
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """The result of a cell, finished or not."""
         known = {**NOTHING, **described(cell)}
         if cell.missing is not None:
             return {**known, "status": "n/a", "reason": cell.missing}
-        if self.result_file(cell).is_file():
-            return {**NOTHING, **runlog.read_json(self.result_file(cell)), **described(cell)}
-        return {**known, "status": "failed", "reason": last_words(self.work / f"{cell.name}.log")}
+        if self.done(cell):
+            return {**known, **runlog.read_json(self.file(cell, ".json"))}
+        return {**known, "status": "failed", "reason": last_words(self.file(cell, ".log"))}
 
     def _check(self, cell: Cell) -> None:
-        """Refuse a folder that another recipe made: its numbers would be passed off as this one's."""
-        stamp = runlog.read_json(self.work / f"{cell.name}.cell.json")
-        if stamp and stamp["recipe_hash"] != cell.fingerprint:
-            raise ConfigError(
-                f"{self.folder(cell)} was made by another recipe or command (hash {stamp['recipe_hash']}, now "
-                f"{cell.fingerprint}): remove it and its .json files to make it anew, or name another --work"
-            )
+        """Refuse what another recipe made: its numbers would be passed off as this one's."""
+        for suffix in (".json", ".made-by.json"):
+            made = runlog.read_json(self.file(cell, suffix))
+            if made and made["recipe_hash"] != cell.fingerprint:
+                raise ConfigError(
+                    f"{self.folder(cell)} was made by another recipe, command or shipped model (hash "
+                    f"{made['recipe_hash']}, now {cell.fingerprint}): remove it and the .json files of this name to "
+                    "make it anew, or name another --work"
+                )
 
     def _make(self, cell: Cell) -> None:
+        """Make one cell; whatever goes wrong is this cell's alone."""
         if self.stopped:
             return
+        self.folder(cell).parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file(cell, ".lock"), "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._make_locked(cell, lock.fileno())
+            except BlockingIOError:
+                self._failed(cell, "another process is making it; wait for that one, then give the same command again")
+            except (OSError, ValueError, KeyError) as error:
+                self._failed(cell, f"{type(error).__name__}: {error}")
+
+    def _make_locked(self, cell: Cell, lock: int) -> None:
+        if self.done(cell):
+            return
+        base = None if cell.row.of is None else self.file(cell, "").with_name(f"{cell.row.of}-seed{cell.seed}.json")
+        if base is not None and not base.is_file():
+            return self._failed(cell, f"the run of {cell.row.of} is not finished")
         folder, began = self.folder(cell), time.perf_counter()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        runlog.write_json_atomic(self.work / f"{cell.name}.cell.json", {"recipe_hash": cell.fingerprint})
-        code = self._run(cell, folder)
+        resumes = cell.trains and (folder / runlog.RECIPE).is_file()
+        if not resumes:
+            shutil.rmtree(folder, ignore_errors=True)  # half an evaluation, or a run that was killed as it began
+        runlog.write_json_atomic(self.file(cell, ".made-by.json"), {"recipe_hash": cell.fingerprint})
+        code = self._run(cell, folder, resumes, lock)
         if code == INTERRUPTED:
             self.stopped = True
             return
         result = read_cell(cell, folder, code)
         took = f"{time.perf_counter() - began:.0f} s"
         if result is None:
-            self.say(f"{cell.name}: FAILED after {took}: {last_words(self.work / f'{cell.name}.log')}")
-            return
-        runlog.write_json_atomic(self.result_file(cell), result)
+            return self._failed(cell, last_words(self.file(cell, ".log")))
+        runlog.write_json_atomic(self.file(cell, ".json"), {**result, **described(cell)})
         score = "" if result["score"] is None else f", score {result['score']:.3f}, exam {result['exam_score']:.3f}"
         self.say(f"{cell.name}: {result['status']} in {took}{score}")
 
-    def _run(self, cell: Cell, folder: Path) -> int:
+    def _failed(self, cell: Cell, why: str) -> None:
+        self.say(f"{cell.name}: FAILED: {why}")
+
+    def _run(self, cell: Cell, folder: Path, resumes: bool, lock: int) -> int:
         """Run the cell's command line with one thread (several contended ones are slower); return its exit code."""
-        resumes = cell.trains and (folder / runlog.RECIPE).is_file()
         arguments = ("train", cell.arguments[1], "--resume") if resumes else cell.arguments
         command = [sys.executable, "-m", "unigrpo", *arguments, "--out", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-        with open(self.work / f"{cell.name}.log", "ab") as log:
+        with open(self.file(cell, ".log"), "ab") as log:
             log.write(f"+ {shlex.join(command[1:])}\n".encode())
             log.flush()
-            return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+            done = subprocess.run(command, stdout=log, stderr=log, env=environment, pass_fds=(lock,), check=False)
+        return done.returncode
 
 
 def described(cell: Cell) -> dict[str, Any]:
@@ -122,10 +152,3 @@ def described(cell: Cell) -> dict[str, Any]:
         "think": cell.row.think,
         "rollouts": cell.rollouts,
     }
-
-
-def last_words(log: Path) -> str:
-    """The last line of a log that says something."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1].removeprefix("unigrpo: error: ") if said else "not run"

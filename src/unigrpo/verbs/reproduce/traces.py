@@ -19,7 +19,7 @@ def traces(trained: str, recipe: config.Recipe, seed: int) -> list[dict[str, Any
     chosen = first_of_each(resolve.suite("shapes").prompts(10**4))
     models = []
     for name, path in (("Bagel", BAGEL), ("SFT", SFT), ("UniGRPO", trained)):
-        policy = resolve.policy(config.Model(path=path), merge=True)
+        policy = resolve.policy(config.Model(path=path, device="cpu"), merge=True)
         suite, how = resolve.suite("shapes"), resolve.evaluation_sampling(recipe)
         made = evaluate(policy, chosen, suite.judge, how, samples=1, seed=seed, think=True)
         pictures = made.pictures.permute(0, 2, 3, 1).numpy()
