@@ -1,9 +1,9 @@
-"""Make the shipped base checkpoints again, from nothing (`make base`; about half an hour of one core).
+"""Make the shipped base checkpoints again, from nothing (`make base`; a little more than half an hour of one core).
 
     python scripts/make_base.py [--work DIR]
 
-1. the autoencoder (scripts/train_autoencoder.py), 2. recipe shapes/pretrain, 3. recipe shapes/sft; then the folders go
-to src/unigrpo/assets. A run that was interrupted goes on where it was.
+1. the autoencoder (scripts/train_autoencoder.py), 2. recipe shapes/pretrain, 3. recipe shapes/sft, 4. the preference
+model (scripts/train_preference.py); the folders go to src/unigrpo/assets. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> None:
     for stage in ("pretrain", "sft"):
         train(f"shapes/{stage}", work / stage)
         ship(work / stage, f"shapes-{stage}")
+    call("scripts/train_preference.py", str(ASSETS / "shapes-preference"))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python scripts/tune_paper.py [--work DIR] [--jobs N] [--iterations N]
 
 Every try is an ordinary run; what is there is not run again. Writes docs/results/tuning.json and tuning.md. Marked are
-the settings with the best sum of score and exam score, which are those of recipes/paper. The fifth try of each lies beyond
-or beside the best of the first four. The held-out prompts of the tables play no part.
+the settings with the best sum of score and exam score, which are those of recipes/paper. The fifth try of each lies
+beyond or beside the best of the first four. The held-out prompts of the tables play no part.
 """
 
 from __future__ import annotations

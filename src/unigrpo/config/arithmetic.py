@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unigrpo.config.methods import Supervised, WithSDE
+from unigrpo.config.methods import ReFL, Supervised, WithSDE
 from unigrpo.config.recipe import Recipe
 from unigrpo.config.sections import DemonstrationData, PromptData
 
@@ -62,6 +62,8 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
     if isinstance(recipe.method, WithSDE):
         (lo, hi), size = rollout.window, rollout.window_size
         lines.insert(2, f"SDE window: {size} steps of each image are trained, starting at step {lo} to {hi - size}")
+    if isinstance(recipe.method, ReFL):
+        lines.append("gradients pass through the decoder: what it keeps for them is not in the memory below")
     return lines
 
 

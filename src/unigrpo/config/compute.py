@@ -161,14 +161,17 @@ def compute(work: Workload) -> Compute:
     replays = -(-work.rows // work.micro)
     autoencoder = work.sizes.autoencoder
     rl = not work.supervised
-    annotating = work.reference + (rl and work.compute < 4)
+    annotating = work.reference + work.rescored
+    decode = work.rows * autoencoder.flops(work.pixels) if autoencoder and rl else 0.0
+    # the decoder is frozen: forward, and backward into the latents alone
+    through_decoder = 2 * decode * work.passes if work.through_decoder else 0.0
     return Compute(
         prefill=prefill(work) if rl else 0.0,
         think=think(work) if rl and work.actions else 0.0,
-        draw=work.rows * work.steps * velocity(work),
-        decode=work.rows * autoencoder.flops(work.pixels) if autoencoder and rl else 0.0,
+        draw=work.rows * work.steps * work.branches * velocity(work),
+        decode=decode,
         score=annotating * replays * forward,
-        update=work.passes * replays * (forward + backward),
+        update=work.passes * replays * (forward + backward) + through_decoder,
         think_steps=think_steps(work) if rl else 0,
         draw_steps=work.steps,
         replays=replays,

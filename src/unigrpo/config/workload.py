@@ -6,7 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from unigrpo.config.methods import FPO, DiffusionNFT, ReFL, Supervised, UniFPO, UniGRPO, WithImage, WithSDE, WithText
+from unigrpo.config.methods import (
+    FPO,
+    DiffusionNFT,
+    ReFL,
+    Supervised,
+    UniFPO,
+    UniGRPO,
+    WithForwardNoise,
+    WithImage,
+    WithSDE,
+    WithText,
+)
 from unigrpo.config.recipe import Recipe, trained_experts
 from unigrpo.config.sections import PromptData
 from unigrpo.config.sizes import Expert, ModelSizes
@@ -41,8 +52,9 @@ class Workload:
 
     rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
     of one replay. prompt_tokens: all that is given, with bos and eos; actions: sampled (or learned) tokens per row,
-    taken to end at the cap; copies: noisy images per row in a replay; steps: denoising forwards per picture. compute:
-    bytes of the computation's dtype.
+    taken to end at the cap; copies: noisy images per row in a replay; steps: denoising steps per picture, of
+    ``branches`` forwards each (guidance). compute: bytes of the computation's dtype. rescored: replays before the
+    update for old log-probs (below fp32) and old velocities; through_decoder: gradients pass through it (ReFL).
     """
 
     sizes: ModelSizes
@@ -68,6 +80,9 @@ class Workload:
     through_context: bool
     reference: bool
     train_vision: bool
+    branches: int
+    rescored: int
+    through_decoder: bool
 
     def training(self, expert: Expert) -> Training:
         """How an expert is trained."""
@@ -154,7 +169,16 @@ def workload(
         or (isinstance(method, UniGRPO | UniFPO) and method.image_grad_through_context),
         reference=wants_text or wants_image,
         train_vision=isinstance(method, Supervised) and method.train_vision,
+        branches=1 if rollout.guidance == 1 else 2,
+        rescored=_rescored(recipe),
+        through_decoder=isinstance(method, ReFL),
     )
+
+
+def _rescored(recipe: Recipe) -> int:
+    """Replays of the policy before its update: old values below fp32, and the velocities of forward-noise methods."""
+    old_values = isinstance(recipe.method, WithText | WithSDE) and recipe.model.dtype != "float32"
+    return int(old_values) + isinstance(recipe.method, WithForwardNoise)
 
 
 def _training(recipe: Recipe, expert: Expert) -> Training:

@@ -71,6 +71,11 @@ class Method(Protocol):
         """Whether trajectories must carry ``behaviour``."""
         ...
 
+    @property
+    def needs_old_values(self) -> bool:
+        """Whether the loss compares with log-probs or transition means of the rollout."""
+        ...
+
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return the velocities to ask the replay for; drawn once per trajectory, then kept over epochs."""
         ...
@@ -126,6 +131,11 @@ class PolicyGradient:
     def needs_behaviour_velocity(self) -> bool:
         """True if the image term compares with the velocities of before."""
         return self.image is not None and self.image.needs_behaviour_velocity
+
+    @property
+    def needs_old_values(self) -> bool:
+        """True if tokens or SDE steps are scored again."""
+        return self.text is not None or (self.image is not None and self.image.needs_sde)
 
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return what the image term wants of every picture."""
@@ -188,6 +198,7 @@ class Supervised:
     needs_reference_velocity: bool = field(default=False, init=False)
     needs_reference_log_probs: bool = field(default=False, init=False)
     needs_behaviour_velocity: bool = field(default=False, init=False)
+    needs_old_values: bool = field(default=False, init=False)
 
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return noised target images at fresh times, with the velocities that would undo the noise."""

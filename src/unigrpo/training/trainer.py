@@ -170,7 +170,7 @@ class Trainer:
         reference = self.parts.reference if compares else None
         if compares and reference is None:
             raise ValueError("this method regularises towards a reference, but the run was built without one")
-        rounds = self.parts.compute_dtype != torch.float32 and collected.pictures is not None
+        rounds = self.parts.compute_dtype != torch.float32 and method.needs_old_values
         ready, gap = Batch([], []), {"text": 0.0, "image": 0.0}
         size = optimizer.micro_batch
         for part in minibatches(Batch(collected.trajectories, draws), optimizer.minibatches):
