@@ -203,11 +203,11 @@ def test_traces_and_tuning() -> None:
     assert "*no thinking* (wrong)" in text and "`red circle b1 blue square b3` (right)" in text
     entry = {"method": "FPO", "values": {"lr": 1e-4, "clip": "auto"}, "score": 0.5, "exam_score": 0.7,
              "reward": None, "chosen": True, "command": "unigrpo train a | tee log"}  # fmt: skip
-    text = paper_tables.tuning_markdown([entry, entry | {"values": {"lr": 2e-4}, "chosen": False}])
+    text = paper_tables.tuning_markdown([entry, entry | {"values": {"lr": 2e-4}, "chosen": False}], "How.")
     assert "## FPO" in text and "| lr 0.0002 | 0.500" in text
     assert "| **lr 0.0001, clip auto** | 0.500 | 0.700 | – | `unigrpo train a \\| tee log` |" in text
     with pytest.raises(ValueError, match="FPO has more than one chosen"):
-        paper_tables.tuning_markdown([entry, entry])
+        paper_tables.tuning_markdown([entry, entry], "How.")
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

@@ -108,13 +108,13 @@ def traces_markdown(items: Sequence[Json], picture: str | None = None) -> str:
     return _joined(parts)
 
 
-def tuning_markdown(entries: Sequence[Json]) -> str:
-    """Write what was tried for each method, and what was chosen.
+def tuning_markdown(entries: Sequence[Json], note: str) -> str:
+    """Write what was tried for each method, and what was chosen; ``note`` says how.
 
     entries: ``{"method", "values": {...}, "score", "exam_score", "reward", "chosen", "command"}``, figures None where a
     run collapsed or failed; ``seed`` if the command does not say it. ValueError if a method has two chosen entries.
     """
-    parts = ["# How each method was tuned", "Chosen values are bold; figures are on prompts held out from training."]
+    parts = ["# How each method was tuned", f"Chosen values are bold. {note}"]
     for method in dict.fromkeys(entry["method"] for entry in entries):
         tried = [entry for entry in entries if entry["method"] == method]
         if sum(bool(entry["chosen"]) for entry in tried) > 1:
