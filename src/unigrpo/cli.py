@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed (parity), 2 something was set that cannot w
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -185,6 +186,9 @@ Verb = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the ``unigrpo`` command; ends by SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a word that the terminal cannot show must not lose a picture
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -269,3 +269,16 @@ def test_tables_need_no_matplotlib() -> None:
     code += "('matplotlib', 'torch')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.lower()) == [False, False]
+
+
+def test_gains_name_the_two_halves() -> None:
+    """Mean over seeds of the paired differences, and the outer ends of their intervals; absent without any."""
+    results = made.table1()
+    assert paper_tables.gains_markdown(results) == ""
+    entry = {"difference": 0.1, "low": 0.05, "high": 0.15}
+    for cell in results["cells"]:
+        if cell["row"] == "flowgrpo-yes":
+            shift = 0.01 * cell["seed"]
+            cell["paired"] = {"follow": {key: value + shift for key, value in entry.items()}, "score": entry}
+    text = paper_tables.table1_markdown(results)
+    assert "| FlowGRPO | yes | \u2013 | +0.110 (+0.050 to +0.170) | +0.100 (+0.050 to +0.150) | 3 |" in text

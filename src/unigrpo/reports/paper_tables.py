@@ -40,10 +40,43 @@ def table1_markdown(results: Json) -> str:
         _table([*head, "follow", "seeds"], lines, "llrrrrrrr"),
         notes.text(),
         findings_markdown(results),
+        gains_markdown(results),
         "## What differs",
         _bullets(DIFFERENCES),
     ]
     return _joined(parts)
+
+
+def gains_markdown(results: Json) -> str:
+    """Write what every run gained over its start, on the same prompts and draws, if any cell says so.
+
+    The two halves apart: ``plan right`` is the thinking's, ``follow`` the drawing's. Mean over seeds; in brackets the
+    lowest and the highest end of the seeds' 95 % intervals (bootstrap over prompts).
+    """
+    lines = []
+    cells = paper.cells_by_row(results, "table1")
+    for row in paper.ROWS:
+        gains = [cell["paired"] for cell in cells[row.key] if cell.get("paired")]
+        if gains:
+            shown = [_gain([gain[key] for gain in gains if key in gain]) for key in ("plan_right", "follow", "score")]
+            lines.append([row.method, _yes(row.thinking), *shown, str(len(gains))])
+    if not lines:
+        return ""
+    head = ["method", "thinking", "plan right", "follow", "score", "seeds"]
+    note = (
+        "After training less before, the same prompts and draws; in brackets the lowest and the highest end of the "
+        "seeds' 95 % intervals over prompts. *plan right* is what the thinking can change, *follow* (the picture shows "
+        "the plan) what the drawing can."
+    )
+    return _joined(["## What each half gained", note, _table(head, lines, "llrrrr")]).rstrip("\n")
+
+
+def _gain(paired: Sequence[Mapping[str, float]]) -> str:
+    if not paired:
+        return NONE
+    mean = sum(entry["difference"] for entry in paired) / len(paired)
+    low, high = min(entry["low"] for entry in paired), max(entry["high"] for entry in paired)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def table2_markdown(results: Json) -> str:
