@@ -16,8 +16,8 @@ def cell_of(row: str, seed: int, score: float | None = 0.5, **changes: Any) -> d
         "row": row, "seed": seed, "recipe": f"paper/{row}", "recipe_hash": "9f", "think": True, "rollouts": 9600,
         "command": f"unigrpo train paper/{row} --seed {seed}", "seconds": 150.0, "status": "done", "reason": None,
         "score": score, "exam_score": None if score is None else score + 0.2, "plan_right": 0.7, "follow": 0.8,
-        "reward": 0.6, "by_category": dict.fromkeys(paper.CATEGORIES, 0.25), "picture": None, "curve": [], "paired": None,
-        "canaries": {"colour_diversity": 2.5, "edge_energy": 0.05, "plan_diversity": 4.0},
+        "reward": 0.6, "by_category": dict.fromkeys(paper.CATEGORIES, 0.25), "picture": None, "curve": [],
+        "canaries": {"colour_diversity": 2.5, "edge_energy": 0.05, "plan_diversity": 4.0}, "paired": None,
     }  # fmt: skip
     return cell | changes
 
