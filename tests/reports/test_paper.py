@@ -15,7 +15,7 @@ import paper_results as made
 import pytest
 from PIL import Image
 
-from unigrpo.reports import grids, paper, paper_figures, paper_pictures, paper_tables
+from unigrpo.reports import grids, paper, paper_figures, paper_gains, paper_pictures, paper_tables
 
 
 def verdict_of(results: dict[str, Any], start: str) -> str:
@@ -274,7 +274,7 @@ def test_tables_need_no_matplotlib() -> None:
 def test_gains_name_the_two_halves() -> None:
     """Mean over seeds of the paired differences, and the outer ends of their intervals; absent without any."""
     results = made.table1()
-    assert paper_tables.gains_markdown(results) == ""
+    assert paper_gains.gains_markdown(results) == ""
     entry = {"difference": 0.1, "low": 0.05, "high": 0.15}
     for cell in results["cells"]:
         if cell["row"] == "flowgrpo-yes":
@@ -282,3 +282,14 @@ def test_gains_name_the_two_halves() -> None:
             cell["paired"] = {"follow": {key: value + shift for key, value in entry.items()}, "score": entry}
     text = paper_tables.table1_markdown(results)
     assert "| FlowGRPO | yes | \u2013 | +0.110 (+0.050 to +0.170) | +0.100 (+0.050 to +0.150) | 3 |" in text
+
+
+def test_unigrpo_is_compared_seed_by_seed() -> None:
+    """A difference that is the same in every seed has an interval of width 0, however much the seeds differ."""
+    results = made.table1(noise=0.0)
+    for cell in results["cells"]:
+        cell |= {"score": 0.5 + 0.1 * cell["seed"] + (0.02 if cell["row"] == "unigrpo" else 0.0), "exam_score": 0.5}
+    text = paper_gains.against_markdown(results)
+    assert "| TextGRPO | yes | +0.000 (+0.000 to +0.000) | 0 of 3 | +0.020 (+0.020 to +0.020) | 3 of 3 |" in text
+    results["cells"] = [cell for cell in results["cells"] if cell["seed"] == 0]
+    assert paper_gains.against_markdown(results) == ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unigrpo.reports import paper
+from unigrpo.reports.markdown import NONE, bullets, code, joined, table
 from unigrpo.reports.paper import QUICK_SCALE, Cells, Interval, Json
+from unigrpo.reports.paper_gains import against_markdown, gains_markdown
 
 DIFFERENCES = (
     "**Size.** A BAGEL of 0.43 M parameters (the same architecture, tensor by tensor) that draws 32 x 32 pixels; the "
@@ -16,7 +18,7 @@ DIFFERENCES = (
     "**World.** Coloured shapes on a grid, in GenEval's six categories, with combinations that were never trained on. "
     "*score* and *exam score* count as GenEval and TA do, but on other prompts: compare orders, not values.",
 )
-NOT_RUN, COLLAPSE, NONE = "not run", "collapse", "–"
+NOT_RUN, COLLAPSE = "not run", "collapse"
 
 
 def table1_markdown(results: Json) -> str:
@@ -37,46 +39,15 @@ def table1_markdown(results: Json) -> str:
     parts = [
         "# Table 1 of the paper, in the world of shapes",
         _about(results),
-        _table([*head, "follow", "seeds"], lines, "llrrrrrrr"),
+        table([*head, "follow", "seeds"], lines, "llrrrrrrr"),
         notes.text(),
         findings_markdown(results),
+        against_markdown(results),
         gains_markdown(results),
         "## What differs",
-        _bullets(DIFFERENCES),
+        bullets(DIFFERENCES),
     ]
-    return _joined(parts)
-
-
-def gains_markdown(results: Json) -> str:
-    """Write what every run gained over its start, on the same prompts and draws, if any cell says so.
-
-    The two halves apart: ``plan right`` is the thinking's, ``follow`` the drawing's. Mean over seeds; in brackets the
-    lowest and the highest end of the seeds' 95 % intervals (bootstrap over prompts).
-    """
-    lines = []
-    cells = paper.cells_by_row(results, "table1")
-    for row in paper.ROWS:
-        gains = [cell["paired"] for cell in cells[row.key] if cell.get("paired")]
-        if gains:
-            shown = [_gain([gain[key] for gain in gains if key in gain]) for key in ("plan_right", "follow", "score")]
-            lines.append([row.method, _yes(row.thinking), *shown, str(len(gains))])
-    if not lines:
-        return ""
-    head = ["method", "thinking", "plan right", "follow", "score", "seeds"]
-    note = (
-        "After training less before, the same prompts and draws; in brackets the lowest and the highest end of the "
-        "seeds' 95 % intervals over prompts. *plan right* is what the thinking can change, *follow* (the picture shows "
-        "the plan) what the drawing can."
-    )
-    return _joined(["## What each half gained", note, _table(head, lines, "llrrrr")]).rstrip("\n")
-
-
-def _gain(paired: Sequence[Mapping[str, float]]) -> str:
-    if not paired:
-        return NONE
-    mean = sum(entry["difference"] for entry in paired) / len(paired)
-    low, high = min(entry["low"] for entry in paired), max(entry["high"] for entry in paired)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return joined(parts)
 
 
 def table2_markdown(results: Json) -> str:
@@ -98,12 +69,12 @@ def table2_markdown(results: Json) -> str:
     parts = [
         "# Table 2 of the paper, in the world of shapes: the score by category",
         _about(results) + "\n\nUnder each row, in italics, GenEval as the paper reports it.",
-        _table(["method", "thinking", "overall", *paper.CATEGORY_TITLES], lines, "ll" + "r" * 7),
+        table(["method", "thinking", "overall", *paper.CATEGORY_TITLES], lines, "ll" + "r" * 7),
         notes.text(),
         "## What differs",
-        _bullets(DIFFERENCES),
+        bullets(DIFFERENCES),
     ]
-    return _joined(parts)
+    return joined(parts)
 
 
 def findings_markdown(results: Json) -> str:
@@ -113,9 +84,9 @@ def findings_markdown(results: Json) -> str:
         "## Which of the paper's findings hold here",
         "*holds*: the right order, and 95 % intervals that do not overlap. *points that way*: the right order only. "
         "*does not hold*: another order. Several comparisons count as their weakest.",
-        _table(["claim", "verdict", "numbers"], lines, "lll"),
+        table(["claim", "verdict", "numbers"], lines, "lll"),
     ]
-    return _joined(parts).rstrip()
+    return joined(parts).rstrip()
 
 
 def traces_markdown(items: Sequence[Json], picture: str | None = None) -> str:
@@ -129,16 +100,16 @@ def traces_markdown(items: Sequence[Json], picture: str | None = None) -> str:
     for item in items:
         thoughts = [(model["thinking"], "right" if model["correct"] else "wrong") for model in item["models"]]
         texts = [
-            f"{_code(thought.strip()) if thought else '*no thinking*'} ({verdict})" for thought, verdict in thoughts
+            f"{code(thought.strip()) if thought else '*no thinking*'} ({verdict})" for thought, verdict in thoughts
         ]
         lines.append([item["prompt"], *texts])
     parts = [
         "# Thinking, then drawing: the same prompts, three models",
         f"![Prompts as rows, models as columns, thinking under the pictures]({picture})" if picture else "",
         "In brackets what the verifier says of the picture.",
-        _table(["prompt", *names], lines, "l" * (1 + len(names))),
+        table(["prompt", *names], lines, "l" * (1 + len(names))),
     ]
-    return _joined(parts)
+    return joined(parts)
 
 
 def tuning_markdown(entries: Sequence[Json], note: str) -> str:
@@ -154,8 +125,8 @@ def tuning_markdown(entries: Sequence[Json], note: str) -> str:
             raise ValueError(f"{method} has more than one chosen entry; mark the one whose values the recipe has")
         head = ["values", "score", "exam score", "reward", *(["seed"] if "seed" in tried[0] else []), "command"]
         lines = [_tried(entry) for entry in tried]
-        parts += [f"## {method}", _table(head, lines, "l" + "r" * (len(head) - 2) + "l")]
-    return _joined(parts)
+        parts += [f"## {method}", table(head, lines, "l" + "r" * (len(head) - 2) + "l")]
+    return joined(parts)
 
 
 def _tried(entry: Json) -> list[str]:
@@ -163,7 +134,7 @@ def _tried(entry: Json) -> list[str]:
                        for key, value in entry["values"].items())  # fmt: skip
     figures = [NONE if entry[key] is None else f"{entry[key]:.3f}" for key in ("score", "exam_score", "reward")]
     seed = [str(entry["seed"])] if "seed" in entry else []
-    return [f"**{values}**" if entry["chosen"] else values, *figures, *seed, _code(entry["command"])]
+    return [f"**{values}**" if entry["chosen"] else values, *figures, *seed, code(entry["command"])]
 
 
 # --------------------------------------------------------------------------------------------------------- the cells
@@ -261,24 +232,3 @@ def _duration(seconds: float) -> str:
 
 def _span(counts: Sequence[int]) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], alignment: str) -> str:
-    """A Markdown table; alignment: l or r per column."""
-    rule = ["---:" if side == "r" else "---" for side in alignment]
-    rows = [head, rule, *([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _code(text: str) -> str:
-    """Text as code, whatever backticks it holds."""
-    fence = "``" if "`" in text else "`"
-    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
-
-
-def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"* {item}" for item in items)
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
