@@ -108,7 +108,7 @@ REFUSED = [
     ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "does not know the word(s) 'photo'"),
     ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "genevil"), "there are no prompts called 'genevil'"),
     ((*TRAIN, "--model.path", "MODEL", "--data.prompts", "none.jsonl"), "none.jsonl"),
-    ((*TRAIN, "--model.path", "MODEL", "--reward.train", "[{name: shapes/verifer}]"), "did you mean shapes/verifier?"),
+    ((*TRAIN, "--model.path", "MODEL", "--reward.train", "[{name: shapes/verifer}]"), "did you mean shapes/verifier"),
     (
         (*TRAIN, "--model.path", "MODEL", "--reward.validation", "[{name: beauty}]"),
         "no reward called 'beauty'",
@@ -161,8 +161,8 @@ REFUSED = [
     (("export", "MODEL", "RUN"), "is there and not empty"),
     (("export", "MODEL", "out", "--adapter"), "has no adapter"),
     (("make-tiny-bagel", "RUN"), "is there and not empty"),
-    (("draw", "a red circle"), "make-tiny-bagel}"),
-    ((), "make-tiny-bagel}"),
+    (("draw", "a red circle"), "reproduce}"),
+    ((), "reproduce}"),
 ]
 
 

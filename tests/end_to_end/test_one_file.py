@@ -120,7 +120,8 @@ def run_library(folder):
     """Iteration 0 with the library's parts, as the trainer runs them."""
     recipe, epochs = small_recipe(), []
     policy, reference = load_policy(folder / "model"), load_policy(folder / "reference")
-    method, optimizer = resolve.method(recipe.method), ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
+    method = resolve.method(recipe, policy.decode_image)
+    optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
     collected = resolve.source(recipe).collect(policy, ITERATION, Clock())
     generator = torch.Generator()
     batch = Batch(collected.trajectories, [method.draws(t, generator) for t in collected.trajectories])

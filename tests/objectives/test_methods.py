@@ -81,6 +81,9 @@ def test_what_the_methods_ask_for():
         "unigrpo": (True, False, 1),
         "text_grpo": (False, False, 0),
         "flow_grpo": (True, False, 1),
+        "fpo": (True, False, 0),  # the picture of these trajectories is given, not drawn
+        "unifpo": (True, False, 0),
+        "diffusion_nft": (True, False, 0),
         "supervised": (False, False, 0),
     }
     assert PolicyGradient(text=TextSettings(kl_weight=0.1)).needs_reference_log_probs

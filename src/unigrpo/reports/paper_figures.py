@@ -135,8 +135,8 @@ def _paper_dots(axes: Axes, measure: str) -> None:
     for place, row in enumerate(paper.ROWS):
         value: float | None = {"geneval": row.geneval, "text_alignment": row.text_alignment}[key]
         if value is None:
-            said = {"ha": "right", "va": "center", "fontsize": 8.5, "color": GREY}
-            upper.text(0.98, place + 0.1, "collapse in the paper", transform=axes.get_yaxis_transform(), **said)
+            said = {"ha": "left", "va": "center", "fontsize": 8.5, "color": GREY}
+            upper.text(0.02, place + 0.1, "collapse in the paper", transform=axes.get_yaxis_transform(), **said)
         else:
             figures.append((value, place))
     values, places = zip(*figures, strict=True)

@@ -38,7 +38,7 @@ def as_drawn(pixels: Tensor, deviation: Tensor, noise: torch.Generator) -> Tenso
 
 
 def tiny() -> PreferenceModel:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return PreferenceModel(TINY)
 
