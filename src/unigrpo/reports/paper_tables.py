@@ -11,6 +11,10 @@ from unigrpo.reports.paper import QUICK_SCALE, Cells, Interval, Json
 from unigrpo.reports.paper_gains import against_markdown, gains_markdown
 
 DIFFERENCES = (
+    "**Rows.** Bagel and SFT are the shipped checkpoints, with other draws for every seed. The *yes* rows of FPO and "
+    "FlowGRPO are trained with thinking; *ReFL yes* is the run without thinking, asked to think, since ReFL (w/ "
+    "thinking) is a row of its own. The two stages of ReFL + TextGRPO share the rollouts of the other rows. The SFT "
+    "checkpoint saw few demonstrations without thinking (1 in 10 of those with a picture), so *no* rows start low.",
     "**Size.** A BAGEL of 0.43 M parameters (the same architecture, tensor by tensor) that draws 32 x 32 pixels; the "
     "paper's has 14 B and draws 1024 x 1024.",
     "**Reward.** Training rewards here come from what is named above, and a verifier that reads the pixels judges. The "

@@ -80,7 +80,9 @@ def stem(verb: cli.Reproduce) -> str:
 
 
 def placed(cell: Cell, result: dict[str, Any], verb: cli.Reproduce) -> dict[str, Any]:
-    """A result with its paths and pictures in the results' folder; only figure 5 shows pictures."""
+    """A result as its target shows it: only figure 5 has pictures, table 2 (the cells of table 1) no curves."""
+    if verb.target == "table2":
+        result = {**result, "curve": []}
     picture = result.get("picture")
     if picture is None or verb.target != "fig5" or not Path(picture).is_file():
         return {**result, "picture": None} | {"command": shown(result["command"], verb)}
