@@ -55,6 +55,29 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, recipe, request):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+METHODS = {
+    "fpo": {"method": "{name: fpo, fpo: {pairs: 2}}"},
+    "unifpo": {"method": "{name: unifpo, fpo: {pairs: 2, per_pair: true}}"},
+    "nft": {"method": "{name: diffusion_nft, nft: {pairs: 2}}"},
+    "refl": {"method": "{name: refl}", "reward__train": "[{name: shapes/preference}]", "rollout__think": False},
+    "guided": {"rollout__guidance": 2.0},
+    "sliding": {"rollout__window_motion": "sliding", "rollout__window_every": 1},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_on_bit_for_bit(tmp_path, name):
+    """What is drawn once per trajectory (t, eps, late steps), and where a window slides, follow from the iteration."""
+    options = {**METHODS[name], "method__regulariser": "{weight: 0.1}", "iterations": 3, "eval__every": 9}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert tiny_runs.train(tiny_runs.trainer_of(whole, **options))
+    trainer = tiny_runs.trainer_of(cut, checkpoint__every=25, **options)
+    assert not tiny_runs.train(trainer, stop_after(trainer, 2))
+    trainer = tiny_runs.trainer_of(cut, checkpoint__every=25, **options)
+    assert trainer.resume() == 2 and tiny_runs.train(trainer)
+    tiny_runs.assert_same_run(cut, whole)
+
+
 def test_what_was_done_after_the_last_checkpoint_is_done_again(tmp_path):
     def crash(line):
         if line["iteration"] == 2:
