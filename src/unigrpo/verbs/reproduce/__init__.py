@@ -80,11 +80,11 @@ def stem(verb: cli.Reproduce) -> str:
 
 
 def placed(cell: Cell, result: dict[str, Any], verb: cli.Reproduce) -> dict[str, Any]:
-    """A result as its target shows it: only figure 5 has pictures, table 2 (the cells of table 1) no curves."""
+    """A result as its target shows it: only figure 5 has pictures (of seed 0), table 2 (the cells of table 1) no curves."""
     if verb.target == "table2":
         result = {**result, "curve": []}
     picture = result.get("picture")
-    if picture is None or verb.target != "fig5" or not Path(picture).is_file():
+    if picture is None or verb.target != "fig5" or cell.seed > 0 or not Path(picture).is_file():
         return {**result, "picture": None} | {"command": shown(result["command"], verb)}
     name = f"{stem(verb)}-{cell.row.id}-seed{cell.seed}.png"
     runlog.write_bytes_atomic(verb.results / name, Path(picture).read_bytes())
