@@ -80,7 +80,7 @@ def stem(verb: cli.Reproduce) -> str:
 
 
 def placed(cell: Cell, result: dict[str, Any], verb: cli.Reproduce) -> dict[str, Any]:
-    """A result as its target shows it: only figure 5 has pictures (of seed 0), table 2 (the cells of table 1) no curves."""
+    """A result as its target shows it: only figure 5 has pictures (seed 0), table 2 (of table 1's cells) no curves."""
     if verb.target == "table2":
         result = {**result, "curve": []}
     picture = result.get("picture")
