@@ -15,7 +15,7 @@ import paper_results as made
 import pytest
 from PIL import Image
 
-from unigrpo.reports import grids, paper, paper_figures, paper_gains, paper_pictures, paper_tables
+from unigrpo.reports import grids, paper, paper_figures, paper_gains, paper_pictures, paper_tables, paper_words
 
 
 def verdict_of(results: dict[str, Any], start: str) -> str:
@@ -293,3 +293,23 @@ def test_unigrpo_is_compared_seed_by_seed() -> None:
     assert "| TextGRPO | yes | +0.000 (+0.000 to +0.000) | 0 of 3 | +0.020 (+0.020 to +0.020) | 3 of 3 |" in text
     results["cells"] = [cell for cell in results["cells"] if cell["seed"] == 0]
     assert paper_gains.against_markdown(results) == ""
+
+
+def test_the_words_beside_figures_say_what_holds() -> None:
+    three = paper_words.figure_markdown(made.courses("fig3"), "fig3.png", "about")
+    assert "![Figure 3: UniGRPO over training](fig3.png)" in three and "rise: **holds**" in three
+    four = made.courses("fig4", cfg_on=0.1)
+    for cell in four["cells"]:
+        cell["score"] = 0.5 + 0.01 * cell["seed"]
+    assert "equal or better: **holds**" in paper_words.figure_markdown(four, "fig4.png", "")
+    for cell in four["cells"]:
+        cell["score"] += 0.4 if cell["row"] == "cfg-on" else 0.0
+    assert "equal or better: **does not hold**" in paper_words.figure_markdown(four, "fig4.png", "")
+    five = made.courses("fig5", none=0.4)
+    for cell in five["cells"]:
+        cell["before"] = {"reward": 0.1}
+    text = paper_words.figure_markdown(five, "fig5.png", "")
+    assert "the judge stays pleased: **holds**" in text and "above no regulariser: **does not hold**" in text
+    for cell in five["cells"]:
+        cell["score"] = 0.5 + 0.1 * cell["seed"] + (0.02 if cell["row"] == "velocity_mse" else 0.0)
+    assert "above no regulariser: **holds**" in paper_words.figure_markdown(five, "fig5.png", "")

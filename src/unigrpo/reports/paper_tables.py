@@ -42,7 +42,7 @@ def table1_markdown(results: Json) -> str:
     head = ["method", "thinking", "TA (paper)", "exam score here", "GenEval (paper)", "score here", "plan right"]
     parts = [
         "# Table 1 of the paper, in the world of shapes",
-        _about(results),
+        about(results),
         table([*head, "follow", "seeds"], lines, "llrrrrrrr"),
         notes.text(),
         findings_markdown(results),
@@ -72,7 +72,7 @@ def table2_markdown(results: Json) -> str:
             lines.append(["*paper*", "", *theirs])
     parts = [
         "# Table 2 of the paper, in the world of shapes: the score by category",
-        _about(results) + "\n\nUnder each row, in italics, GenEval as the paper reports it.",
+        about(results) + "\n\nUnder each row, in italics, GenEval as the paper reports it.",
         table(["method", "thinking", "overall", *paper.CATEGORY_TITLES], lines, "ll" + "r" * 7),
         notes.text(),
         "## What differs",
@@ -209,7 +209,7 @@ def _yes(thinking: bool) -> str:
 # ------------------------------------------------------------------------------------------------------ the sentences
 
 
-def _about(results: Json) -> str:
+def about(results: Json) -> str:
     """What the figures are: scale, reward, seeds, machine, cost and the command that makes them again."""
     cells = [cell for cell in results["cells"] if cell["status"] != paper.NOT_APPLICABLE]
     seconds = sum(float(cell["seconds"]) for cell in cells if cell["seconds"])

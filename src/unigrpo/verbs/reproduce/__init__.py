@@ -12,13 +12,14 @@ from typing import Any
 
 from unigrpo import cli, config
 from unigrpo.config import ConfigError
-from unigrpo.reports import paper_figures, paper_pictures, paper_tables, runlog
+from unigrpo.reports import paper, paper_figures, paper_pictures, paper_tables, paper_words, runlog
 from unigrpo.verbs.folders import usable
 from unigrpo.verbs.reproduce.cells import Cell, cells_of
 from unigrpo.verbs.reproduce.running import Runner
 from unigrpo.verbs.reproduce.traces import traces
 
 TABLES = {"table1": paper_tables.table1_markdown, "table2": paper_tables.table2_markdown}
+FIGURES = ("fig3", "fig4", "fig5")
 UPDATES = 2
 """Optimizer steps per iteration of the recipes paper/* (optimizer.ppo_epochs)."""
 
@@ -109,6 +110,9 @@ def write(verb: cli.Reproduce, results: dict[str, Any], runner: Runner, cells: l
         if verb.target != "table2":
             drawn = paper_figures.draw_figure(results, folder, UPDATES)
             written.append(runlog.write_bytes_atomic(folder / f"{name}.png", drawn))
+        if verb.target in FIGURES and all(paper.ran([cell]) for cell in results["cells"]):
+            words = paper_words.figure_markdown(results, f"{name}.png", paper_tables.about(results))
+            written.append(runlog.write_text_atomic(folder / f"{name}.md", words))
     print("wrote " + ", ".join(str(path) for path in written))
 
 
