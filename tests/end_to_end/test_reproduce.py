@@ -48,6 +48,7 @@ def test_results_say_how_they_were_made(made):
     assert len(one["curve"]) == 4 and one["curve"][1]["validation"]["score"] is not None and one["n"] == 24
     assert found["refl-no"]["think"] is False and found["refl-no"]["plan_right"] is None
     assert found["refl-yes"]["plan_right"] is not None and str(made) not in json.dumps(found["unigrpo"])
+    assert "/refl-no-seed0 --seed 0" in found["refl-yes"]["command"]
     text = (made / "results" / "table1-quick.md").read_text()
     assert "proves the machinery" in text and "not run" in text
     assert (made / "results" / "table1-quick.png").read_bytes().startswith(b"\x89PNG")

@@ -75,7 +75,7 @@ class Runner:
         if cell.missing is not None:
             return {**known, "status": "n/a", "reason": cell.missing}
         if self.done(cell):
-            return {**known, **runlog.read_json(self.file(cell, ".json"))}
+            return {**known, **runlog.read_json(self.file(cell, ".json")), **described(cell)}
         return {**known, "status": "failed", "reason": last_words(self.file(cell, ".log"))}
 
     def _check(self, cell: Cell) -> None:
