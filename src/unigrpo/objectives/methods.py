@@ -113,8 +113,8 @@ class PolicyGradient:
         """Refuse a method without terms, and a latent KL without transitions."""
         if self.text is None and self.image is None:
             raise ValueError("a method needs a text term, an image term, or both")
-        held = self.image is not None and self.regulariser.weight > 0.0
-        if held and self.image is not None and self.regulariser.kind == "latent_kl" and not self.image.needs_sde:
+        held = self.regulariser.kind == "latent_kl" and self.regulariser.weight > 0.0
+        if held and self.image is not None and not self.image.needs_sde:
             raise ValueError("the latent KL compares SDE steps, and this image term has none: use velocity_mse")
 
     @property

@@ -111,14 +111,17 @@ class FlowSettings:
 
 @dataclass(frozen=True)
 class ForwardNoise:
-    """Pairs (t_n, eps_n), n = 1..``pairs``, drawn once per picture and kept over epochs (spec f.2, f.6).
+    """What FPO and DiffusionNFT share: ``pairs`` of (t, eps), drawn once per picture and kept over epochs.
 
-    t is drawn as in supervised training (``supervised.sample_times``) and shifted as the sampler's grid is.
+    t is drawn as in supervised training (``supervised.sample_times``) and shifted as the sampler's grid is (spec f.2,
+    f.6).
     """
 
     pairs: int = 8
     shift: float = 1.0
     times: Times = "uniform"
+    needs_behaviour_velocity = True
+    needs_sde = False
 
     def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
         """Noise a picture that the policy drew."""
@@ -130,18 +133,11 @@ class ForwardNoise:
 
 
 @dataclass(frozen=True)
-class FPOSettings:
+class FPOSettings(ForwardNoise):
     """FPO: a ratio of flow-matching losses at fixed noise; ``per_pair``: one ratio for every pair."""
 
     clip_range: float = 0.05
     per_pair: bool = False
-    noise: ForwardNoise = ForwardNoise()
-    needs_behaviour_velocity = True
-    needs_sde = False
-
-    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
-        """Noise the picture."""
-        return self.noise.draw(segment, image, generator)
 
     def term(self, pictures: Pictures, advantages: Tensor) -> Term:
         """Return -J_FPO per picture."""
@@ -156,18 +152,11 @@ class FPOSettings:
 
 
 @dataclass(frozen=True)
-class DiffusionNFTSettings:
+class DiffusionNFTSettings(ForwardNoise):
     """DiffusionNFT: ``beta`` is how far the implicit good and bad velocities lie from the old one."""
 
     beta: float = 1.0
     max_advantage: float = 5.0
-    noise: ForwardNoise = ForwardNoise()
-    needs_behaviour_velocity = True
-    needs_sde = False
-
-    def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
-        """Noise the picture."""
-        return self.noise.draw(segment, image, generator)
 
     def term(self, pictures: Pictures, advantages: Tensor) -> Term:
         """Return the loss per picture."""

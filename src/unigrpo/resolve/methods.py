@@ -45,16 +45,11 @@ def _image(recipe: Recipe, chosen: config.WithImage, decode: Callable[[Tensor], 
         case config.UniGRPO() | config.FlowGRPO():
             return settings.FlowSettings(**asdict(chosen.flow))
         case config.FPO() | config.UniFPO():
-            term = chosen.fpo
-            return settings.FPOSettings(term.clip_range, term.per_pair, _noise(recipe, term))
+            return settings.FPOSettings(**asdict(chosen.fpo), shift=recipe.rollout.shift)
         case config.DiffusionNFT():
-            return settings.DiffusionNFTSettings(chosen.nft.beta, chosen.nft.max_advantage, _noise(recipe, chosen.nft))
+            return settings.DiffusionNFTSettings(**asdict(chosen.nft), shift=recipe.rollout.shift)
         case config.ReFL():
             return settings.ReFLSettings(decode, gradient_reward(recipe).differentiable)
-
-
-def _noise(recipe: Recipe, term: config.ForwardTerm) -> settings.ForwardNoise:
-    return settings.ForwardNoise(term.pairs, recipe.rollout.shift, term.times)
 
 
 def check_rewards(recipe: Recipe) -> None:

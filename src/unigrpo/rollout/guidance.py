@@ -14,7 +14,7 @@ from unigrpo import flow
 from unigrpo.policy import Context, Policy
 from unigrpo.trajectory import NO_GUIDANCE, Guidance, Segment, Text, without_prompt
 
-__all__ = ["NO_GUIDANCE", "Guidance", "GuidanceContexts", "guided", "prepare", "words_alone"]
+__all__ = ["NO_GUIDANCE", "Guidance", "GuidanceContexts", "guided", "mix", "prepare", "words_alone"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,14 @@ def words_alone(given: Sequence[Segment]) -> tuple[Segment, ...]:
 def guided(policy: Policy, v: Tensor, contexts: GuidanceContexts, x: Tensor, t: Tensor, guidance: Guidance) -> Tensor:
     """Mix the conditional velocity v with the branches' (one or two more forwards)."""
     v_image = None if contexts.image is None else policy.velocity(contexts.image, x, t)
+    return mix(v, policy.velocity(contexts.text, x, t), v_image, guidance)
+
+
+def mix(v: Tensor, v_text: Tensor, v_image: Tensor | None, guidance: Guidance) -> Tensor:
+    """The guided velocity of a conditional one and its branches; the sampler and the replay both mix by this."""
     return flow.guided_velocity(
         v,
-        policy.velocity(contexts.text, x, t),
+        v_text,
         v_image,
         text_scale=guidance.text_scale,
         image_scale=guidance.image_scale,

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unigrpo.flow import guided_velocity
 from unigrpo.objectives.pictures import Draw
 from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
-from unigrpo.rollout.guidance import words_alone
+from unigrpo.rollout.guidance import mix, words_alone
 from unigrpo.trajectory import Guidance, Segment, Trajectory, without_prompt
 
 
@@ -82,10 +81,5 @@ def mixed(v: Tensor, v_text: Tensor | None, v_image: Tensor | None, draw: Draw) 
     """The guided velocity [K, n, d] where the step is guided, else the conditional one."""
     if v_text is None:
         return v
-    g = draw.guidance
-    whole = guided_velocity(
-        v, v_text, v_image,
-        text_scale=g.text_scale, image_scale=g.image_scale, renorm=g.renorm, renorm_min=g.renorm_min,
-    )  # fmt: skip
-    active = torch.tensor([g.active(time) for time in draw.t.tolist()], device=v.device)
-    return torch.where(active[:, None, None], whole, v)
+    active = torch.tensor([draw.guidance.active(time) for time in draw.t.tolist()], device=v.device)
+    return torch.where(active[:, None, None], mix(v, v_text, v_image, draw.guidance), v)
