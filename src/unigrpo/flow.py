@@ -114,6 +114,13 @@ def sde_transition(
     return _combine(x, v, c_x, c_v, dtype), std.to(x.device, dtype).expand(x.shape[0])
 
 
+def velocity_gain(t: Tensor, t_next: Tensor, *, noise_level: float, t_second: float, kind: str = "flow") -> Tensor:
+    """Return |d mean / d v| of :func:`sde_transition`, by which it carries a velocity's rounding on; fp64 like t."""
+    second = torch.tensor(t_second, dtype=torch.float64, device=t.device)
+    _, c_v, _ = _COEFFICIENTS[kind](t.double(), t_next.double(), second, noise_level)
+    return c_v.abs()
+
+
 Coefficients = tuple[Tensor, Tensor, Tensor]  # mean = c_x x + c_v v, and std
 
 

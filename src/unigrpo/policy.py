@@ -67,11 +67,13 @@ class Replayed:
     """What a replay says of one item, all with gradients.
 
     log_probs: fp32 [actions], of every scored text in order (ids, then eos if ended), at the asked temperature;
-    entropies: fp32 [actions], of the same distributions, detached; velocities: per query fp32 [K, n, d].
+    entropies: fp32 [actions], of the same distributions, detached; spreads: fp32 [actions], their largest less their
+    smallest log-prob, in which the rounding of a log-prob is measured; velocities: per query fp32 [K, n, d].
     """
 
     log_probs: Tensor
     entropies: Tensor
+    spreads: Tensor
     velocities: tuple[Tensor, ...]
 
 

@@ -59,7 +59,10 @@ def test_a_minibatch_of_pictures_alone_learns_from_them():
     image = Image(torch.zeros(4, 2), (2, 2), target=True)
     rows = [Trajectory(Prompt(i, "a"), 0, (Text(torch.tensor([3])), image)) for i in range(2)]
     target = torch.zeros(1, 4, 2)
-    answers = [Replayed(torch.zeros(0), torch.zeros(0), (torch.full((1, 4, 2), float(i + 1)),)) for i in range(2)]
+    answers = [
+        Replayed(torch.zeros(0), torch.zeros(0), torch.zeros(0), (torch.full((1, 4, 2), float(i + 1)),))
+        for i in range(2)
+    ]
     draws = [(Draw(1, target, torch.tensor([0.5]), target),)] * 2
     losses = method.losses(rows, answers, draws, tokens_per_row=0.0)
     assert losses.text_loss is None and losses.image_loss.tolist() == [2.0, 8.0]

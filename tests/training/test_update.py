@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from small_models import gradients, relative, sample, small_policy
+from small_models import TRAINING, gradients, prompts, relative, sample, small_policy
 from unigrpo import seeds
 from unigrpo.config import Optimizer
 from unigrpo.objectives.flow_grpo import resolve_clip_range
@@ -32,13 +32,14 @@ from unigrpo.trajectory import Prompt, Trajectory
 
 METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), image=FlowSettings(clip_range=1e-3))
 TEXT_ONLY = PolicyGradient(image=None)
+RAW = FlowSettings(ratio_norm=False)
 
 
-def true_batch(policy, method=METHOD, *, reference=None):
+def true_batch(policy, method=METHOD, *, reference=None, rollouts=None):
     """Two groups of three, rolled out by the policy itself, with made-up advantages and another model's reference."""
-    sampled = sample(policy)
-    advantages = [1.0, -0.5, 2.0, -1.5, 0.7, -0.3]
-    ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]
+    sampled = sample(policy) if rollouts is None else rollouts
+    advantages = itertools.cycle([1.0, -0.5, 2.0, -1.5, 0.7, -0.3])
+    ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=False)]
     draws = [method.draws(t, seeds.generator(0, 0, t.prompt.position, t.sample, "draws")) for t in ready]
     frozen = small_policy(seed=7) if reference is None else reference
     return annotate_reference(frozen, Batch(ready, draws), micro_batch=6, temperature=1.0)
@@ -232,6 +233,59 @@ def test_bounds():
     assert ratio_bounds(torch.float32, 1e-6) == RatioBounds(1e-5, 1e-7)
     assert ratio_bounds(torch.bfloat16, 1e-3) == RatioBounds(1e-3, pytest.approx(1e-4))
     assert ratio_bounds(torch.float32, None).image == math.inf
+
+
+@pytest.mark.parametrize(("size", "temperature"), [(1.0, 1.0), (8.0, 1.0), (1.0, 0.1), (8.0, 0.01)])
+def test_the_bound_of_text_grows_with_the_logits(size, temperature):
+    """Logits of 100 are rounded ten times as coarsely as those of 10; a low temperature makes them larger."""
+    policy = small_policy()
+    with torch.no_grad():
+        policy.model.language_model.lm_head.weight.mul_(size)
+    sampling = replace(TRAINING, temperature=temperature)
+    batch = true_batch(policy, rollouts=sample(policy, sampling=sampling))
+    spread = max(float(a.spreads.max()) for a in replay(policy, batch, temperature))
+    assert spread == pytest.approx(6.5 * size / temperature, rel=0.5)
+
+    def off_by(share):
+        rows = [shifted(t, share * max(spread, 10.0)) for t in batch.trajectories]
+        check = fp32_bounds(policy)
+        update(
+            policy, still(policy), METHOD, Batch(rows, batch.draws), micro_batch=4, temperature=temperature, check=check
+        )
+
+    off_by(5e-7)  # the rounding of two ways to the same logits
+    with pytest.raises(TrainingFault, match="text ratios"):
+        off_by(3e-6)
+
+
+def shifted(trajectory, amount):
+    """The trajectory with other old log-probs of its thinking."""
+    (text,) = trajectory.sampled_texts
+    moved = replace(text, log_probs=text.log_probs + amount)
+    return replace(trajectory, segments=tuple(moved if s is text else s for s in trajectory.segments))
+
+
+@pytest.mark.parametrize(
+    ("noise_level", "method"),
+    [
+        pytest.param(0.8, METHOD, id="as usual"),
+        pytest.param(100.0, METHOD, id="much noise"),
+        pytest.param(1e-3, replace(METHOD, image=RAW), id="raw ratio, little noise"),
+    ],
+)
+def test_the_bound_of_images_grows_with_what_rounding_becomes(noise_level, method):
+    policy = small_policy()
+    sampling = replace(TRAINING, noise_level=noise_level)
+    batch = true_batch(policy, rollouts=sample(policy, prompts(8), sampling=sampling, group_size=6))
+    stats = update(
+        policy, still(policy), method, batch, micro_batch=5, temperature=1.0, check=fp32_bounds(policy)
+    ).stats
+    assert (stats["flow/rounding_max"] > 1.0) == (noise_level != 0.8)
+    error = 5e-8 * stats["flow/rounding_max"]
+    check = RatioBounds(1.0, 1e-7)
+    check.require({**stats, "flow/log_ratio_max": error})
+    with pytest.raises(TrainingFault, match="image ratios"):
+        check.require({**stats, "flow/log_ratio_max": 3 * error})
 
 
 def test_a_ratio_that_is_nan_is_no_ratio_of_one():

@@ -47,6 +47,7 @@ def flow_grpo(
     velocities: per picture [K, n, d], at the stored x and t; paths: what the sampler saw; advantages: [B].
     ``grad_reweight`` multiplies each step by 1/h ("inv_dt", the official GRPO-Guard script) or by that over its mean in
     the window ("inv_dt_norm"); the paper does neither (spec b.5).
+    The statistic "flow/rounding_max" is how many times the rounding of a velocity grows on its way into log r.
     Raises ValueError where pictures of one call differ in size, steps, noise level, kind or grid.
     """
     check_rows(velocities=velocities, paths=paths, advantages=advantages)
@@ -62,9 +63,15 @@ def flow_grpo(
     surrogate = clipped_surrogate(log_ratio, advantages.to(log_ratio.device)[:, None], clip)
     weight = _step_weights((joined.t - joined.t_next).to(log_ratio.device).reshape(shape), grad_reweight)
     ratio = log_ratio.detach()
+    gain = flow.velocity_gain(
+        joined.t, joined.t_next, noise_level=joined.noise_level, t_second=joined.t_second, kind=joined.kind
+    ).to(std.device)
+    size = torch.cat(list(velocities)).detach().double().square().flatten(1).mean(1).sqrt()
+    rounding = (gain * size).clamp(min=1.0) / (1.0 if ratio_norm else std)
     stats = {
         "flow/log_ratio": ratio,
         "flow/log_ratio_max": ratio.abs().amax(1),
+        "flow/rounding_max": rounding.reshape(shape).amax(1),
         "flow/ratio": ratio.exp(),
         "flow/clip_low": surrogate.clipped_low.double(),
         "flow/clip_high": surrogate.clipped_high.double(),

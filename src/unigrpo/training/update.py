@@ -79,9 +79,10 @@ def accumulate(
 ) -> tuple[Statistics, list[Tensor]]:
     """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins."""
     answers = replay(policy, part, temperature)
+    spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
     losses = method.losses(part.trajectories, answers, part.draws, tokens_per_row=tokens_per_row)
     backward(policy, method, losses, count)
-    return losses.stats, [answer.entropies for answer in answers]
+    return {**losses.stats, "text/spread_max": spread}, [answer.entropies for answer in answers]
 
 
 def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None:
@@ -114,20 +115,32 @@ def sum_of(*losses: Tensor | None) -> Tensor:
 
 FPO_BOUND = 1e-9
 """The old losses come from a replay of the same micro-batches in the same precision, so nothing may differ."""
+SPREAD = 10.0
+"""Nats between the likeliest and the unlikeliest token up to which the bound of text stands as it is.
+
+Two ways to the same logits differ by their magnitude times the rounding: measured in fp32, 2e-7 to 5e-7 of the spread,
+from 100 to 152,064 words and at temperatures 1 to 0.01 (which multiply the spread). The bound is 1e-6 of it."""
+IMAGE_ROUNDING = 1e-7
+"""Of an image log-ratio, where a velocity's rounding reaches it once (``flow_grpo``, "flow/rounding_max")."""
 
 
 @dataclass(frozen=True)
 class RatioBounds:
-    """How far from 1 the first update's ratios may be, as max |log ratio| (design: First-update ratio)."""
+    """How far from 1 the first update's ratios may be, as max |log ratio| (docs/guide.md, "What stops a run").
+
+    ``text`` holds up to a spread of ``SPREAD`` nats and grows with it; ``image`` is never less than the rounding.
+    """
 
     text: float
     image: float
 
     def require(self, stats: dict[str, float]) -> None:
         """Raise TrainingFault where the first update is not on-policy."""
+        text = self.text * max(1.0, stats.get("text/spread_max", 0.0) / SPREAD)
+        image = max(self.image, IMAGE_ROUNDING * stats.get("flow/rounding_max", 1.0))
         for key, bound, what in (
-            ("text/log_ratio_max", self.text, "text"),
-            ("flow/log_ratio_max", self.image, "image"),
+            ("text/log_ratio_max", text, "text"),
+            ("flow/log_ratio_max", image, "image"),
             ("fpo/log_ratio_max", FPO_BOUND, "image"),
         ):
             if key in stats and not stats[key] <= bound:
@@ -139,11 +152,10 @@ class RatioBounds:
 
 
 def ratio_bounds(compute_dtype: torch.dtype, clip_range: float | None) -> RatioBounds:
-    """fp32: text 1e-5, image max(1e-7, 0.01 clip); below: text 1e-3, image 0.1 clip, against re-scored old values."""
+    """fp32: text 1e-5, image 0.01 clip; below: text 1e-3, image 0.1 clip, against re-scored old values."""
     clip = float("inf") if clip_range is None else clip_range
-    if compute_dtype == torch.float32:
-        return RatioBounds(1e-5, max(1e-7, 0.01 * clip))
-    return RatioBounds(1e-3, 0.1 * clip)
+    text, share = (1e-5, 0.01) if compute_dtype == torch.float32 else (1e-3, 0.1)
+    return RatioBounds(text, max(IMAGE_ROUNDING, share * clip))
 
 
 @torch.no_grad()

@@ -251,13 +251,14 @@ class Bagel:
         context = 0 if packed.prompt is None else 1
         with self._precision():
             streams = self.model(packed.blocks)
-            log_probs, entropies = self._score_texts(packed, streams[context][0], temperature)
+            texts = self._score_texts(packed, streams[context][0], temperature)
             velocities = (
                 self._read_velocities(packed, streams[-1][1]) if packed.noise is not None else [()] * len(items)
             )
-        return [Replayed(*parts) for parts in zip(log_probs, entropies, velocities, strict=True)]
+        return [Replayed(*parts) for parts in zip(*texts, velocities, strict=True)]
 
-    def _score_texts(self, packed: Packed, hidden: Tensor, temperature: float) -> tuple[list[Tensor], list[Tensor]]:
+    def _score_texts(self, packed: Packed, hidden: Tensor, temperature: float) -> tuple[Sequence[Tensor], ...]:
+        """Log-probs, entropies and spreads of every row's scored tokens."""
         rows, columns, targets, sizes = [], [], [], []
         for row, spans in enumerate(packed.texts):
             before = len(rows)
@@ -272,7 +273,8 @@ class Bagel:
         chosen = log_p.gather(1, index[2][:, None])[:, 0]
         with torch.no_grad():
             entropy = -(log_p.exp() * log_p).sum(-1)
-        return list(chosen.split(sizes)), list(entropy.split(sizes))
+            spread = log_p.amax(-1) - log_p.amin(-1)
+        return tuple(values.split(sizes) for values in (chosen, entropy, spread))
 
     def _read_velocities(self, packed: Packed, hidden: Tensor) -> list[tuple[Tensor, ...]]:
         spans = [span for item in packed.images for span in item]
