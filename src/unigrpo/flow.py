@@ -40,6 +40,18 @@ def timesteps(num_points: int, shift: float) -> Tensor:
     return grid
 
 
+def guided_steps(num_points: int, shift: float, interval: tuple[float, float]) -> tuple[bool, ...]:
+    """Return for each of the M - 1 steps whether it starts at low < t <= high, where guidance is on.
+
+    Compared in fp32 on the grid as BAGEL computes it, so that a bound that is a point of the grid counts as it does
+    there: of the fp64 grid of 4 points with shift 3, the second is 0.6000000000000001 and would be above 0.6.
+    """
+    u = torch.linspace(1.0, 0.0, num_points, dtype=torch.float32)
+    t = (shift * u / (1.0 + (shift - 1.0) * u))[:-1]
+    low, high = interval
+    return tuple(((t > low) & (t <= high)).tolist())
+
+
 def sde_window(window: tuple[int, int], size: int, *, generator: torch.Generator, num_points: int | None = None) -> int:
     """Draw the first of ``size`` consecutive SDE steps, uniformly in lo .. hi - size inclusive (spec c.1).
 

@@ -61,7 +61,7 @@ class Text:
 class Guidance:
     """Classifier-free guidance: scales and renormalisation (spec/bagel.md, CFG); a text scale <= 1 means none.
 
-    Active where interval[0] < t <= interval[1].
+    Active where interval[0] < t <= interval[1] (``flow.guided_steps``).
     """
 
     text_scale: float = 1.0
@@ -75,10 +75,6 @@ class Guidance:
         """Whether any step may be guided."""
         return self.text_scale > 1.0
 
-    def active(self, t: float) -> bool:
-        """Whether the step that starts at t is guided."""
-        return self.on and self.interval[0] < t <= self.interval[1]
-
 
 NO_GUIDANCE = Guidance()
 
@@ -90,7 +86,7 @@ class FlowPath:
     steps: indices k into the timestep grid. t, t_next: fp64 [K], the times of x and of x_next (t > t_next).
     t_second: the second point of the full grid, which replaces t in sigma where t == 1 (spec a.3).
     x, x_next, mean: [K, n, d]; std, log_prob: [K]. noise_level, kind: what the transition was drawn with. guidance: how
-    the velocities were mixed; a replay mixes those of now in the same way.
+    the velocities were mixed at those steps that are ``guided``; a replay mixes those of now in the same way.
     """
 
     steps: tuple[int, ...]
@@ -105,6 +101,7 @@ class FlowPath:
     noise_level: float
     kind: str = "flow"
     guidance: Guidance = NO_GUIDANCE
+    guided: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Guidance in evaluation: which branches are read, where it is active, and what the mix is."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def given(policy, think, count=2):
 
 
 def test_a_scale_of_1_or_less_is_no_guidance(policy):
-    assert not NO_GUIDANCE.on and not Guidance(0.5, 3.0).active(0.9)
+    assert not NO_GUIDANCE.on and not Guidance(0.5, 3.0).on
     assert prepare(policy, given(policy, True), 2, Guidance(1.0, 3.0)) is None
 
 
@@ -33,9 +34,24 @@ def test_the_last_text_is_what_the_text_branch_leaves_out():
 
 
 def test_the_interval_is_open_below_and_closed_above():
-    some = Guidance(4.0, interval=(0.4, 0.9))
-    assert [some.active(t) for t in (0.4, 0.41, 0.9, 0.91)] == [False, True, True, False]
-    assert Guidance(4.0).active(1.0) and not Guidance(4.0).active(0.0)
+    assert flow.guided_steps(5, 1.0, (0.25, 0.75)) == (False, True, True, False)
+    assert flow.guided_steps(5, 1.0, (0.0, 1.0)) == (True,) * 4
+
+
+@pytest.mark.parametrize(
+    ("points", "shift", "low", "count"), [(4, 3.0, 0.6, 2), (10, 3.0, 0.6, 6), (8, 1.5, 0.2, 7), (11, 1.0, 0.3, 7)]
+)
+def test_a_bound_on_a_point_of_the_grid_counts_as_in_the_original(points, shift, low, count):
+    """The original computes and compares in fp32, which says otherwise than fp64 at each of these points of the grid."""
+    assert any(Fraction(low).limit_denominator(100) == exact_time(points, shift, k) for k in range(points))
+    steps = flow.guided_steps(points, shift, (low, 1.0))
+    assert sum(steps) == count and steps == tuple(sorted(steps, reverse=True))
+    assert abs(int((flow.timesteps(points, shift)[:-1] > low).sum()) - count) == 1
+
+
+def exact_time(points, shift, k):
+    u, s = Fraction(points - 1 - k, points - 1), Fraction(shift)
+    return s * u / (1 + (s - 1) * u)
 
 
 @pytest.mark.parametrize(("think", "empty"), [(True, False), (False, True)])

@@ -19,7 +19,8 @@ class Draw:
     """Velocities that a method wants for the image ``segments[segment]``: at x [K, n, d] and t [K].
 
     ``target`` [K, n, d] is eps - x_0 where x was made by noising the picture, None where the sampler was there.
-    ``guidance``: how the conditional velocity is to be mixed with those of the unconditional branches.
+    ``guidance``: how the conditional velocity is to be mixed with those of the unconditional branches, at those of the
+    K times that are ``guided`` (none where it is empty).
     """
 
     segment: int
@@ -27,6 +28,7 @@ class Draw:
     t: Tensor
     target: Tensor | None = None
     guidance: Guidance = NO_GUIDANCE
+    guided: tuple[bool, ...] = ()
 
 
 class Answers(Protocol):

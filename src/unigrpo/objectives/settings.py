@@ -95,7 +95,7 @@ class FlowSettings:
     def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
         """Return the stored SDE steps; nothing is drawn."""
         path = image.path
-        return None if path is None else Draw(segment, path.x, path.t, guidance=path.guidance)
+        return None if path is None else Draw(segment, path.x, path.t, guidance=path.guidance, guided=path.guided)
 
     def term(self, pictures: Pictures, advantages: Tensor) -> Term:
         """Return -J_Flow per picture."""

@@ -155,15 +155,21 @@ def _draw(
     noise = _sde_noise(policy, rows, sampling, draws)
     kept = visited_steps(rows, sampling, draws)
     path = _Path(_initial_noise(policy, rows, sampling, draws))
-    times = grid.tolist()
+    times, is_guided = grid.tolist(), _guided_steps(sampling)
     for k, (t, t_next) in enumerate(pairwise(times)):
         path.visits |= {row: Visit(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
         at = torch.full((len(rows),), t, device=path.x.device)
         v = policy.velocity(context, path.x, at)
-        if branches is not None and sampling.guidance.active(t):
+        if branches is not None and is_guided[k]:
             v = guided(policy, v, branches, path.x, at, sampling.guidance)
         _advance(path, v, k, t, t_next, times[1], starts, noise, sampling)
     return _collect(policy, path, grid, sampling, len(rows))
+
+
+def _guided_steps(sampling: Sampling) -> tuple[bool, ...]:
+    """Whether each step of the grid is guided."""
+    steps = flow.guided_steps(sampling.num_points, sampling.shift, sampling.guidance.interval)
+    return tuple(sampling.guidance.on and inside for inside in steps)
 
 
 def window_starts(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | None]:
@@ -250,7 +256,7 @@ def _collect(policy: Policy, path: _Path, grid: Tensor, sampling: Sampling, coun
 
 
 def _flow_path(taken: Sequence[tuple[_Step, int]], grid: Tensor, sampling: Sampling) -> FlowPath:
-    indices = [step.k for step, _ in taken]
+    indices, is_guided = [step.k for step, _ in taken], _guided_steps(sampling)
     return FlowPath(
         steps=tuple(indices),
         t=grid[indices],
@@ -264,4 +270,5 @@ def _flow_path(taken: Sequence[tuple[_Step, int]], grid: Tensor, sampling: Sampl
         noise_level=sampling.noise_level,
         kind=sampling.sde,
         guidance=sampling.guidance,
+        guided=tuple(is_guided[k] for k in indices),
     )

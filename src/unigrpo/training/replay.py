@@ -10,7 +10,7 @@ from torch import Tensor
 from unigrpo.objectives.pictures import Draw
 from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.rollout.guidance import mix, words_alone
-from unigrpo.trajectory import Guidance, Segment, Trajectory, without_prompt
+from unigrpo.trajectory import Segment, Trajectory, without_prompt
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,11 @@ def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
 
 def branch_items(trajectory: Trajectory, draw: Draw) -> list[tuple[str, ReplayItem]]:
     """What to ask of the unconditional branches of one draw: without the prompt, and without pictures."""
-    guidance = draw.guidance
-    if not guided(guidance, draw.t):
+    if not any(draw.guided):
         return []
     given, image = trajectory.given, trajectory.segments[draw.segment]
     contexts: list[tuple[str, tuple[Segment, ...]]] = [("text", without_prompt(given))]
-    if guidance.image_scale > 1.0:
+    if draw.guidance.image_scale > 1.0:
         contexts.append(("image", words_alone(given)))
     return [
         (name, ReplayItem((*context, image), (VelocityQuery(len(context), draw.x, draw.t),)))
@@ -72,14 +71,9 @@ def branch_items(trajectory: Trajectory, draw: Draw) -> list[tuple[str, ReplayIt
     ]
 
 
-def guided(guidance: Guidance, t: Tensor) -> bool:
-    """Whether any of the times is guided."""
-    return any(guidance.active(time) for time in t.tolist())
-
-
 def mixed(v: Tensor, v_text: Tensor | None, v_image: Tensor | None, draw: Draw) -> Tensor:
     """The guided velocity [K, n, d] where the step is guided, else the conditional one."""
     if v_text is None:
         return v
-    active = torch.tensor([draw.guidance.active(time) for time in draw.t.tolist()], device=v.device)
-    return torch.where(active[:, None, None], mix(v, v_text, v_image, draw.guidance), v)
+    guided = torch.tensor(draw.guided, device=v.device)
+    return torch.where(guided[:, None, None], mix(v, v_text, v_image, draw.guidance), v)

@@ -77,11 +77,11 @@ def velocities(golden: Golden) -> Iterator[Check]:
 def euler(golden: Golden) -> Iterator[Check]:
     """The whole ODE, without guidance and with (text 4, image 1.5, interval [0.4, 1], global)."""
     times = flow.timesteps(golden.num_points, golden.shift).tolist()
+    inside = flow.guided_steps(golden.num_points, golden.shift, (0.4, 1.0))
     yield Check("t2i euler timesteps", difference(torch.tensor(times[:-1]), golden["t2i.euler.timesteps"]), TOLERANCE)
     for guided, tolerance in ((False, TOLERANCE), (True, GUIDED_TOLERANCE)):
         x, xs, vs = golden["t2i.noise"], [], []
-        for t, t_next in pairwise(times):
-            active = guided and 0.4 < t <= 1.0
+        for (t, t_next), active in zip(pairwise(times), (guided and step for step in inside), strict=True):
             v = golden.guided(x, t, 4.0, 1.5, "global", 0.0) if active else golden.velocity(golden.full, x, t)
             xs.append(x)
             vs.append(v)
