@@ -7,7 +7,7 @@ import torch
 
 from unigrpo import flow
 from unigrpo.objectives.flow_grpo import flow_grpo
-from unigrpo.objectives.methods import METHODS, PolicyGradient, Supervised, target_tokens
+from unigrpo.objectives.methods import METHODS, PolicyGradient, Supervised, targets_per_row
 from unigrpo.objectives.settings import RegulariserSettings, TextSettings
 from unigrpo.trajectory import FlowPath, Image, Prompt, Reference, Text, Trajectory
 
@@ -148,7 +148,7 @@ class TestSupervised:
         assert found.text_loss.tolist() == pytest.approx([4.0 / 3 * 3, 4.0 / 3 * 3])
         assert float(found.text_loss.mean()) == pytest.approx(2.0 * 2.0)
         assert found.image_loss.tolist() == pytest.approx([3.0 * 0.25, 0.0], rel=1e-5)
-        assert target_tokens(rows) == 6
+        assert targets_per_row(rows, draws).text == 3.0
 
     def test_weights_of_zero_drop_a_term(self):
         row = Trajectory(Prompt(0, ""), 0, (self.given, self.image))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unigrpo.objectives.methods import Draw, Supervised
+from unigrpo.objectives.methods import Draw, Supervised, targets_per_row
 from unigrpo.objectives.supervised import flow_matching_mse, noised, sample_times, token_cross_entropy
 from unigrpo.policy import Replayed
 from unigrpo.trajectory import Image, Prompt, Text, Trajectory
@@ -64,8 +64,39 @@ def test_a_minibatch_of_pictures_alone_learns_from_them():
         for i in range(2)
     ]
     draws = [(Draw(1, target, torch.tensor([0.5]), target),)] * 2
-    losses = method.losses(rows, answers, draws, tokens_per_row=0.0)
+    losses = method.losses(rows, answers, draws)
     assert losses.text_loss is None and losses.image_loss.tolist() == [2.0, 8.0]
     assert losses.stats["sft/cross_entropy"].isnan().all()
     with pytest.raises(ValueError, match="no target token"):
-        Supervised(mse_weight=0.0).losses(rows, answers, draws, tokens_per_row=0.0)
+        Supervised(mse_weight=0.0).losses(rows, answers, draws)
+
+
+def mixed_sizes():
+    """A picture of 4 latent tokens, one of 16 at two times, and a row that only answers; errors 1, 2 and 3."""
+    text = Text(torch.tensor([3, 4]), target=True)
+    targets = [torch.zeros(1, 4, 2), torch.zeros(2, 16, 2)]
+    velocities = [torch.full((1, 4, 2), 1.0), torch.stack([torch.full((16, 2), 2.0), torch.full((16, 2), 3.0)])]
+    images = [Image(torch.zeros(4, 2), (2, 2), target=True), Image(torch.zeros(16, 2), (4, 4), target=True)]
+    rows = [Trajectory(Prompt(i, "a"), 0, (text, *images[i : i + 1])) for i in range(3)]
+    spoken = torch.full((3,), -0.5)
+    answers = [Replayed(spoken, spoken, spoken, tuple(velocities[i : i + 1])) for i in range(3)]
+    draws = [tuple(Draw(1, target, torch.rand(len(target)), target) for target in targets[i : i + 1]) for i in range(3)]
+    return rows, answers, draws
+
+
+def test_the_mean_over_tokens_is_the_originals():
+    """BAGEL: the error of every noisy latent token, averaged over its channels, then over all of the batch."""
+    rows, answers, draws = mixed_sizes()
+    tokens = torch.cat([v.square().mean(-1).flatten() for a in answers for v in a.velocities])
+    losses = Supervised(mse_over="tokens", mse_weight=0.5).losses(rows, answers, draws)
+    assert float(losses.image_loss.mean()) == pytest.approx(0.5 * float(tokens.mean()))
+    pictures = Supervised(mse_weight=0.5).losses(rows, answers, draws)
+    assert float(pictures.image_loss.mean()) == pytest.approx(0.5 * (1.0 + (4.0 + 9.0) / 2 + 0.0) / 3)
+
+
+def test_the_mean_over_tokens_does_not_depend_on_how_a_minibatch_is_cut():
+    rows, answers, draws = mixed_sizes()
+    method, whole = Supervised(mse_over="tokens"), targets_per_row(rows, draws)
+    together = method.losses(rows, answers, draws).image_loss.sum()
+    apart = [method.losses(rows[i : i + 1], answers[i : i + 1], draws[i : i + 1], per_row=whole) for i in range(3)]
+    assert float(together) == pytest.approx(sum(float(a.image_loss.sum()) for a in apart if a.image_loss is not None))

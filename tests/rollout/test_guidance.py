@@ -42,7 +42,7 @@ def test_the_interval_is_open_below_and_closed_above():
     ("points", "shift", "low", "count"), [(4, 3.0, 0.6, 2), (10, 3.0, 0.6, 6), (8, 1.5, 0.2, 7), (11, 1.0, 0.3, 7)]
 )
 def test_a_bound_on_a_point_of_the_grid_counts_as_in_the_original(points, shift, low, count):
-    """The original computes and compares in fp32, which says otherwise than fp64 at each of these points of the grid."""
+    """The original computes and compares in fp32, which says otherwise than fp64 at each of these points."""
     assert any(Fraction(low).limit_denominator(100) == exact_time(points, shift, k) for k in range(points))
     steps = flow.guided_steps(points, shift, (low, 1.0))
     assert sum(steps) == count and steps == tuple(sorted(steps, reverse=True))

@@ -13,7 +13,7 @@ from small_models import TRAINING, gradients, prompts, relative, sample, small_p
 from unigrpo import seeds
 from unigrpo.config import Optimizer
 from unigrpo.objectives.flow_grpo import resolve_clip_range
-from unigrpo.objectives.methods import PolicyGradient
+from unigrpo.objectives.methods import PolicyGradient, targets_per_row
 from unigrpo.objectives.settings import FlowSettings, RegulariserSettings
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.training.update import (
@@ -25,7 +25,6 @@ from unigrpo.training.update import (
     ratio_bounds,
     replay,
     rescore,
-    target_tokens_per_row,
     update,
 )
 from unigrpo.trajectory import Prompt, Trajectory
@@ -345,8 +344,9 @@ def test_below_fp32_the_check_is_made_against_rescored_values():
 def test_target_tokens_are_counted_over_the_minibatch():
     policy = small_policy()
     batch = true_batch(policy)
-    assert target_tokens_per_row(batch) == 0.0
+    assert targets_per_row(batch.trajectories, batch.draws).text == 0.0
     learnt = [replace(t, segments=(replace(t.sampled_texts[0], target=True),)) for t in batch.trajectories[:4]]
     rows = [*learnt, *batch.trajectories[4:]]
     wanted = sum(t.sampled_texts[0].num_actions for t in rows[:4]) / 6
-    assert target_tokens_per_row(Batch(rows, batch.draws)) == wanted
+    counted = targets_per_row(rows, batch.draws)
+    assert counted.text == wanted and counted.image == sum(d.x[..., 0].numel() for ds in batch.draws for d in ds) / 6

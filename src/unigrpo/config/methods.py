@@ -81,6 +81,8 @@ class Supervised:
     """ce_weight CE(text) + mse_weight MSE(velocity) on demonstrations, each image at noisy_copies times (spec f.5).
 
     times: the distribution of t (logit_normal is BAGEL's), stratified over the copies, then shifted by timestep_shift.
+    mse_over: the mean of the squared errors runs over a trajectory's pictures and then over trajectories (pictures), or
+    over all latent tokens of the batch (tokens: as BAGEL trains; another weight for pictures of several sizes).
     train_vision: train the vision tower and its connector too, at the reasoning expert's learning rate.
     """
 
@@ -90,6 +92,7 @@ class Supervised:
     timestep_shift: Positive = 3.0
     noisy_copies: Count = 1
     times: Literal["logit_normal", "uniform"] = "logit_normal"
+    mse_over: Literal["pictures", "tokens"] = "pictures"
     train_vision: bool = False
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from unigrpo.objectives.pictures import Answers, Draw, collect, owner_means, present
+from unigrpo.objectives.pictures import Answers, Draw, collect, owner_means, owner_sums, present
 from unigrpo.objectives.settings import (
     AdvantageSettings,
     DiffusionNFTSettings,
@@ -46,6 +46,27 @@ class Losses:
         """text_loss + image_loss, [B]."""
         parts = [loss for loss in (self.text_loss, self.image_loss) if loss is not None]
         return torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True)
+class TargetsPerRow:
+    """What supervised losses are divided by: target tokens of texts, and latent tokens whose velocities are learned
+    (of all noisy copies), per trajectory of a whole minibatch, however it is cut into micro-batches."""
+
+    text: float
+    image: float
+
+
+def targets_per_row(trajectories: Sequence[Trajectory], draws: Sequence[Sequence[Draw]]) -> TargetsPerRow:
+    """Count the targets of a minibatch."""
+    text = sum(s.num_actions for t in trajectories for s in t.segments if isinstance(s, Text) and s.target)
+    image = sum(latents_of(draw) for row in draws for draw in row)
+    return TargetsPerRow(text / len(trajectories), image / len(trajectories))
+
+
+def latents_of(draw: Draw) -> int:
+    """Latent tokens of a picture, over all its noisy copies."""
+    return draw.x.shape[0] * draw.x.shape[1]
 
 
 class Method(Protocol):
@@ -86,9 +107,9 @@ class Method(Protocol):
         answers: Sequence[Answers],
         draws: Sequence[Sequence[Draw]],
         *,
-        tokens_per_row: float | None = None,
+        per_row: TargetsPerRow | None = None,
     ) -> Losses:
-        """Return the losses of a micro-batch; ``tokens_per_row`` is supervised training's (see there)."""
+        """Return the losses of a micro-batch; ``per_row`` is supervised training's (see there)."""
         ...
 
 
@@ -151,9 +172,9 @@ class PolicyGradient:
         answers: Sequence[Answers],
         draws: Sequence[Sequence[Draw]],
         *,
-        tokens_per_row: float | None = None,
+        per_row: TargetsPerRow | None = None,
     ) -> Losses:
-        """Return text and image loss of B trajectories; ``tokens_per_row`` has no meaning here."""
+        """Return text and image loss of B trajectories; ``per_row`` has no meaning here."""
         check_rows(trajectories=trajectories, answers=answers, draws=draws)
         advantages = torch.tensor(present([t.advantage for t in trajectories], "an advantage"), dtype=torch.float64)
         text = self.text.term(trajectories, answers, advantages) if self.text else None
@@ -183,7 +204,10 @@ class PolicyGradient:
 class Supervised:
     """Fine-tuning on given trajectories: cross-entropy on target texts, flow matching on target images (spec f.5).
 
-    loss = ce_weight * (mean over all target tokens) + mse_weight * (mean over pictures of the velocity's squared error)
+    loss = ce_weight * (mean over all target tokens) + mse_weight * (mean of the velocity's squared error)
+    ``mse_over``: that mean runs over each trajectory's pictures, then over trajectories ("pictures"), or over all
+    latent tokens of the minibatch, as BAGEL trains ("tokens"); they differ where pictures have several sizes, or not
+    every trajectory has one.
     ``times_per_image`` velocities per picture and pass, at stratified times (``supervised.sample_times``) shifted by
     ``shift``.
     """
@@ -193,6 +217,7 @@ class Supervised:
     shift: float = 1.0
     times_per_image: int = 1
     times: Times = "logit_normal"
+    mse_over: Literal["pictures", "tokens"] = "pictures"
     image_grad_through_context: bool = True
     advantage: AdvantageSettings | None = field(default=None, init=False)
     needs_reference_velocity: bool = field(default=False, init=False)
@@ -218,27 +243,29 @@ class Supervised:
         answers: Sequence[Answers],
         draws: Sequence[Sequence[Draw]],
         *,
-        tokens_per_row: float | None = None,
+        per_row: TargetsPerRow | None = None,
     ) -> Losses:
-        """Return both losses of B trajectories.
-
-        ``tokens_per_row``: target tokens per trajectory of the whole minibatch (:func:`target_tokens` over its length);
-        None where the micro-batch is the minibatch.
-        """
+        """Return both losses of B trajectories; ``per_row`` is the minibatch's, None where these are all of it."""
         check_rows(trajectories=trajectories, answers=answers, draws=draws)
+        per_row = targets_per_row(trajectories, draws) if per_row is None else per_row
         text_loss = image_loss = None
         stats: Statistics = {}
-        if tokens_per_row == 0.0 and self.mse_weight > 0.0:  # a minibatch of pictures alone: nothing to say of words
+        if per_row.text == 0.0 and self.mse_weight > 0.0:  # a minibatch of pictures alone: nothing to say of words
             stats["sft/cross_entropy"] = torch.full((len(trajectories),), float("nan"), dtype=torch.float64)
         elif self.ce_weight > 0.0:
-            text = token_cross_entropy([a.log_probs for a in answers], tokens_per_row=tokens_per_row)
+            text = token_cross_entropy([a.log_probs for a in answers], tokens_per_row=per_row.text)
             text_loss, stats = self.ce_weight * text.loss, {**stats, **text.stats}
         velocities = [v for a in answers for v in a.velocities]
         if self.mse_weight > 0.0 and velocities:
             targets = present([d.target for row in draws for d in row], "a target velocity")
             image = flow_matching_mse(velocities, targets)
             owners = [i for i, row in enumerate(draws) for _ in row]
-            image_loss = self.mse_weight * owner_means(image.loss, owners, len(trajectories))
+            if self.mse_over == "tokens":
+                weights = [latents_of(draw) / per_row.image for row in draws for draw in row]
+                rows = owner_sums(image.loss * image.loss.new_tensor(weights), owners, len(trajectories))
+            else:
+                rows = owner_means(image.loss, owners, len(trajectories))
+            image_loss = self.mse_weight * rows
             stats = {**stats, **image.stats}
         return Losses(text_loss, image_loss, stats)
 
@@ -253,8 +280,3 @@ METHODS: dict[str, PolicyGradient | Supervised] = {
     "supervised": Supervised(),
 }
 """The methods by name, with their default terms; ReFL is not here, because it needs a decoder and a reward."""
-
-
-def target_tokens(trajectories: Sequence[Trajectory]) -> int:
-    """Return the number of tokens that supervised training learns: ids and eos of the target texts."""
-    return sum(s.num_actions for t in trajectories for s in t.segments if isinstance(s, Text) and s.target)

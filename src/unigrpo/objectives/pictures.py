@@ -121,8 +121,12 @@ def owner_means(values: Tensor, owners: list[int], rows: int) -> Tensor:
     if owners == list(range(rows)):
         return values
     index = torch.tensor(owners, device=values.device)
-    counts = torch.bincount(index, minlength=rows).clamp(min=1)
-    return values.new_zeros(rows).index_add(0, index, values) / counts
+    return owner_sums(values, owners, rows) / torch.bincount(index, minlength=rows).clamp(min=1)
+
+
+def owner_sums(values: Tensor, owners: list[int], rows: int) -> Tensor:
+    """Sum over the pictures of each trajectory; 0 for one without."""
+    return values.new_zeros(rows).index_add(0, torch.tensor(owners, device=values.device), values)
 
 
 def behaviour_log_probs(trajectory: Trajectory) -> Tensor:

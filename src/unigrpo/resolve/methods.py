@@ -27,6 +27,7 @@ def method(recipe: Recipe, decode: Callable[[Tensor], Tensor]) -> methods.Method
             shift=chosen.timestep_shift,
             times_per_image=chosen.noisy_copies,
             times=chosen.times,
+            mse_over=chosen.mse_over,
         )
     joint = isinstance(chosen, config.UniGRPO | config.UniFPO)
     return methods.PolicyGradient(

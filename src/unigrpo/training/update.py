@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
-from unigrpo.objectives.methods import Losses, Method, target_tokens
+from unigrpo.objectives.methods import Losses, Method, TargetsPerRow, targets_per_row
 from unigrpo.objectives.terms import Statistics, merge, summarize
 from unigrpo.policy import Policy, Scorer
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
@@ -40,11 +40,6 @@ def _group(trajectory: Trajectory) -> int:
     return trajectory.prompt.position
 
 
-def target_tokens_per_row(batch: Batch) -> float:
-    """Target tokens per trajectory of a minibatch, by which supervised losses are divided."""
-    return target_tokens(batch.trajectories) / len(batch)
-
-
 def update(
     policy: Policy,
     optimizer: ExpertOptimizer,
@@ -60,10 +55,10 @@ def update(
     ``check``: bounds of the first update's log-ratios; beyond them TrainingFault, before anything is changed.
     """
     optimizer.zero_grad()
-    tokens = target_tokens_per_row(batch)
+    per_row = targets_per_row(batch.trajectories, batch.draws)
     collected, entropies = [], []
     for part in batch.pieces(micro_batch):
-        seen, tokens_seen = accumulate(policy, method, part, len(batch), temperature=temperature, tokens_per_row=tokens)
+        seen, tokens_seen = accumulate(policy, method, part, len(batch), temperature=temperature, per_row=per_row)
         collected.append(seen)
         entropies.extend(tokens_seen)
     stats = summarize(merge(collected))
@@ -75,12 +70,12 @@ def update(
 
 
 def accumulate(
-    policy: Policy, method: Method, part: Batch, count: int, *, temperature: float, tokens_per_row: float
+    policy: Policy, method: Method, part: Batch, count: int, *, temperature: float, per_row: TargetsPerRow
 ) -> tuple[Statistics, list[Tensor]]:
     """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins."""
     answers = replay(policy, part, temperature)
     spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
-    losses = method.losses(part.trajectories, answers, part.draws, tokens_per_row=tokens_per_row)
+    losses = method.losses(part.trajectories, answers, part.draws, per_row=per_row)
     backward(policy, method, losses, count)
     return {**losses.stats, "text/spread_max": spread}, [answer.entropies for answer in answers]
 
