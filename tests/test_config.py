@@ -133,14 +133,14 @@ def test_later_override_wins_and_loading_again_is_untouched() -> None:
     assert load_recipe(SHAPES).seed == 0
 
 
-positive = st.floats(min_value=1e-300, max_value=1e300)
+positive = st.floats(min_value=1e-9, max_value=1e300)
 share = st.floats(min_value=0, max_value=1, exclude_max=True)
 words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    lr=positive,
+    lr=st.floats(min_value=1e-12, max_value=1e300),
     clip=st.one_of(positive, st.just("auto")),
     betas=st.tuples(share, share),
     side=st.one_of(st.none(), st.integers(1, 10**9)),
@@ -253,7 +253,21 @@ def test_written_yaml_means_the_same_to_others() -> None:
         (["--method={name: fpo, regulariser: {kind: latent_kl}}"], ["latent_kl", "draws by the ODE"]),
         (["--method={name: text_grpo}", "--optimizer.lr-reasoning=0"], ["lr_reasoning = 0", "not move"]),
         (["--optimizer.lr-denoising=0"], ["optimizer.lr_denoising = 0", "would not move"]),
-        (["--reward.train=[{name: shapes/verifier, weight: 0.0}]"], ["weights of 0"]),
+        (
+            [
+                "--reward.train",
+                "[{name: shapes/verifier, weight: 2.0}, {name: shapes/verifier, weight: -2.0}]",
+            ],
+            ["reward.train", "cancel"],
+        ),
+        (["--method.lambda_flow", "0"], ["method.lambda_flow = 0", "text_grpo"]),
+        (["--optimizer.lr_denoising", "1e-300"], ["optimizer.lr_denoising = 1e-300", "1e-12 or more"]),
+        (["--optimizer.max_grad_norm", "1e-30"], ["optimizer.max_grad_norm = 1e-30", "eps_reasoning"]),
+        (["--method.text.clip_range", "1e-12"], ["method.text.clip_range = 1e-12", "every ratio is clipped"]),
+        (["--method.flow.clip_range", "1e-12"], ["method.flow.clip_range = 1e-12", "every ratio is clipped"]),
+        (["--rollout.temperature", "1e-6"], ["rollout.temperature = 1e-06", "all the same"]),
+        (["--rollout.max_think_tokens", "1"], ["rollout.max_think_tokens = 1", "one token is none"]),
+        (["--reward.train=[{name: shapes/verifier, weight: 0.0}]"], ["the weights of reward.train are 0"]),
         (
             ["--method={name: fpo}", "--rollout.same-initial-noise=true", "--rollout.think=false"],
             ["same_initial_noise = true", "would be the same"],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from unigrpo.config.methods import (
     FPO,
     DiffusionNFT,
+    FlowTerm,
+    FPOTerm,
     Method,
     ReFL,
     Supervised,
+    TextTerm,
     UniFPO,
     UniGRPO,
     WithForwardNoise,
@@ -63,6 +66,7 @@ class Recipe:
             _check_thinking(self)
         if not isinstance(self.method, Supervised):
             _check_rates(self)
+            _check_learns(self)
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -148,15 +152,63 @@ def _check_schedule(recipe: Recipe) -> None:
 
 
 def _check_rates(recipe: Recipe) -> None:
-    """A trained expert with learning rate 0, or a reward of weight 0, would be a run that learns nothing."""
+    """Rates, norms and weights with which a trained expert would stay where it is."""
     o, name = recipe.optimizer, recipe.method.name
-    for expert, rate in (("reasoning", o.lr_reasoning), ("denoising", o.lr_denoising)):
-        if expert in trained_experts(recipe) and rate == 0:
+    for expert, rate, eps in (
+        ("reasoning", o.lr_reasoning, o.eps_reasoning),
+        ("denoising", o.lr_denoising, o.eps_denoising),
+    ):
+        if expert not in trained_experts(recipe):
+            continue
+        if rate < SMALLEST_RATE:
             raise ConfigError(
-                f"optimizer.lr_{expert} = 0: {name} trains the {expert} expert, which would not move; set it above 0"
+                f"optimizer.lr_{expert} = {rate:g}: {name} trains the {expert} expert, whose weights would not move in "
+                f"fp32; set it to {SMALLEST_RATE:g} or more"
             )
-    if all(scorer.weight == 0 for scorer in recipe.reward.train):
-        raise ConfigError("reward.train has only weights of 0: there is nothing to optimise; set one to another number")
+        if o.max_grad_norm < eps:
+            raise ConfigError(
+                f"optimizer.max_grad_norm = {o.max_grad_norm:g} is below optimizer.eps_{expert} = {eps:g}: a gradient "
+                "clipped to that is nothing beside epsilon, and no weight would move; set it to 1, or epsilon lower"
+            )
+    totals: dict[str, float] = {}
+    for scorer in recipe.reward.train:
+        totals[scorer.name] = totals.get(scorer.name, 0.0) + scorer.weight
+    if all(total == 0 for total in totals.values()):
+        raise ConfigError(
+            "the weights of reward.train are 0, or cancel for each reward: there is nothing to optimise; change one"
+        )
+
+
+SMALLEST_RATE = 1e-12  # a step of Adam is about the learning rate; fp32 has 1e-9 beside weights of 0.01
+SMALLEST_CLIP = 1e-9  # replays in fp32 leave 1e-9 to 1e-8 of a ratio of 1; the paper's range is 1e-6
+COLDEST = 1e-3  # below it every chain of one prompt is the same, to fp32
+
+
+def _check_learns(recipe: Recipe) -> None:
+    """Settings of the method with which one half, or both, would learn nothing."""
+    method, rollout = recipe.method, recipe.rollout
+    if isinstance(method, UniGRPO | UniFPO) and method.lambda_flow == 0:
+        raise ConfigError(
+            f"method.lambda_flow = 0: {method.name} would not train the drawing; set it above 0, or method.name to "
+            "text_grpo"
+        )
+    for section, term in (("text", TextTerm), ("flow", FlowTerm), ("fpo", FPOTerm)):
+        chosen = {f.name: getattr(method, f.name) for f in fields(method)}.get(section)
+        if isinstance(chosen, term) and isinstance(chosen.clip_range, float) and chosen.clip_range < SMALLEST_CLIP:
+            raise ConfigError(
+                f"method.{section}.clip_range = {chosen.clip_range:g} is below the rounding of a ratio of 1, so that "
+                f"every ratio is clipped; set it to {SMALLEST_CLIP:g} or more"
+            )
+    if isinstance(method, WithText) and rollout.temperature < COLDEST:
+        raise ConfigError(
+            f"rollout.temperature = {rollout.temperature:g}: {method.name} compares different chains of one prompt, "
+            f"and so cold they are all the same; set it to {COLDEST:g} or more (the paper: 1)"
+        )
+    if isinstance(method, WithText) and rollout.max_think_tokens == 1:
+        raise ConfigError(
+            f"rollout.max_think_tokens = 1: {method.name} trains the thinking, and one token is none; set it to 2 or "
+            "more (the paper's model: about 1024)"
+        )
 
 
 def _check_no_window(recipe: Recipe) -> None:

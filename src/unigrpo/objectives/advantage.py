@@ -37,8 +37,19 @@ def group_advantages(
     for rows in _groups(group_ids):
         group = values[rows]
         if bool(group.max() > group.min()):  # otherwise 0 exactly, whatever the rounding of the mean
-            advantages[rows] = (group - group.mean()) / (group.std(correction=0) + epsilon)
+            advantages[rows] = (group - group.mean()) / (_spread(group) + epsilon)
     return advantages.clamp(-clip, clip).float()
+
+
+def _spread(group: Tensor) -> Tensor:
+    """The standard deviation of a group; ValueError where fp64 cannot hold it, which would make every advantage 0."""
+    std = group.std(correction=0)
+    if not bool(torch.isfinite(std)):
+        raise ValueError(
+            f"rewards from {float(group.min()):g} to {float(group.max()):g} in one group: their spread overflows, and "
+            "every advantage would be 0; scale the reward down"
+        )
+    return std
 
 
 def assign_advantages(

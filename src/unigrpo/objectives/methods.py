@@ -97,6 +97,11 @@ class Method(Protocol):
         """Whether the loss compares with log-probs or transition means of the rollout."""
         ...
 
+    @property
+    def uses_advantages(self) -> bool:
+        """Whether the loss has no gradient where all advantages are 0 (but for its regulariser)."""
+        ...
+
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return the velocities to ask the replay for; drawn once per trajectory, then kept over epochs."""
         ...
@@ -157,6 +162,11 @@ class PolicyGradient:
     def needs_old_values(self) -> bool:
         """True if tokens or SDE steps are scored again."""
         return self.text is not None or (self.image is not None and self.image.needs_sde)
+
+    @property
+    def uses_advantages(self) -> bool:
+        """True but for ReFL, which follows the reward's own gradient."""
+        return self.text is not None or (self.image is not None and self.image.uses_advantages)
 
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return what the image term wants of every picture."""
@@ -224,6 +234,7 @@ class Supervised:
     needs_reference_log_probs: bool = field(default=False, init=False)
     needs_behaviour_velocity: bool = field(default=False, init=False)
     needs_old_values: bool = field(default=False, init=False)
+    uses_advantages: bool = field(default=False, init=False)
 
     def draws(self, trajectory: Trajectory, generator: torch.Generator) -> tuple[Draw, ...]:
         """Return noised target images at fresh times, with the velocities that would undo the noise."""

@@ -73,6 +73,11 @@ class ImageTerm(Protocol):
         """Whether the term (and so a latent KL beside it) is about the SDE steps of a rollout."""
         ...
 
+    @property
+    def uses_advantages(self) -> bool:
+        """Whether the term is weighted by the advantages."""
+        ...
+
     def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
         """Where velocities are wanted for a picture that the policy drew; None: nowhere."""
         ...
@@ -91,6 +96,7 @@ class FlowSettings:
     grad_reweight: GradReweight = "none"
     needs_behaviour_velocity = False
     needs_sde = True
+    uses_advantages = True
 
     def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
         """Return the stored SDE steps; nothing is drawn."""
@@ -122,6 +128,7 @@ class ForwardNoise:
     times: Times = "uniform"
     needs_behaviour_velocity = True
     needs_sde = False
+    uses_advantages = True
 
     def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
         """Noise a picture that the policy drew."""
@@ -180,6 +187,7 @@ class ReFLSettings:
     reward: PixelReward
     needs_behaviour_velocity = False
     needs_sde = False
+    uses_advantages = False
 
     def draw(self, segment: int, image: Image, generator: torch.Generator) -> Draw | None:
         """Return the late state that the sampler kept; nothing is drawn."""

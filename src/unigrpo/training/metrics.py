@@ -20,6 +20,7 @@ def metrics_line(
     canaries: Mapping[str, float],
     validation: Mapping[str, Any] | None,
     gap: Mapping[str, float],
+    no_signal: Sequence[str],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Put together the line of one iteration; statistics are means over its optimizer steps."""
@@ -47,6 +48,8 @@ def metrics_line(
         line["rollout_gap"] = dict(gap)
     line["grad_norm"] = mean_of([u.grad_norm for u in updates])
     line["lr"] = dict(rates)
+    if no_signal:
+        line["no_signal"] = list(no_signal)
     if canaries:
         line["canaries"] = dict(canaries)
     if validation is not None:

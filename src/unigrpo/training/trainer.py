@@ -28,6 +28,7 @@ from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
 from unigrpo.training.recorder import Recorder, training_canaries
 from unigrpo.training.replay import Batch
+from unigrpo.training.signal import Movement, SignalWatch, missing_signal
 from unigrpo.training.sources import Collected, Source
 from unigrpo.training.update import (
     RatioBounds,
@@ -96,6 +97,7 @@ class Trainer:
         self.steps = 0  # optimizer steps of the ``done`` iterations
         self.trained_seconds = 0.0
         self.warned: set[str] = set()
+        self.movement, self.watch = Movement(self.optimizer), SignalWatch()
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
@@ -136,7 +138,9 @@ class Trainer:
         with clock.phase("annotate"):
             batch, gap = self.annotate(collected, iteration)
         with clock.phase("update"):
+            self.movement.mark()
             updates = self.update(batch)
+            still = self.movement.still()
         if self.average is not None:
             self.average.update(iteration)
         validation = None
@@ -152,6 +156,7 @@ class Trainer:
             canaries=training_canaries(self.parts.policy, collected),
             validation=validation,
             gap=gap,
+            no_signal=missing_signal(collected.metrics, self.parts.method, updates, still),
             seconds={**clock.seconds, "total": time.perf_counter() - started},
         )
 
@@ -214,7 +219,9 @@ class Trainer:
         return None if clip is None else resolve_clip_range(clip, self.parts.policy.spec.num_elements)
 
     def _warn(self, line: dict[str, Any], progress: Progress) -> None:
-        """Say when rollout and replay round so differently that clipping would act on the rounding."""
+        """Say when nothing is learned, or when rollout and replay round so differently that clipping acts on it."""
+        if sentence := self.watch.note(line.get("no_signal", []), line["iteration"]):
+            progress.note(sentence)
         gap, limits = line.get("rollout_gap", {}), {"text": TEXT_GAP_LIMIT, "image": self.clip_range()}
         for kind, limit in limits.items():
             if limit is not None and gap.get(kind, 0.0) > limit and kind not in self.warned:
