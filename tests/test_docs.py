@@ -77,3 +77,13 @@ def test_every_key_of_samples_and_evaluations_is_explained(folders):
     assert written == rows(RECORDS)
     sides = paths(summary["before"])
     assert all(p in rows(METRICS) or f"validation.{p}" in rows(METRICS) for p in sides)
+
+
+def test_no_text_names_a_package_index_that_does_not_have_us():
+    """The package is not published: what is optional comes from the checkout (``config.how_to_install``)."""
+    root = Path(__file__).parents[1]
+    texts = [root / "README.md", *root.glob("docs/*.md"), *root.glob("src/**/*.py"), *root.glob("examples/*.py")]
+    assert not [
+        path.name for path in texts if 'install "unigrpo' in path.read_text() or "install unigrpo" in path.read_text()
+    ]
+    assert "git clone" in (root / "README.md").read_text()

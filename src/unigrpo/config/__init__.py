@@ -63,6 +63,7 @@ from unigrpo.config.sections import (
     Rollout,
     Scorer,
     did_you_mean,
+    how_to_install,
 )
 from unigrpo.config.stages import (
     START,
@@ -113,6 +114,7 @@ __all__ = [
     "WithText",
     "batch_arithmetic",
     "from_yaml",
+    "how_to_install",
     "list_recipes",
     "load_experiment",
     "load_recipe",

@@ -23,6 +23,11 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
+def how_to_install(extra: str) -> str:
+    """Return the command that brings an optional part of this package (it is not on a package index)."""
+    return f"pip install '.[{extra}]' in the checkout of unigrpo"
+
+
 @dataclass(frozen=True)
 class Range:
     """Allowed numbers: low <= x <= high, the ends excluded where ``open_*`` says so."""

@@ -22,6 +22,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from unigrpo import seeds
+from unigrpo.config import how_to_install
 from unigrpo.policy import Replayed, ReplayItem, Scorer
 from unigrpo.reports.runlog import write_bytes_atomic, write_text_atomic
 
@@ -297,4 +298,4 @@ def _peft() -> Any:
     try:
         return import_module("peft")
     except ImportError as error:
-        raise ValueError('model.lora needs the package peft: pip install "unigrpo[bagel]"') from error
+        raise ValueError(f"model.lora needs the package peft: {how_to_install('bagel')}") from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo.config import Optimizer as OptimizerConfig
+from unigrpo.config import how_to_install
 from unigrpo.policy import Policy
 
 EXPERTS = ("reasoning", "denoising")
@@ -158,7 +159,7 @@ def build_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.o
     try:
         library: Any = import_module("bitsandbytes")
     except ImportError as error:
-        raise ValueError(f'optimizer.kind = {config.kind} needs bitsandbytes: pip install "unigrpo[8bit]"') from error
+        raise ValueError(f"optimizer.kind = {config.kind} needs bitsandbytes: {how_to_install('8bit')}") from error
     kinds = {"adamw_8bit": library.optim.AdamW8bit, "paged_adamw_8bit": library.optim.PagedAdamW8bit}
     return kinds[config.kind](groups, betas=config.betas, weight_decay=config.weight_decay)
 

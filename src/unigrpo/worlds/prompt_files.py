@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import pictures, seeds
-from unigrpo.config import ConfigError, did_you_mean
+from unigrpo.config import ConfigError, did_you_mean, how_to_install
 from unigrpo.trajectory import Prompt
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _hub_parts(name: str) -> tuple[str, str, str]:
 
 def _hub_splits(name: str, path: str) -> DatasetDict:
     if find_spec("datasets") is None:
-        raise ConfigError(f'{name} needs the package datasets: pip install "unigrpo[bagel]"')
+        raise ConfigError(f"{name} needs the package datasets: {how_to_install('bagel')}")
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"{name}: {path} is not a folder")
     import datasets

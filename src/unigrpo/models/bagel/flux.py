@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unigrpo.config import how_to_install
 from unigrpo.models.bagel.tensor_files import Shape, require_fit
 
 Memory = Literal["whole", "sliced", "tiled"]
@@ -173,7 +174,7 @@ def _build(config: FluxConfig, tile: int) -> nn.Module:
     try:
         from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]  # lazy, but public
     except ImportError as error:
-        raise ValueError('the FLUX autoencoder needs the package diffusers: pip install "unigrpo[bagel]"') from error
+        raise ValueError(f"the FLUX autoencoder needs the package diffusers: {how_to_install('bagel')}") from error
     levels = len(config.multipliers)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,  # type: ignore[arg-type]  # annotated as tuples of one

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from unigrpo.config import how_to_install
 from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig, Memory
 from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.policy import Bagel
@@ -115,7 +116,7 @@ def fetch(name: str) -> Path:
     except ImportError as error:
         raise ValueError(
             f"there is no folder {name}, and to download it as a hub id needs the package huggingface_hub: "
-            'pip install "unigrpo[bagel]"'
+            + how_to_install("bagel")
         ) from error
     try:
         found = Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, "ema*.safetensors"]))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unigrpo.config import how_to_install
 from unigrpo.models.bagel.config import VisionConfig
 
 Grid = tuple[int, int]
@@ -58,7 +59,7 @@ def _encoder(config: VisionConfig) -> nn.Module:
         from transformers import SiglipVisionConfig
         from transformers.models.siglip.modeling_siglip import SiglipEncoder
     except ModuleNotFoundError as error:
-        raise ValueError('seeing pictures needs the package transformers: pip install "unigrpo[bagel]"') from error
+        raise ValueError(f"seeing pictures needs the package transformers: {how_to_install('bagel')}") from error
     settings = SiglipVisionConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
