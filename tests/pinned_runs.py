@@ -1,6 +1,6 @@
 """Short runs of every method by the command line alone, boiled down to what a change of the house must not change.
 
-``python tests/pinned_runs.py`` writes tests/pinned.json; ``--against REV`` runs this checkout and REV (in a git worktree)
+``python tests/pinned_runs.py`` writes tests/pinned.json; ``--against REV`` runs this checkout and REV (in a worktree)
 in turn and compares metrics and weights bit for bit. Only the command line and the files of a run are used, so that the
 same script runs on any commit.
 """
