@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import numbers
 import os
 import platform
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
+from unigrpo.files import (
+    json_line,
+    sync_folder,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_records_atomic,
+    write_text_atomic,
+)
 from unigrpo.reports.progress import Progress
 
 __all__ = [
@@ -63,89 +68,6 @@ def samples_file(run_dir: Path | str, iteration: int, suffix: Literal["jsonl", "
     return Path(run_dir) / "samples" / f"iteration-{iteration:06d}.{suffix}"
 
 
-# ---------------------------------------------------------------------------------------------------- atomic writing
-
-
-def write_bytes_atomic(path: Path | str, data: bytes) -> Path:
-    """Replace ``path`` by ``data``: a reader, or a machine that loses power, sees the old file or the new, whole.
-
-    Temporary file in the same folder (made if missing), fsync, ``os.replace``, fsync of the folder.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:  # not mkstemp: its files are readable by their owner only
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return path
-
-
-def write_text_atomic(path: Path | str, text: str) -> Path:
-    """Write UTF-8 text with :func:`write_bytes_atomic`."""
-    return write_bytes_atomic(path, text.encode())
-
-
-def write_json_atomic(path: Path | str, value: Any) -> Path:
-    """Write indented JSON with :func:`write_bytes_atomic`; NaN and infinities become null (JSON has no word for them).
-
-    TypeError names a value that is neither plain data nor a scalar with ``item()`` (numpy, torch).
-    """
-    return write_text_atomic(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_records_atomic(path: Path | str, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Write one JSON object a line with :func:`write_bytes_atomic` (evaluation records, sampled trajectories)."""
-    return write_text_atomic(path, "".join(_json_line(record) for record in records))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows cannot open folders, and its renames need no help."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@runtime_checkable
-class _Scalar(Protocol):
-    """A numpy or torch scalar (without importing either)."""
-
-    def item(self) -> Any: ...
-
-
-def _plain(value: Any, where: str = "value") -> Any:
-    """Turn nested data into what JSON can say."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, _Scalar):
-        return _plain(value.item(), where)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold; give numbers, text, lists or dicts")
-
-
-def _json_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(record, "record"), ensure_ascii=False, allow_nan=False) + "\n"
-
-
 # ---------------------------------------------------------------------------------------------------------- metrics
 
 
@@ -154,7 +76,7 @@ def append_metrics(run_dir: Path | str, line: Mapping[str, Any]) -> None:
 
     What a crash left of a torn last line is removed first, so that the new line does not grow onto it.
     """
-    text = _json_line(line).encode()
+    text = json_line(line).encode()
     path = Path(run_dir) / METRICS
     path.parent.mkdir(parents=True, exist_ok=True)
     created = not path.exists()
@@ -164,7 +86,7 @@ def append_metrics(run_dir: Path | str, line: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     if created:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _mend_tail(file: Any) -> None:
