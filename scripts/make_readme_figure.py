@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from unigrpo.reports import runlog
-from unigrpo.reports.curves import series, smooth
+from unigrpo.reports.curves import course, series, smooth
 from unigrpo.reports.grids import Tile, read_tiles
+from unigrpo.reports.html import start
 
 COLUMNS = 7
 RIGHT, WRONG, INK = "#1a7f37", "#c62828", "#24292f"
@@ -46,7 +47,7 @@ def show(axes: Axes, tile: Tile, title: str) -> None:
 
 
 def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: str) -> None:
-    """Lines over iterations; figures of every iteration are smoothed, with the raw ones behind."""
+    """Lines over iterations; figures of every iteration are smoothed, with the raw ones behind. Titles say the ends."""
     for (key, label), colour in zip(keys.items(), ("#0969da", "#bc4c00"), strict=False):
         x, y = series(lines, key)
         if len(x) > 40:
@@ -54,7 +55,8 @@ def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: 
             axes.plot(x, smooth(y), color=colour, label=label)
         else:
             axes.plot(x, y, "o-", color=colour, markersize=3.5, label=label)
-    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    found = {label: series(lines, key) for key, label in keys.items()}
+    axes.set_title(f"{title}: {course(found)}", fontsize=9, color=INK, loc="left")
     axes.set_xlabel("iteration", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
@@ -68,7 +70,8 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    pairs, lines = chosen_pairs(args.run_dir), runlog.read_metrics(args.run_dir)
+    summary = runlog.read_json(args.run_dir / runlog.SUMMARY)
+    pairs, lines = chosen_pairs(args.run_dir), [*start(summary["before"]), *runlog.read_metrics(args.run_dir)]
     figure = plt.figure(figsize=(13, 8.2), dpi=110)
     rows = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.05), hspace=0.5)
     for row, name in enumerate(("before", "after")):
@@ -79,14 +82,14 @@ def main() -> None:
             if column == 0:
                 axes.set_ylabel(f"{name}\ntraining", fontsize=11, color=INK, rotation=0, ha="right", va="center")
     cells = rows[2].subgridspec(1, 3, wspace=0.22)
-    curve(figure.add_subplot(cells[0]), lines, {"reward_mean": "training reward"}, "The reward rises")
+    curve(figure.add_subplot(cells[0]), lines, {"reward_mean": "training reward"}, "Training reward")
     curve(
         figure.add_subplot(cells[1]),
         lines,
         {"validation.plan_right": "plan right", "validation.follow": "picture follows plan"},
-        "Both halves learn: thinking and drawing",
+        "Thinking and drawing",
     )
-    curve(figure.add_subplot(cells[2]), lines, {"validation.score": "held-out score"}, "On prompts it never saw")
+    curve(figure.add_subplot(cells[2]), lines, {"validation.score": "held-out score"}, "Score on held-out prompts")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, bbox_inches="tight", facecolor="white")
     print(f"wrote {args.out}")

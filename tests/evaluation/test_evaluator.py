@@ -138,10 +138,10 @@ def test_differences_are_paired():
     assert result["reward"]["difference"] == pytest.approx(0)  # the reward is what it was
     assert result["score"]["difference"] == pytest.approx(1 - (1 / 3 + 1) / 2)
     assert result["exam_score"]["difference"] == pytest.approx(1 - 2.5 / 4)
-    assert result["plan_right"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
-    assert result["score"]["low"] <= result["score"]["difference"] <= result["score"]["high"]
+    assert result["plan_right"]["difference"] == 0.0
+    assert all(values["low"] is values["high"] is None for values in result.values())  # four prompts are too few
     same = compare(RECORDS, RECORDS)
-    assert all(values == {"difference": 0.0, "low": 0.0, "high": 0.0} for values in same.values())
+    assert all(values["difference"] == 0.0 for values in same.values())
 
 
 def replace_record(record, **changes):
@@ -223,3 +223,27 @@ def test_a_judged_run_is_described_as_ever():
     summary = {"before": figures, "after": figures, "paired": compare(RECORDS, RECORDS)}
     starts = [line[:13].strip() for line in describe_comparison(summary)]
     assert starts == ["score", "exam score", "plan right", "follows plan", "plan parsable"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "why"), [(1, "1 prompt is too few"), (6, "6 prompts are too few"), (19, "19 prompts")]
+)
+def test_few_prompts_have_no_interval_whatever_their_pictures(prompts, why):
+    before = [{**plain(i, float(i % 3)), "sample": s} for i in range(prompts) for s in range(4)]
+    after = [{**r, "reward": r["reward"] + 0.024 + 0.01 * (r["position"] % 2)} for r in before]
+    entry = compare(before, after)["reward"]
+    assert entry["low"] is None and entry["high"] is None and entry["difference"] > 0.02 and why in entry["why"]
+    (line,) = describe_comparison({"before": summarise(before), "after": summarise(after), "paired": {"reward": entry}})
+    assert "95 %" not in line and f"(no interval: {why}" in line
+
+
+def test_prompts_that_all_change_alike_show_no_spread():
+    before = [plain(i, 0.5) for i in range(40)]
+    entry = compare(before, [{**r, "reward": 0.75} for r in before])["reward"]
+    assert entry["low"] is None and entry["why"] == "the resampled 40 prompts show no spread"
+
+
+def test_prompts_known_on_one_side_alone_do_not_count():
+    before = [plain(i, float(i % 5) if i < 30 else None) for i in range(40)]
+    after = [plain(i, float(i % 5) + i % 2 if i >= 15 else None) for i in range(40)]
+    assert "15 prompts" in compare(before, after)["reward"]["why"]

@@ -55,6 +55,7 @@ def line_of(k: int, total: int = 120) -> dict[str, Any]:
         },
         validation=_validation(rise) if k % 20 == 19 else None,
         gap={},
+        no_signal=[],
         seconds={"rollout": 0.33, "reward": 0.05, "update": 0.4 + 0.05 * rng.random(), "total": 0.9},
     )
 
@@ -91,6 +92,7 @@ def supervised_line_of(k: int) -> dict[str, Any]:
         canaries={},
         validation=None,
         gap={},
+        no_signal=[],
         seconds={"data": 0.1, "update": 0.2, "total": 0.3},
     )
 

@@ -35,8 +35,8 @@ def test_places_in_the_window_are_counted_like_people_do(metric_line: Maker) -> 
     for name in ("clipped", "image-ratio-spread", "image-ratio-mean"):
         drawn = curves.svg(found[name])
         assert all(f"{place} place" in drawn for place in ("1st", "2nd", "3rd"))
-        assert "place in the window" in found[name].title + found[name].healthy
-        assert "same size" not in found[name].healthy and "image, step" not in drawn
+        assert "place in the window" in found[name].title
+        assert "image, step" not in drawn
     said = [curves.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112)]
     assert said == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
 
@@ -102,3 +102,25 @@ def test_ticks_have_the_digits_that_tell_them_apart() -> None:
     assert rendering.tick_label(1234.5, [1000, 1234.5]) == "1.23e+03"
     assert [rendering.tick_label(y, [-61.25, -61.2, -61.15]) for y in (-61.25, -61.2)] == ["-61.25", "-61.2"]
     assert rendering.tick_label(0.5, [0.5, 0.5]) == "0.5"
+
+
+def test_captions_say_what_this_run_did(metric_line: Callable[..., dict[str, Any]]) -> None:
+    """Of a run that fell, no caption may speak of a rise."""
+    lines = [metric_line(k) for k in range(120)]
+    rising = {chart.name: chart.caption for chart in curves.charts(lines)}
+    falling = {chart.name: chart.caption for chart in curves.charts([
+        {**line, "iteration": k} for k, line in enumerate(reversed(lines))
+    ])}  # fmt: skip
+    assert rising["halves"].startswith("plan right 0.756 → 0.87; follow ")
+    assert rising["categories"] == "Of 6, 6 ended higher than they began, 0 lower."
+    assert falling["categories"] == "Of 6, 0 ended higher than they began, 6 lower."
+    words = " ".join([*rising.values(), *falling.values()])
+    assert not any(word in words for word in ("rises", "falls", "steady", "healthy", "Steady"))
+
+
+def test_a_caption_of_few_points_and_of_none() -> None:
+    one = (np.array([1]), np.array([0.25]))
+    assert curves.course({"a": one}) == "0.25"
+    assert curves.course({"a": one, "b": (np.array([1, 2]), np.array([1.0, 0.5]))}) == "a 0.25; b 1 → 0.5"
+    mixed = {name: (np.arange(2), np.array([1.0, end])) for name, end in zip("abcd", (2.0, 0.5, 1.0, 3.0), strict=True)}
+    assert curves.course(mixed) == "Of 4, 2 ended higher than they began, 1 lower (b)."

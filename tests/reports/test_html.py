@@ -106,6 +106,28 @@ def test_headline_without_interval() -> None:
     assert html.headline({"score": 0.5}, {"score": 0.6}, empty) == "Score 0.500 → 0.600 (+0.100)."
 
 
+def test_headline_says_why_there_is_no_interval() -> None:
+    few = {
+        "score": {"difference": 0.1, "low": None, "high": None, "why": "6 prompts are too few to say, 20 are needed"}
+    }
+    said = html.headline({"score": 0.5}, {"score": 0.6}, few)
+    assert said == "Score 0.500 → 0.600 (+0.100; no interval: 6 prompts are too few to say, 20 are needed)."
+    assert "chance" not in said
+
+
+def test_headline_calls_a_collapse_one() -> None:
+    entry = {"score": {"low": -0.4, "high": -0.35}}
+    assert html.headline({"score": 0.396}, {"score": 0.021}, entry).startswith("The run collapsed. Score 0.396 → 0.021")
+    assert "collapsed" not in html.headline({"score": 0.5}, {"score": 0.4}, {"score": {"low": -0.2, "high": -0.05}})
+
+
+def test_headline_says_where_nothing_is_learned() -> None:
+    lines = [{"no_signal": ["all rewards are equal"]}] * 3
+    assert html.headline({}, {}, {}, lines) == ("Not evaluated yet. Something is not learning: all rewards are equal.")
+    assert html.headline({}, {}, {}, lines[:2]) == "Not evaluated yet."
+    assert html.headline({}, {}, {}, [*lines, {}]) == "Not evaluated yet."
+
+
 def test_markup_in_model_output_is_escaped(make_run: Callable[..., Path]) -> None:
     run_dir = make_run(iterations=1, after=False)
     records = [{"prompt": "<script>alert(1)</script>", "thinking": "<b>x", "correct": None}]

@@ -100,3 +100,36 @@ def test_durations(seconds: float, said: str) -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="above 0"):
         Progress("demo", 3, every=0)
+
+
+def test_an_evaluation_is_no_iteration() -> None:
+    """Two minutes of evaluation before the first of 100 iterations of a second: minutes are left, not hours."""
+    output, clock = io.StringIO(), Clock()
+    progress = Progress("demo", 100, validate_every=50, console=Console(file=output), clock=clock)
+    with progress:
+        clock.now += 120.0
+        progress.evaluated()
+        clock.now += 1.0
+        progress.update({"iteration": 0, "reward_mean": 0.5, "seconds": {"total": 1.0}})
+        assert progress.sentence().endswith("1.00 s per iteration | about 3 min 39 s left")  # 99 s, and 120 s after
+        for k in range(1, 50):
+            clock.now += 1.0 + (20.0 if k == 49 else 0.0)
+            progress.update({"iteration": k, "seconds": {"total": 21.0, "validation": 20.0 if k == 49 else 0.0}})
+    assert progress.sentence().endswith("1.00 s per iteration | about 3 min 10 s left")  # 50 s, 20 s, 120 s
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_table_of_any_width_shows_whole_numbers(width: int, metric_line: Callable[..., dict]) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=True, color_system=None)
+    clock = Clock()
+    progress = Progress("demo", 20, console=console, clock=clock)
+    with progress:
+        for k in range(20):
+            clock.now += 0.9
+            progress.update(metric_line(k))
+    shown = output.getvalue().split("demo: iteration 20 of 20")[-1]
+    assert f"{metric_line(19)['reward_mean']:.3f}" in shown
+    assert f"{metric_line(19)['validation']['score']:.3f}" in shown and ("0.90 s" in shown) == (width >= 60)
+    assert "\u2026" not in shown and max(len(line) for line in shown.splitlines()) <= width
+    assert ("for more, widen" in " ".join(shown.split())) == (width < 80)

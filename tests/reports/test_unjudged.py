@@ -67,6 +67,7 @@ def line_of(k: int, validation: dict[str, Any] | None) -> dict[str, Any]:
         canaries={"colour_diversity": 2.5},
         validation=validation,
         gap={},
+        no_signal=[],
         seconds={"rollout": 20.0, "update": 9.0, "total": 30.0},
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unigrpo.evaluation.statistics import paired_difference
+from unigrpo.evaluation.statistics import judged_difference
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput
 from unigrpo.rollout.engine import Draws, Sampling, rollout
@@ -171,17 +171,24 @@ def describe_comparison(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     for key, name in named.items():
         entry = paired.get(key)
-        if entry is None or entry["low"] is None or entry["high"] is None:
+        if entry is None or entry["difference"] is None:
             continue
         lines.append(
             f"{name:13} {summary['before'][key]:.3f} -> {summary['after'][key]:.3f}   "
-            f"difference {entry['difference']:+.3f} (95 % interval {entry['low']:+.3f} to {entry['high']:+.3f})"
+            f"difference {entry['difference']:+.3f} ({describe_interval(entry)})"
         )
     return lines
 
 
-def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Differences after - before of all that both sides know; 95 % bootstrap intervals over prompts.
+def describe_interval(entry: Mapping[str, Any]) -> str:
+    """The interval of a paired difference in words, or why there is none."""
+    if entry["low"] is None or entry["high"] is None:
+        return f"no interval: {entry['why']}" if entry.get("why") else "no interval"
+    return f"95 % interval {entry['low']:+.3f} to {entry['high']:+.3f}"
+
+
+def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Differences after - before of all that both sides know; 95 % bootstrap intervals over prompts, or why not.
 
     Both sides must be the same prompts and samples in the same order (ValueError otherwise).
     """
@@ -204,5 +211,5 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
     ):
         sides = [np.array([np.nan if r[key] is None else float(r[key]) for r in side]) for side in (before, after)]
         if not any(np.isnan(side).all() for side in sides):
-            result[name] = paired_difference(sides[0], sides[1], clusters, strata=strata)
+            result[name] = judged_difference(sides[0], sides[1], clusters, strata=strata)
     return result

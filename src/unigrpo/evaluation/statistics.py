@@ -7,6 +7,31 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+FEWEST = 20
+"""Prompts below which a bootstrap over prompts is no interval: its ends would be those of a handful of numbers."""
+
+
+def judged_difference(
+    before: ArrayLike, after: ArrayLike, clusters: ArrayLike, *, strata: ArrayLike | None = None
+) -> dict[str, float | str | None]:
+    """Return the ``difference`` of :func:`paired_difference` with ``low`` and ``high``, or with ``why`` there are none.
+
+    There is no interval (both None) where fewer than ``FEWEST`` prompts are known on both sides, or where resampling
+    them shows no spread at all: either would claim a certainty that nobody has.
+    """
+    found: dict[str, float | str | None] = {**paired_difference(before, after, clusters, strata=strata)}
+    known = [
+        set(np.asarray(clusters)[~np.isnan(np.asarray(side, dtype=np.float64))].tolist()) for side in (before, after)
+    ]
+    prompts, low, high = len(known[0] & known[1]), found["low"], found["high"]
+    if prompts < FEWEST:
+        why = f"{prompts} prompt{'s are' if prompts != 1 else ' is'} too few to say, {FEWEST} are needed"
+    elif not isinstance(low, float) or not isinstance(high, float) or not high - low > 0.0:
+        why = f"the resampled {prompts} prompts show no spread"
+    else:
+        return found
+    return {**found, "low": None, "high": None, "why": why}
+
 
 def paired_difference(
     before: ArrayLike,

@@ -57,6 +57,37 @@ def smooth(y: np.ndarray) -> np.ndarray:
     return (sums[last + 1] - sums[first]) / (last - first + 1)
 
 
+# ------------------------------------------------------------------------------------------------- captions
+
+
+FEW = 3
+"""Curves up to which a caption gives the numbers of each; of more it counts those that rose and fell."""
+
+
+def course(found: Mapping[str, Series]) -> str:
+    """Say in a few words where curves of this run began and where they are: computed, so that it is true of any run."""
+    ends = {label: _ends(y) for label, (_, y) in found.items() if len(y)}
+    if len(ends) == 1:
+        (ends_of,) = ends.values()
+        return _from_to(*ends_of)
+    if len(ends) <= FEW:
+        return "; ".join(f"{label} {_from_to(*sides)}" for label, sides in ends.items())
+    rose = [label for label, (start, end) in ends.items() if end > start]
+    fell = [label for label, (start, end) in ends.items() if end < start]
+    names = f" ({', '.join(name.replace('_', ' ') for name in fell)})" if 0 < len(fell) <= FEW else ""
+    return f"Of {len(ends)}, {len(rose)} ended higher than they began, {len(fell)} lower{names}."
+
+
+def _ends(y: np.ndarray) -> tuple[float, float]:
+    """Where a curve begins and ends: of many points the smoothed ones."""
+    whole = smooth(y) if len(y) >= 8 else y
+    return float(whole[0]), float(whole[-1])
+
+
+def _from_to(start: float, end: float) -> str:
+    return f"{start:.3g}" if start == end else f"{start:.3g} → {end:.3g}"
+
+
 # ------------------------------------------------------------------------------------------------- drawing primitives
 
 
@@ -122,7 +153,7 @@ def _chart(
             _wide_range(axes, *found.values())
         axes.set_ylabel(unit)
 
-    return [Chart(name, section, title, healthy, draw)]
+    return [Chart(name, section, title, healthy, course(found), draw)]
 
 
 # ------------------------------------------------------------------------------------------------------- the charts
@@ -181,7 +212,8 @@ def _reward(lines: Lines, section: str) -> list[Chart]:
         axes.set_ylabel("reward, score" if measure == "score" else "reward")
 
     title = "Training reward and validation score" if measure == "score" else "Training and validation reward"
-    return [Chart("reward", section, title, "Reward rises; validation follows.", draw)]
+    caption = course({"training reward": train, f"validation {measure}": watched})
+    return [Chart("reward", section, title, "The reward rises, and validation follows.", caption, draw)]
 
 
 def _policy(lines: Lines) -> list[Chart]:
@@ -193,18 +225,19 @@ def _policy(lines: Lines) -> list[Chart]:
     mean = {labels[k]: f"places.{k}.log_ratio_mean" for k in places}
     lines = [{**line, "places": {str(item["step"]): item for item in _steps(line)}} for line in lines]
     return [
-        *_chart(lines, clipped, name="clipped", section=section, title="Share of ratios beyond the clip",
-                healthy="Above 0, far below 1. Image: by place in the window.", unit="share clipped"),
+        *_chart(lines, clipped, name="clipped", section=section,
+                title="Share of ratios beyond the clip (image: by place in the window)",
+                healthy="Above 0, far below 1.", unit="share clipped"),
         *_chart(lines, {"text": "text.ratio_max_abs_log"}, name="text-ratio", section=section,
                 title="Largest change of a token's log-probability",
                 healthy="Stays below about 1 (a factor of 3 after one update).",
                 unit="max |log ratio| (nats)"),
         *_chart(lines, spread, name="image-ratio-spread", section=section,
-                title="Spread of the image log-ratios",
-                healthy="By place in the window: each steady, not all alike.", unit="standard deviation (nats)"),
+                title="Spread of the image log-ratios, by place in the window",
+                healthy="Each steady.", unit="standard deviation (nats)"),
         *_chart(lines, mean, name="image-ratio-mean", section=section,
-                title="Mean of the image log-ratios",
-                healthy="By place in the window: near 0; a drift clips one side.", unit="mean (nats)"),
+                title="Mean of the image log-ratios, by place in the window",
+                healthy="Near 0; a drift clips one side.", unit="mean (nats)"),
         *_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
                 healthy="Grows slowly from 0.", unit="KL to the start checkpoint (nats)"),
     ]  # fmt: skip
@@ -289,5 +322,6 @@ def _time(lines: Lines) -> list[Chart]:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("seconds per iteration")
 
-    title, healthy = "Seconds per phase, stacked", "Steady; the smoothed total is the upper edge."
-    return [Chart("seconds", section, title, healthy, draw), *speed]
+    total = np.sum([y for _, y in found.values()], axis=0)
+    caption = f"{course({'all': (np.arange(len(total)), total)})} s an iteration; smoothed."
+    return [Chart("seconds", section, "Seconds per phase, stacked", "Steady.", caption, draw), *speed]

@@ -66,11 +66,11 @@ def report_content(run_dir: Path) -> dict[str, Any]:
     before, after = summary.get("before") or {}, summary.get("after") or {}
     paired = summary.get("paired") or {}
     done, total = _iterations(lines), recipe.get("iterations")
-    drawn, pairs = curves.charts(lines), pictures.pairs(run_dir)
+    drawn, pairs = curves.charts([*start(before), *lines]), pictures.pairs(run_dir)
     return {
         "name": str(recipe.get("name") or run_dir.resolve().name),
         "folder": run_dir.resolve().name,
-        "headline": headline(before, after, paired),
+        "headline": headline(before, after, paired, lines),
         "status": status(done, total, bool(before), bool(after), lines),
         "finished": bool(after),
         "pictures_drawn": before.get("n"),
@@ -90,6 +90,11 @@ def report_content(run_dir: Path) -> dict[str, Any]:
         "recipe": recipe_text,
         "environment": _environment(run_dir),
     }
+
+
+def start(before: Json) -> list[Json]:
+    """The metric line of iteration 0, before training: what a validation would have said (none in runs of before)."""
+    return [{"iteration": -1, "validation": before["validation"]}] if before.get("validation") else []
 
 
 def _environment(run_dir: Path) -> Json:
@@ -132,22 +137,49 @@ def _iterations(lines: Sequence[Json]) -> int:
 # --------------------------------------------------------------------------------------------------------- sentences
 
 
-def headline(before: Json, after: Json, paired: Json) -> str:
-    """Say in one or two sentences what came of the run: of the score, or of the reward where nobody judged."""
+COLLAPSED = 0.5
+"""Share of a score that is left after training, below which a run has collapsed and is called so."""
+
+
+def headline(before: Json, after: Json, paired: Json, lines: Sequence[Json] = ()) -> str:
+    """Say in a few sentences what came of the run: of the score, or of the reward where nobody judged.
+
+    A verdict needs an interval; without one there is the reason for that. ``lines``: the run's metrics, whose last
+    ``SILENT`` say where nothing is being learned.
+    """
+    return " ".join(part for part in (_outcome(before, after, paired), _silence(lines)) if part)
+
+
+def _outcome(before: Json, after: Json, paired: Json) -> str:
     key, name = ("score", "Score") if {before.get("score"), after.get("score")} != {None} else ("reward", "Reward")
     start, end = before.get(key), after.get(key)
     if start is None or end is None:
         return f"{name} before training: {start:.3f}." if start is not None else "Not evaluated yet."
+    fell = "The run collapsed. " if key == "score" and end < COLLAPSED * start else ""
     low, high = _interval(paired.get(key))
     if low is None or high is None:
-        return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f})."
+        why = (paired.get(key) or {}).get("why")
+        return f"{fell}{name} {start:.3f} → {end:.3f} ({end - start:+.3f}{f'; no interval: {why}' if why else ''})."
     if low > 0:
         meaning = "The interval lies above 0: the rise is more than chance."
     elif high < 0:
         meaning = "The interval lies below 0: the model got worse, by more than chance."
     else:
         meaning = "The interval includes 0: this may be chance."
-    return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}). {meaning}"
+    figures = f"{start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+    return f"{fell}{name} {figures}. {meaning}"
+
+
+SILENT = 3
+"""Iterations in a row without signal after which a run is said not to learn (as in the terminal)."""
+
+
+def _silence(lines: Sequence[Json]) -> str:
+    """Why nothing is being learned at the end of the run, if so."""
+    reasons = [line.get("no_signal") or [] for line in lines[-SILENT:]]
+    if len(reasons) < SILENT or not all(reasons):
+        return ""
+    return f"Something is not learning: {'; '.join(reasons[-1])}."
 
 
 def status(done: int, total: Any, before: bool, after: bool, lines: Sequence[Json]) -> str:
@@ -190,7 +222,8 @@ def _measures(before: Json, after: Json, paired: Json) -> list[dict[str, str]]:
         if start is None and end is None:
             continue
         low, high = _interval(paired.get(key))
-        interval = "" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+        none = (paired.get(key) or {}).get("why", "")
+        interval = none if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
         row = {"name": name, "before": _number(start), "after": _number(end), "interval": interval}
         rows.append(row | {"difference": _number(_difference(start, end), signed=True)})
     return rows

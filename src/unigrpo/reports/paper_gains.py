@@ -71,5 +71,7 @@ def _gain(paired: Sequence[Mapping[str, float]]) -> str:
     if not paired:
         return NONE
     mean = sum(entry["difference"] for entry in paired) / len(paired)
+    if any(entry["low"] is None or entry["high"] is None for entry in paired):
+        return f"{mean:+.3f} (no interval)"
     low, high = min(entry["low"] for entry in paired), max(entry["high"] for entry in paired)
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"

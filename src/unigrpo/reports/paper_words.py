@@ -102,7 +102,7 @@ def _lead(better: Sequence[Json], worse: Sequence[Json]) -> tuple[str, str]:
 
 def _training(cell: Json) -> tuple[float, float]:
     """Mean training reward of the first and of the last iterations."""
-    rewards = [point["reward"] for point in cell["curve"]]
+    rewards = [point["reward"] for point in cell["curve"] if point["reward"] is not None]
     return sum(rewards[:ENDS]) / len(rewards[:ENDS]), sum(rewards[-ENDS:]) / len(rewards[-ENDS:])
 
 

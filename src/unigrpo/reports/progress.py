@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,8 +24,9 @@ class Progress:
 
     On a terminal: a table of the last iterations, rewritten in place. Elsewhere (a file, CI): one line after the first
     iteration, then every ``every`` iterations or ``seconds`` seconds, whichever comes first, and one for the last.
-    Seconds per iteration are wall-clock time between updates, so evaluations and checkpoints count, as they do for
-    the person who waits. ``clock`` is replaced in tests.
+    The time left is that of the iterations, at their recent pace, and of the evaluations still to come, each at the
+    time that the last one of its kind took: neither is mistaken for the other. ``validate_every``: iterations between
+    validations. ``clock`` is replaced in tests.
 
     Example::
 
@@ -41,6 +42,7 @@ class Progress:
         start: int = 0,
         every: int = 10,
         seconds: float = 30.0,
+        validate_every: int | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,6 +55,7 @@ class Progress:
         self._name, self._total, self._done, self._every, self._seconds = name, total, start, every, seconds
         self._clock = clock
         self._durations: deque[float] = deque(maxlen=RECENT)
+        self._validate_every, self._validating, self._evaluating = validate_every, 0.0, 0.0
         self._lines: deque[tuple[Mapping[str, Any], float]] = deque(maxlen=ROWS)
         self._last_update = self._last_print = clock()
         self._printed = 0
@@ -80,7 +83,9 @@ class Progress:
         """Show one finished iteration, given as its line of ``metrics.jsonl`` (any part may be missing)."""
         now = self._clock()
         spent, self._last_update = now - self._last_update, now
-        self._durations.append(spent)
+        validating = (line.get("seconds") or {}).get("validation", 0.0)
+        self._validating = validating or self._validating
+        self._durations.append(max(0.0, spent - validating))
         self._done = int(line["iteration"]) + 1
         self._lines.append((line, spent))
         if found := _validated(line):
@@ -90,6 +95,11 @@ class Progress:
         elif self._due(now):
             self._console.print(self.sentence(), soft_wrap=True, markup=False)
             self._printed, self._last_print = self._done, now
+
+    def evaluated(self) -> None:
+        """An evaluation outside of the iterations has ended: its time is no iteration's, and another will follow."""
+        now = self._clock()
+        self._evaluating, self._last_update = now - self._last_update, now
 
     def note(self, text: str) -> None:
         """Print a message (a warning, "checkpoint saved") above the table, or between the lines."""
@@ -116,21 +126,51 @@ class Progress:
         left = self._total - self._done
         if left <= 0:
             return "all iterations done"
-        return f"about {duration(left * self._pace())} left" if self._durations else "time left not known yet"
+        if not self._durations:
+            return "time left not known yet"
+        every = self._validate_every
+        validations = self._total // every - self._done // every if every else 0
+        return f"about {duration(left * self._pace() + validations * self._validating + self._evaluating)} left"
 
     def _table(self) -> Table:
-        """Draw the last iterations; columns nobody filled are left out."""
+        """Draw the last iterations: the columns that somebody filled, the most important first, as many as fit."""
         from rich.table import Table
 
         title = f"{self._name}: iteration {self._done} of {self._total}, {self._time_left()}"
-        table = Table(title=title, title_justify="left", title_style="bold")
-        columns = [column for column in COLUMNS if any(column[1](line) for line, _ in self._lines)]
-        for header in ["iteration", *(header for header, _ in columns), "time"]:
-            table.add_column(header, justify="right", min_width=max(map(len, header.split())))  # whole words only
-        for line, spent in self._lines:
-            values = (cell(line) for _, cell in columns)
-            table.add_row(str(int(line["iteration"]) + 1), *values, _pace(spent))
+        filled = [column for column in COLUMNS if any(column[1](line) for line, _ in self._lines)]
+        rows = {"iteration": [str(int(line["iteration"]) + 1) for line, _ in self._lines]}
+        rows |= {header: [cell(line) for line, _ in self._lines] for header, cell in filled}
+        rows["time"] = [_pace(spent) for _, spent in self._lines]
+        shown = fitting(rows, self._console.width)
+        left_out = [header for header in rows if header not in shown]
+        caption = f"for more, widen the window: {', '.join(left_out)}" if left_out else None
+        table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
+        for header in shown:
+            table.add_column(header, justify="right", min_width=_column_width(header, rows[header]))
+        for number in range(len(self._lines)):
+            table.add_row(*(rows[header][number] for header in shown))
         return table
+
+
+FRAME = 3
+"""Characters that a column takes beside its content: a line and a space at each side."""
+
+
+def fitting(rows: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """Choose the columns that fit into a width whole, first those of ``IMPORTANT``; in their own order."""
+    ranked = sorted(rows, key=lambda header: IMPORTANT.index(header) if header in IMPORTANT else len(IMPORTANT))
+    chosen, used = list[str](), 1
+    for header in ranked:
+        needed = FRAME + _column_width(header, rows[header])
+        if not chosen or used + needed <= width:
+            chosen.append(header)
+            used += needed
+    return [header for header in rows if header in chosen]
+
+
+def _column_width(header: str, cells: Sequence[str]) -> int:
+    """Room for the longest word of the header, which wraps between words, and for the longest cell."""
+    return max(len(word) for word in [*header.split(), *cells])
 
 
 def duration(seconds: float) -> str:
@@ -194,3 +234,5 @@ COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("tokens of thinking", _number("text", "think_length", digits=1)),
     *((label, _number("loss", key, digits=4)) for key, label in LOSSES.items()),
 )
+IMPORTANT = ("iteration", "training reward", "validation score", "validation reward", "time", "plan right")
+"""Columns that stay longest where a terminal is narrow."""

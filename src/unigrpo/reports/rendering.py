@@ -28,12 +28,16 @@ LEGEND_LETTERS = 56  # of a legend's row; a wider legend would leave no room for
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its title says what it shows, ``healthy`` what one should see in it."""
+    """One chart: its title says what it shows, ``caption`` what this run did, ``healthy`` what a good run does.
+
+    Only the caption may stand beside the picture; ``healthy`` belongs into a list that says what it is.
+    """
 
     name: str
     section: str
     title: str
     healthy: str
+    caption: str
     draw: Draw
     iterations: int = 0  # right end of the iteration axis, the same in all charts of a run; 0: where the data end
 
@@ -70,7 +74,7 @@ def png(selected: Sequence[Chart], columns: int = 3, dpi: int = 110) -> bytes:
         for axes, chart in zip(all_axes, selected, strict=False):
             _finish(axes, chart)
             axes.set_title(chart.title, loc="left", fontweight="bold", pad=20)
-            axes.text(0, 1.02, chart.healthy, transform=axes.transAxes, fontsize=8, va="bottom")
+            axes.text(0, 1.02, chart.caption, transform=axes.transAxes, fontsize=8, va="bottom")
         for axes in all_axes[len(selected) :]:
             axes.set_visible(False)
         return _png_bytes(figure, dpi)

@@ -62,8 +62,12 @@ class Recorder:
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
         save_png_atomic(record_sheet(pictures, records), runlog.samples_file(self.run_dir, iteration + 1, "png"))
 
-    def evaluation(self, when: Literal["before", "after"], result: Evaluation) -> dict[str, Any]:
-        """Write records, contact sheet and summary of the evaluation before or after training; return the summary."""
+    def evaluation(self, when: Literal["before", "after"], result: Evaluation, limit: int) -> dict[str, Any]:
+        """Write records, contact sheet and summary of the evaluation before or after training; return the summary.
+
+        The part of it that a validation in mid-run looks at too (one picture of each of the first ``limit`` prompts,
+        the same draws) is summed up by itself, so that curves of validations have their point before training.
+        """
         runlog.write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), result.records)
         # the first sample of each of the first prompts, so that both sheets show the same prompts and draws
         chosen = [i for i, r in enumerate(result.records) if r["sample"] == 0][:SHEET_PICTURES]
@@ -73,6 +77,8 @@ class Recorder:
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
         plans = [r["thinking"] for r in result.records if r["thinking"]]
         summary[when] = {**summarise(result.records), "canaries": canaries(result.pictures, plans)}
+        if validation := as_validation(result.records, limit):
+            summary[when]["validation"] = summarise(validation)
         if when == "after":
             before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
             summary["paired"] = compare(before, result.records)
@@ -89,6 +95,12 @@ class Recorder:
     def evaluated(self, when: Literal["before", "after"]) -> bool:
         """Whether this evaluation is already in the folder (in a resumed run)."""
         return when in runlog.read_json(self.run_dir / runlog.SUMMARY)
+
+
+def as_validation(records: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """The records that a validation of ``limit`` prompts has too; none where these are fewer prompts than that."""
+    first = [record for record in records if record["sample"] == 0]
+    return first[:limit] if len(first) >= limit else []
 
 
 def canaries(pictures: Tensor, plans: Sequence[str]) -> dict[str, float]:

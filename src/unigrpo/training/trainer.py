@@ -248,7 +248,8 @@ class Trainer:
             return
         progress.note(f"evaluating {when} training ...")
         result = self._with_average(self.parts.evaluator.compare)
-        summary = self.recorder.evaluation(when, result)[when]
+        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit)[when]
+        progress.evaluated()
         progress.note(f"{when} training: {describe_summary(summary)}")
 
     @cached_property

@@ -177,7 +177,8 @@ def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> tuple[Recipe | 
 def run_trainer(trainer: Trainer, start: int, again: str) -> int:
     """Run to the end or to Ctrl-C, with progress, and write the report; ``again`` is the command that goes on."""
     began = time.perf_counter()
-    with Progress(trainer.recipe.name, trainer.recipe.iterations, start=start) as progress:
+    recipe = trainer.recipe
+    with Progress(recipe.name, recipe.iterations, start=start, validate_every=recipe.eval.every) as progress:
         progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
         previous = signal.signal(signal.SIGINT, stop_handler(trainer.stop, progress))
         try:

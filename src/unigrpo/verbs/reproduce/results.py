@@ -41,9 +41,10 @@ def _run(folder: Path, code: int) -> dict[str, Any] | None:
         return None
     lines = [line for stage in stages for line in runlog.read_metrics(stage)]
     summary = runlog.read_json(stages[-1] / runlog.SUMMARY)
-    curve = [_point(number, line) for number, line in enumerate(lines, 1)]
-    common = {"seconds": round(sum(line["seconds"]["total"] for line in lines), 1), "curve": curve}
     first = runlog.read_json(stages[0] / runlog.SUMMARY).get("before", {})
+    untrained = [_point(0, {"validation": first["validation"]})] if first.get("validation") else []
+    curve = untrained + [_point(number, line) for number, line in enumerate(lines, 1)]
+    common = {"seconds": round(sum(line["seconds"]["total"] for line in lines), 1), "curve": curve}
     if code == 0 and "after" in summary:
         after = summary["after"]
         fallen = first and after["score"] < COLLAPSE * first["score"]
@@ -74,12 +75,12 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _point(number: int, line: Mapping[str, Any]) -> dict[str, Any]:
-    """One iteration of a curve."""
+    """One iteration of a curve; 0 is the model before training, of which only a validation is known."""
     seen = line.get("validation")
     kept = None if seen is None else {name: seen.get(name) for name in ("reward", "score", "exam_score", "follow")}
     return {
         "iteration": number,
-        "reward": line["reward_mean"],
+        "reward": line.get("reward_mean"),
         "gold": line.get("reward_parts", {}).get("correct"),
         "flow_mse": line.get("flow", {}).get("mse"),
         "edge_energy": line.get("canaries", {}).get("edge_energy"),
