@@ -29,7 +29,7 @@ from unigrpo.objectives.flow_grpo import flow_grpo
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.reports import runlog
 from unigrpo.rewards.composite import CompositeReward
-from unigrpo.rewards.protocol import RewardInput, RewardOutput
+from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
@@ -80,7 +80,7 @@ class Case:
         images = decode_pictures(self.policy, trajectories).float() / 255.0
         prompts = [t.prompt for t in trajectories]
         thinking = [thinking_of(self.policy, t) for t in trajectories]
-        return self.reward(RewardInput(images, [p.text for p in prompts], [p.metadata for p in prompts], thinking))
+        return self.reward(RewardInput(images, [p.text for p in prompts], metadata_of(prompts), thinking))
 
 
 def demo(model: str, reward: str, seed: int, towards: Sequence[str]) -> Case:

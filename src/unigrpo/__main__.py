@@ -1,5 +1,7 @@
 """``python -m unigrpo`` is the ``unigrpo`` command."""
 
+import sys
+
 from unigrpo.cli import main
 
-main()
+sys.exit(main())

@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg, subcommand
 
+from unigrpo.rewards import loading
+
 
 @dataclass(frozen=True)
 class Train:
@@ -184,17 +186,29 @@ Verb = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the ``unigrpo`` command; ends by SystemExit."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``unigrpo`` command, for programs and notebooks too: run it and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a word that the terminal cannot show must not lose a picture
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    return run(list(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: list[str]) -> int:
     """Run one command line and return its exit code; user errors become one message on stderr and code 2."""
-    verb, overrides = tyro.cli(
+    loading.stop_if_loading()
+    try:
+        verb, overrides = parsed(argv)
+    except SystemExit as left:  # after --help, and where the parser has said what it refuses
+        return left.code if isinstance(left.code, int) else 2 * bool(left.code)
+    if overrides and not isinstance(verb, Train):
+        return fail(f"{type(verb).__name__.lower()} has no option {overrides[0]!r}: see unigrpo {argv[0]} --help")
+    return guarded(lambda: _run(verb, overrides))
+
+
+def parsed(argv: list[str]) -> tuple[object, list[str]]:
+    """The verb with its options, and the overrides of a recipe; SystemExit where there is none to run."""
+    return tyro.cli(
         Verb,  # type: ignore[arg-type]
         prog="unigrpo",
         description="Reinforcement learning for models that think, then draw (UniGRPO, arXiv 2603.23500).",
@@ -202,9 +216,6 @@ def run(argv: list[str]) -> int:
         return_unknown_args=True,
         config=(FlagCreatePairsOff,),  # --no-think has no --no-no-think
     )
-    if overrides and not isinstance(verb, Train):
-        return fail(f"{type(verb).__name__.lower()} has no option {overrides[0]!r}: see unigrpo {argv[0]} --help")
-    return guarded(lambda: _run(verb, overrides))
 
 
 def _run(verb: object, overrides: Sequence[str]) -> int:

@@ -149,8 +149,7 @@ def test_an_adapter_loads_in_plain_peft(run, tiny, tmp_path):
 
     kind, folder = run
     if kind == "full":
-        with pytest.raises(SystemExit):
-            cli.main(["export", str(folder), str(tmp_path / "none"), "--adapter"])
+        assert cli.main(["export", str(folder), str(tmp_path / "none"), "--adapter"]) == 2
         assert not (tmp_path / "none").exists()
         return
     unigrpo("export", folder, tmp_path / "adapter", "--adapter")

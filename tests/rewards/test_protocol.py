@@ -1,12 +1,16 @@
 """A reward gives one finite number per picture, or a fault that says whose and what."""
 
+import asyncio
 import math
+import os
+import sys
 
 import pytest
 import torch
 
 from small_models import numbered
-from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call
+from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call, metadata_of
+from unigrpo.trajectory import Prompt
 
 
 def given(count=3):
@@ -42,7 +46,7 @@ def test_plain_lists_are_accepted(answer):
 
 def test_parts_are_kept():
     output = RewardOutput([1.0, 0.5, 0.0], {"sharp": [0.1, 0.2, 0.3]})
-    assert call("r", constant(output), given()) is output
+    assert call("r", constant(output), given()) == output
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -73,3 +77,87 @@ def test_errors_are_never_a_zero():
 
 def test_a_fault_is_for_users():
     assert issubclass(RewardFault, ValueError)
+
+
+def colour(metadata):
+    return metadata["colour"]
+
+
+def test_an_error_comes_with_the_lines_of_the_users_own_code():
+    def reward(images, prompts, metadata, thinking):
+        return [colour(m) for m in metadata]
+
+    with pytest.raises(RewardFault) as caught:
+        call("judge", reward, given())
+    first, *frames = str(caught.value).splitlines()
+    assert first == "reward 'judge' raised KeyError: 'colour'"
+    where = [line.split(", in ")[1] for line in frames if line.startswith(f'  File "{__file__}", line ')]
+    assert (where[0], where[-1]) == ("reward", "colour") and '    return metadata["colour"]' in frames
+    assert not any(f"rewards{os.sep}protocol.py" in line for line in frames)
+
+
+def test_an_endless_recursion_is_told_in_few_lines():
+    def deeper(depth):
+        return shallower(depth + 1)
+
+    def shallower(depth):
+        return deeper(depth)
+
+    with pytest.raises(RewardFault, match="RecursionError") as caught:
+        call("judge", lambda *given: deeper(0), given())
+    assert "more ..." in str(caught.value) and len(str(caught.value).splitlines()) < 40
+
+
+def test_a_reward_that_leaves_the_program_is_a_fault():
+    with pytest.raises(RewardFault, match="'judge' raised SystemExit: 0"):
+        call("judge", lambda *given: sys.exit(0), given())
+
+
+async def waits(images, prompts, metadata, thinking):
+    await asyncio.sleep(0)
+    assert not torch.is_grad_enabled()
+    return images.mean((1, 2, 3))
+
+
+class KeepsItsLoop:
+    """What an open connection does: it works only on the loop that it was made on."""
+
+    loop = None
+
+    async def __call__(self, images, prompts, metadata, thinking):
+        now = asyncio.get_running_loop()
+        self.loop = self.loop or now
+        assert self.loop is now and not now.is_closed()
+        return [0.0] * len(prompts)
+
+
+def test_coroutines_are_awaited_with_and_without_a_running_loop():
+    async def notebook():
+        return call("r", waits, given())
+
+    plain = call("r", waits, given())
+    assert plain == asyncio.run(notebook()) == call("r", lambda *seen: waits(*seen), given())
+    assert plain.values == pytest.approx(given().images.mean((1, 2, 3)).tolist())
+    reward = KeepsItsLoop()
+    assert call("r", reward, given()) == call("r", reward, given())
+
+
+def test_a_coroutine_that_fails_is_told_with_its_lines():
+    async def reward(images, prompts, metadata, thinking):
+        await asyncio.sleep(0)
+        raise ConnectionError("no route to the judge")
+
+    with pytest.raises(RewardFault) as caught:
+        call("judge", reward, given())
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "reward 'judge' raised ConnectionError: no route to the judge"
+    assert len(lines) == 3 and lines[1].startswith(f'  File "{__file__}"')
+
+
+def test_rewards_see_the_pictures_of_an_edit():
+    shown = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None].expand(3, 2, 5)
+    edit, plain = Prompt(0, "make it red", {"kind": "x"}, (shown,)), Prompt(1, "a cup", {"kind": "y"})
+    first, again, last = metadata_of([edit, edit, plain])
+    assert last == {"kind": "y"} and first["kind"] == "x" and edit.metadata == {"kind": "x"}
+    assert len(again["images"]) == 1 and torch.allclose(first["images"][0][:, 1, 3], torch.tensor([0.0, 0.2, 1.0]))
+    assert first["images"][0].dtype == torch.float32 and first["images"][0].shape == (3, 2, 5)

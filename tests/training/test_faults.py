@@ -17,7 +17,7 @@ FAULTY = "[{name: tests/faulty}]"
 
 
 class Faulty:
-    """The verifier of the shapes, until its ``nth`` call; None: it never fails."""
+    """The verifier of the shapes, until its ``nth`` call in training; None: it never fails."""
 
     def __init__(self, nth, fault):
         self.nth, self.fault, self.calls = nth, fault, 0
@@ -25,8 +25,8 @@ class Faulty:
 
     def __call__(self, images, prompts, metadata, thinking):
         output = self.verifier(images, prompts, metadata, thinking)
-        self.calls += 1
-        return self.fault(output) if self.calls == self.nth else output
+        self.calls += len(prompts) > 1  # the trial at the start has one picture
+        return self.fault(output) if self.calls == self.nth and len(prompts) > 1 else output
 
 
 def breaks(output):
@@ -66,7 +66,8 @@ def test_a_faulty_reward_saves_what_was_finished_and_is_named(tmp_path, monkeypa
     shown = capsys.readouterr()
     assert all(part in shown.err for part in ["unigrpo: error: reward 'tests/faulty'", *said]), shown.err
     assert "Traceback" not in shown.err
-    assert f"stopped by an error after 2 finished iterations; to go on: unigrpo train {tiny_runs.UNIGRPO}" in shown.out
+    assert "stopped by an error after 2 finished iterations; to go on: register the reward 'tests/faulty'" in shown.out
+    assert f"call unigrpo.cli.main(['train', '{tiny_runs.UNIGRPO}', '--out', '{tmp_path}', '--resume'])" in shown.out
     assert saved(tmp_path) == ["iteration-000002"]
     assert [line["iteration"] for line in runlog.read_metrics(tmp_path)] == [0, 1]
     if fault is not gives_nan:  # once is enough for what follows

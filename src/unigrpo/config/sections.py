@@ -186,7 +186,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scorer:
-    """One reward by name, and its weight in the sum."""
+    """One reward by name, ``path/file.py:thing`` or ``package.module:thing``, and its weight in the sum."""
 
     name: str
     weight: float = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unigrpo.evaluation.statistics import judged_difference
 from unigrpo.policy import Policy
-from unigrpo.rewards.protocol import RewardInput, RewardOutput
+from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
@@ -47,10 +47,14 @@ SHORT = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One record per picture, and the pictures uint8 [N, 3, H, W], in the order of the records."""
+    """One record per picture, and the pictures uint8 [N, 3, H, W], in the order of the records.
+
+    sources: the pictures uint8 [3, H, W] that came with a prompt, by its position, where there are any.
+    """
 
     records: list[dict[str, Any]]
     pictures: Tensor
+    sources: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -82,14 +86,14 @@ def evaluate(
         images, asked = made.float() / 255.0, [t.prompt for t in drawn]
         verdicts = judge(images, asked, thinking)
         if reward is not None:
-            given = RewardInput(images, [p.text for p in asked], [p.metadata for p in asked], thinking)
+            given = RewardInput(images, [p.text for p in asked], metadata_of(asked), thinking)
             values = reward(given).values
             verdicts = [{**verdict, "reward": float(v)} for verdict, v in zip(verdicts, values, strict=True)]
         pictures[len(records) : len(records) + len(drawn)] = made
         for trajectory, text, verdict in zip(drawn, thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
-    return Evaluation(records, pictures)
+    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images})
 
 
 def _portions(prompts: Sequence[Prompt], samples: int, batch: int) -> Iterator[tuple[Sequence[Prompt], int, int]]:

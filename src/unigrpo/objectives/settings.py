@@ -28,6 +28,7 @@ from unigrpo.objectives.regularizers import latent_kl, velocity_mse
 from unigrpo.objectives.supervised import Times, noised, sample_times
 from unigrpo.objectives.terms import Term
 from unigrpo.objectives.text_grpo import text_grpo
+from unigrpo.rewards.protocol import metadata_of
 from unigrpo.trajectory import Image, Trajectory
 
 
@@ -203,7 +204,7 @@ class ReFLSettings:
             [draw.x for draw in pictures.draws],
             [draw.t for draw in pictures.draws],
             [prompt.text for prompt in asked],
-            [prompt.metadata for prompt in asked],
+            metadata_of(asked),
             decode=self.decode,
             reward=self.reward,
         )

@@ -1,7 +1,7 @@
 """From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
 
 models: which model, where, in which precision · data: prompts, demonstrations, rewards, suites · methods: terms and
-sampling · runs: a recipe whole.
+sampling · trial: rewards tried at the start · runs: a recipe whole.
 """
 
 from unigrpo.resolve.data import Suite, prompts, reward, suite
@@ -9,6 +9,7 @@ from unigrpo.resolve.methods import check_rewards, evaluation_sampling, method, 
 from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, export_dtype, lasting_name, model_folder, policy
 from unigrpo.resolve.runs import RecipeEvaluator, parts, source
 from unigrpo.resolve.sizes import sizes
+from unigrpo.resolve.trial import drawn_size, try_reward, try_rewards
 
 __all__ = [
     "DTYPES",
@@ -17,6 +18,7 @@ __all__ = [
     "builtin_folder",
     "check_rewards",
     "device_of",
+    "drawn_size",
     "evaluation_sampling",
     "export_dtype",
     "lasting_name",
@@ -30,4 +32,6 @@ __all__ = [
     "source",
     "suite",
     "training_sampling",
+    "try_reward",
+    "try_rewards",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,17 @@ registry.register(PREFERENCE, _ShapesPreference)
 
 def reward(scorers: Sequence[config.Scorer]) -> CompositeReward:
     """The weighted sum of named rewards."""
-    return CompositeReward(tuple(WeightedReward(s.name, registry.build(s.name), s.weight) for s in scorers))
+    names = labels([s.name for s in scorers])
+    made = zip(names, scorers, strict=True)
+    return CompositeReward(tuple(WeightedReward(name, registry.build(s.name), s.weight) for name, s in made))
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """What logs call rewards: a file's without its folder, unless another one would be called so too."""
+    places = {name: config.reference(name) for name in names}
+    short = {name: name if place is None else place.label for name, place in places.items()}
+    shared = Counter(short.values())
+    return [short[name] if shared[short[name]] == 1 else name for name in names]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -53,13 +53,21 @@ def _image(recipe: Recipe, chosen: config.WithImage, decode: Callable[[Tensor], 
             return settings.ReFLSettings(decode, gradient_reward(recipe).differentiable)
 
 
-def check_rewards(recipe: Recipe) -> None:
+@dataclass(frozen=True)
+class Rewards:
+    """What a recipe optimises (None: nothing, as in supervised runs), whether by its gradient, and what it watches."""
+
+    train: CompositeReward | None
+    with_gradient: bool
+    validation: CompositeReward
+
+
+def check_rewards(recipe: Recipe) -> Rewards:
     """Resolve the rewards of a recipe, without a model; ConfigError where the method cannot learn from them."""
-    data.reward(recipe.reward.validation)
+    validation = data.reward(recipe.reward.validation)
     if isinstance(recipe.method, config.ReFL):
-        gradient_reward(recipe)
-    elif recipe.reward.train:
-        data.reward(recipe.reward.train)
+        return Rewards(gradient_reward(recipe), True, validation)
+    return Rewards(data.reward(recipe.reward.train) if recipe.reward.train else None, False, validation)
 
 
 def gradient_reward(recipe: Recipe) -> CompositeReward:

@@ -20,6 +20,7 @@ from unigrpo.resolve.methods import (
     training_sampling,
     wants_reference,
 )
+from unigrpo.resolve.trial import drawn_size, try_rewards
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
@@ -154,14 +155,19 @@ def adapter_training(recipe: Recipe, lora: config.Lora) -> Trained:
 
 def parts(recipe: Recipe) -> Parts:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
-    check_rewards(recipe)  # refused before a model is loaded
+    rewards = check_rewards(recipe)  # refused before a model is loaded
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
-    watched = data.reward(recipe.reward.validation)
+    watched, size = data.reward(recipe.reward.validation), drawn_size(recipe)
+    if size is not None:
+        _check_size(recipe, size)
+        try_rewards(recipe, rewards, made_source, made_suite, size)
     if recipe.model.lora is None:
         made = full_training(recipe, wants_reference=wants_reference(recipe))
     else:
         made = adapter_training(recipe, recipe.model.lora)
-    _check_size(recipe, made.policy)
+    if (drawn := made.policy.spec.image_size) != size:
+        _check_size(recipe, drawn)
+        try_rewards(recipe, rewards, made_source, made_suite, drawn)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
     flow = recipe.method.flow if isinstance(recipe.method, config.WithSDE) else None
@@ -178,7 +184,7 @@ def parts(recipe: Recipe) -> Parts:
     )
 
 
-def _check_size(recipe: Recipe, policy: Bagel) -> None:
+def _check_size(recipe: Recipe, size: tuple[int, int]) -> None:
     """ConfigError where the shapes world is to be drawn at a size that it does not have."""
     given = recipe.data
     named = given.demonstrations if isinstance(given, config.DemonstrationData) else given.prompts
@@ -186,7 +192,7 @@ def _check_size(recipe: Recipe, policy: Bagel) -> None:
     verified = any(s.name in of_shapes for s in (*recipe.reward.train, *recipe.reward.validation))
     if not (data.is_shapes(named) or data.is_shapes(recipe.eval.prompts) or verified):
         return
-    (height, width), side = policy.spec.image_size, shapes.IMAGE_SIZE
+    (height, width), side = size, shapes.IMAGE_SIZE
     if (height, width) != (side, side):
         raise ConfigError(
             f"the model would draw {height} x {width} pixels, but the shapes world has {side} x {side}: "

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from unigrpo.rewards.protocol import DifferentiableReward, RewardFunction, RewardInput, RewardOutput, call
+from unigrpo.rewards.protocol import (
+    DifferentiableReward,
+    RewardFunction,
+    RewardInput,
+    RewardOutput,
+    call,
+    call_with_gradients,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class CompositeReward:
             total = [before + reward.weight * value for before, value in zip(total, output.values, strict=True)]
             prefix = f"{reward.name}/" if len(outputs) > 1 else ""
             if prefix:
-                parts[reward.name] = list(output.values)
+                parts[reward.name] = output.values
             parts |= {prefix + name: values for name, values in output.parts.items()}
         return RewardOutput(total, parts)
 
@@ -49,7 +56,8 @@ class CompositeReward:
         for reward in self.rewards:
             if not isinstance(reward.function, DifferentiableReward):
                 raise ValueError(f"reward {reward.name!r} gives no gradient for its pictures")
-            total = total + reward.weight * reward.function.score(images, prompts, metadata)
+            scores = call_with_gradients(reward.name, reward.function, images, prompts, metadata)
+            total = total + reward.weight * scores
         return total
 
     @property

@@ -1,25 +1,86 @@
-"""Reward functions by name: registered under it, named in recipes, looked up by the command line."""
+"""Reward functions by name: registered under it, or named in a recipe by the file or module that holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from unigrpo.config import did_you_mean
+from unigrpo.config import ConfigError, did_you_mean, reference
+from unigrpo.rewards import loading
+from unigrpo.rewards.making import made
+from unigrpo.rewards.origins import Origin, origin_of, place_of
 from unigrpo.rewards.protocol import RewardFunction
 
-_FACTORIES: dict[str, Callable[[], RewardFunction]] = {}
+OWN = "path/file.py:function or package.module:function"
+_FACTORIES: dict[str, Any] = {}
+_ORIGINS: dict[str, Origin] = {}  # of the rewards that were built
+_RECALLED: dict[str, Origin] = {}  # of those that the run to be resumed had
 
 
-def register(name: str, factory: Callable[[], RewardFunction]) -> None:
-    """Make a reward known; ``factory`` builds it when a recipe asks for it (so models load lazily)."""
-    if _FACTORIES.get(name, factory) is not factory:
-        raise ValueError(f"there is already a reward called {name!r}: choose another name")
+def register(name: str, factory: Callable[[], RewardFunction] | RewardFunction) -> None:
+    """Make a reward known: itself, or a factory that builds it when a recipe asks for it (so models load lazily).
+
+    What comes from the same place as before (a notebook's cell that is run again, a module that is loaded again)
+    replaces it; ConfigError where another place has that name.
+    """
+    before = _FACTORIES.get(name, factory)
+    same = place_of(before) == place_of(factory) or place_of(before)[0] == place_of(factory)[0] == "__main__"
+    if before is not factory and not same:
+        raise ConfigError(
+            f"there is already a reward called {name!r}, from {_said(before)}, and this one is from {_said(factory)}: "
+            "choose another name"
+        )
     _FACTORIES[name] = factory
 
 
+def _said(thing: Any) -> str:
+    return f"{'.'.join(place_of(thing))} ({origin_of(thing)})"
+
+
 def build(name: str) -> RewardFunction:
-    """Build the reward of this name; ValueError lists the known ones."""
-    if name not in _FACTORIES:
-        hint = did_you_mean(name, list(_FACTORIES))
-        raise ValueError(f"there is no reward called {name!r}{hint}; known rewards: {', '.join(sorted(_FACTORIES))}")
-    return _FACTORIES[name]()
+    """Build the reward of this name; ConfigError lists the known ones."""
+    found = _find(name)
+    reward = made(name, found)
+    _ORIGINS[name] = origin_of(found, reward, name)
+    return reward
+
+
+def _find(name: str) -> Any:
+    """What is registered under a name, or what the name, or the record of the run to be resumed, refers to."""
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    if (place := reference(name)) is not None:
+        return loading.load(name, place)
+    if (recalled := _RECALLED.get(name)) is not None:
+        return _recalled(name, recalled)
+    hint = did_you_mean(name, list(_FACTORIES))
+    raise ConfigError(
+        f"there is no reward called {name!r}{hint}; known rewards: {', '.join(sorted(_FACTORIES))}; "
+        f"one of your own is named {OWN}"
+    )
+
+
+def _recalled(name: str, origin: Origin) -> Any:
+    """The reward that a run had under this name when it began."""
+    place = None if origin.reference is None else reference(origin.reference)
+    if place is not None:
+        if origin.folder is not None:
+            loading.also_import_from(origin.folder)
+        return loading.load(name, place)
+    file = "FILE.py" if origin.file is None else origin.file
+    raise ConfigError(
+        f"reward {name!r} was registered from Python by {origin}: start a run with {file}:FUNCTION as its name to "
+        f"resume from the command line, or register {name!r} again and call unigrpo.cli.main from there"
+    )
+
+
+def recall(origins: Mapping[str, Origin]) -> None:
+    """Know the rewards of a run that is to be resumed by where they came from (and forget those of another run)."""
+    _RECALLED.clear()
+    _RECALLED.update(origins)
+
+
+def origins(names: Iterable[str]) -> dict[str, Origin]:
+    """Where the named rewards, those that were built and are not of this package, came from."""
+    found = {name: _ORIGINS[name] for name in names if name in _ORIGINS}
+    return {name: origin for name, origin in found.items() if not f"{origin.module}.".startswith("unigrpo.")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from unigrpo.evaluation.evaluator import Evaluation, compare, summarise
 from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
+from unigrpo.reports.source_pictures import with_sources
 from unigrpo.rollout.outcome import thinking_of
 from unigrpo.training.sources import Collected
 
@@ -27,10 +29,10 @@ class Recorder:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
 
-    def start(self, recipe_yaml: str) -> None:
-        """Write what the run was started with, or add where it is resumed."""
+    def start(self, recipe_yaml: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write what the run was started with, or add where it is resumed; ``facts``: more of the environment."""
         runlog.write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
-        path, now = self.run_dir / runlog.ENVIRONMENT, runlog.environment()
+        path, now = self.run_dir / runlog.ENVIRONMENT, {**runlog.environment(), **facts}
         if before := runlog.read_json(path):
             now = {**before, "resumed": [*before.get("resumed", []), now]}
         runlog.write_json_atomic(path, now)
@@ -58,7 +60,10 @@ class Recorder:
             }
             for t in some
         ]
-        runlog.write_records_atomic(runlog.samples_file(self.run_dir, iteration + 1, "jsonl"), records)
+        given = {t.prompt.position: t.prompt.images for t in some if t.prompt.images}
+        jsonl = runlog.samples_file(self.run_dir, iteration + 1, "jsonl")
+        records = with_sources(records, self.run_dir, f"samples/{jsonl.stem}-source", given)
+        runlog.write_records_atomic(jsonl, records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
         save_png_atomic(record_sheet(pictures, records), runlog.samples_file(self.run_dir, iteration + 1, "png"))
 
@@ -68,9 +73,12 @@ class Recorder:
         The part of it that a validation in mid-run looks at too (one picture of each of the first ``limit`` prompts,
         the same draws) is summed up by itself, so that curves of validations have their point before training.
         """
-        runlog.write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), result.records)
         # the first sample of each of the first prompts, so that both sheets show the same prompts and draws
         chosen = [i for i, r in enumerate(result.records) if r["sample"] == 0][:SHEET_PICTURES]
+        shown = {result.records[i]["position"] for i in chosen}
+        given = {position: images for position, images in result.sources.items() if position in shown}
+        records = with_sources(result.records, self.run_dir, "evaluations/source", given)
+        runlog.write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), records)
         pictures = result.pictures[chosen].permute(0, 2, 3, 1).numpy()
         sheet = record_sheet(pictures, [result.records[i] for i in chosen])
         save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unigrpo.objectives.advantage import advantage_statistics, assign_advantages
 from unigrpo.policy import Policy
-from unigrpo.rewards.protocol import RewardInput, RewardOutput
+from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
@@ -51,7 +51,7 @@ def score(
     given = RewardInput(
         images=pictures.float() / 255.0,
         prompts=[t.prompt.text for t in trajectories],
-        metadata=[t.prompt.metadata for t in trajectories],
+        metadata=metadata_of([t.prompt for t in trajectories]),
         thinking=[thinking_of(policy, t) for t in trajectories],
     )
     output = reward(given)

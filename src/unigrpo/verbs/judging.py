@@ -7,6 +7,7 @@ from unigrpo.config import ConfigError
 from unigrpo.evaluation.evaluator import describe_summary, evaluate, summarise
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
+from unigrpo.reports.source_pictures import with_sources
 from unigrpo.verbs.folders import must_be_new, usable
 from unigrpo.verbs.sampling import EVALUATION, batch_size, load, sampling
 
@@ -26,6 +27,8 @@ def evaluate_model(verb: cli.Eval) -> int:
         usable(verb.out)
     policy = load(verb)
     how = sampling(policy, verb, EVALUATION)
+    if reward is not None:
+        resolve.try_reward(reward, suite.prompts(1)[0], policy.spec.image_size, think=not verb.no_think)
     result = evaluate(
         policy,
         suite.prompts(verb.prompts),
@@ -53,7 +56,10 @@ def evaluate_model(verb: cli.Eval) -> int:
             "renorm": guided.renorm,
             "num_points": how.num_points,
         }
-        runlog.write_records_atomic(verb.out / "records.jsonl", result.records)
+        shown = {r["position"] for r in result.records[:24]}
+        given = {position: images for position, images in result.sources.items() if position in shown}
+        records = with_sources(result.records, verb.out, "source", given)
+        runlog.write_records_atomic(verb.out / "records.jsonl", records)
         runlog.write_json_atomic(verb.out / "summary.json", {**summary, "settings": settings})
         sheet = record_sheet(result.pictures[:24].permute(0, 2, 3, 1).numpy(), result.records[:24])
         save_png_atomic(sheet, verb.out / "sheet.png")

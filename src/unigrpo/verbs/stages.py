@@ -16,12 +16,14 @@ from unigrpo.training import checkpoint
 
 
 def check_names(staged: StagedRecipe) -> None:
-    """Resolve the names in every stage, so that a wrong one is a ConfigError now and not hours later."""
+    """Resolve the names in every stage and try its rewards, so that a fault is told now and not hours later."""
+    size = resolve.drawn_size(staged.stages[0])  # all stages train the same model
     for recipe in staged.stages:
         try:
-            resolve.source(recipe)
-            resolve.suite(recipe.eval.prompts)
-            resolve.check_rewards(recipe)
+            source, suite = resolve.source(recipe), resolve.suite(recipe.eval.prompts)
+            rewards = resolve.check_rewards(recipe)
+            if size is not None:
+                resolve.try_rewards(recipe, rewards, source, suite, size)
         except ValueError as error:
             raise ConfigError(f"{recipe.name}: {error}") from error
 

@@ -23,7 +23,7 @@ from unigrpo.reports.html import write_report
 from unigrpo.reports.progress import Progress
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import Parts, Stop, Trainer
-from unigrpo.verbs import stages
+from unigrpo.verbs import own_rewards, stages
 from unigrpo.verbs.folders import must_be_new, usable
 
 ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?iterations")
@@ -33,7 +33,9 @@ def train(verb: cli.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
     if verb.resume:
         asked, run_dir = resumed_recipe(verb, overrides)
+        own_rewards.recall(run_dir)
     else:
+        own_rewards.recall(None)
         asked, run_dir = config.load_experiment(verb.recipe, overrides), verb.out
     if verb.dry_run:
         return dry_run(asked, verb)
@@ -57,7 +59,7 @@ def train_one(recipe: Recipe, verb: cli.Train, run_dir: Path | None) -> int:
     usable(run_dir)
     trainer = Trainer(recipe, parts, run_dir, Stop())
     start = trainer.resume() if verb.resume else 0
-    trainer.recorder.start(config.to_yaml(recipe))
+    trainer.recorder.start(config.to_yaml(recipe), own_rewards.facts(recipe))
     return run_trainer(trainer, start, to_go_on(verb, run_dir))
 
 
@@ -99,7 +101,7 @@ def train_stage(
     runlog.write_text_atomic(run_dir / runlog.RECIPE, staged.to_yaml())
     trainer = Trainer(recipe, parts, staged.folders(run_dir)[number], stop)
     start = trainer.resume()  # of a new stage: 0
-    trainer.recorder.start(config.to_yaml(recipe))
+    trainer.recorder.start(config.to_yaml(recipe), own_rewards.facts(staged))
     return run_trainer(trainer, start, to_go_on(verb, run_dir)), run_dir
 
 
@@ -129,7 +131,8 @@ def dry_run(asked: Recipe | StagedRecipe, verb: cli.Train) -> int:
 
 def to_go_on(verb: cli.Train, run_dir: Path) -> str:
     """The command that resumes a run."""
-    return shlex.join([program(), "train", verb.recipe, "--out", str(run_dir), "--resume"])
+    argv = ["train", verb.recipe, "--out", str(run_dir), "--resume"]
+    return own_rewards.to_go_on(shlex.join([program(), *argv]), argv, run_dir)
 
 
 def costs(recipe: Recipe, verb: cli.Train) -> list[str]:

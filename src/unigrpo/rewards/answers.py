@@ -1,0 +1,110 @@
+"""What a reward may answer, and nothing else: one number for each picture, as a sequence, an array or a tensor."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+ALLOWED = "a list, a NumPy array or a tensor of one number per picture, or RewardOutput(values, parts)"
+
+
+class RewardFault(ValueError):
+    """A reward failed, or gave NaN or infinity; the message names the reward, the picture and what it gave."""
+
+
+def read_numbers(what: str, answer: Any, prompts: Sequence[str]) -> list[float]:
+    """One finite number per picture as floats; RewardFault says what else ``what`` (a reward, or a part of one) gave.
+
+    Numbers are those of Python (also Decimal and Fraction), of NumPy, and tensors of one number. Arrays and tensors are
+    [B] or [B, 1] of a real type.
+    """
+    values = _sequence(what, answer)
+    if len(values) != len(prompts):
+        raise RewardFault(f"{what} gave {len(values)} values for {len(prompts)} pictures")
+    return [_number(what, value, index, prompts[index]) for index, value in enumerate(values)]
+
+
+def _sequence(what: str, answer: Any) -> Sequence[Any]:
+    if isinstance(answer, Tensor | np.ndarray):
+        return _flat(what, answer)
+    if isinstance(answer, Sequence) and not isinstance(answer, str | bytes | bytearray | memoryview):
+        return answer
+    raise RewardFault(f"{what} gave {_described(answer)}: it must give {ALLOWED}")
+
+
+def _described(answer: Any) -> str:
+    """What an answer is that is none."""
+    match answer:
+        case None:
+            return "nothing (None; is a return missing?)"
+        case str() | bytes():
+            return f"the text {answer[:40]!r}"
+        case bool() | numbers.Number():
+            return f"one number for all pictures ({answer})"
+        case Mapping():
+            return f"a mapping with the keys {', '.join(map(repr, list(answer)[:5]))}"
+        case set() | frozenset():
+            return "a set, which has no order"
+        case _:
+            return f"an object of the type {type(answer).__name__}"
+
+
+def _flat(what: str, array: Tensor | np.ndarray) -> list[Any]:
+    """The numbers of an array or tensor [B] or [B, 1]."""
+    kind, shape = "a tensor" if isinstance(array, Tensor) else "an array", list(array.shape)
+    if fault := _type_fault(array):
+        raise RewardFault(f"{what} gave {kind} {fault}")
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
+        raise RewardFault(f"{what} gave {kind} of shape {shape}: it must give one number per picture, [B] or [B, 1]")
+    if isinstance(array, Tensor):
+        return array.detach().to_dense().double().reshape(-1).tolist()
+    return array.reshape(-1).tolist()
+
+
+def _type_fault(array: Tensor | np.ndarray) -> str | None:
+    """Why an array or tensor holds no real numbers."""
+    if isinstance(array, np.ndarray):
+        real = array.dtype.kind in "fiu"
+    elif array.is_meta:
+        return "on the meta device, which holds no numbers: compute it on a real one"
+    else:
+        real = not (array.is_complex() or array.is_quantized or str(array.dtype) == "torch.bool")
+    return None if real else f"of {array.dtype}: it must hold real numbers, such as float32"
+
+
+def _number(what: str, value: Any, index: int, prompt: str) -> float:
+    """One answer as a float."""
+    number = math.nan
+    try:
+        if isinstance(value, Tensor | np.ndarray):
+            number = float(value.item()) if _type_fault(value) is None else math.nan
+        elif isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool):
+            number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # not one number; too large; a signalling NaN
+        pass
+    if math.isfinite(number):
+        return number
+    hint = "; for a verdict write float(...)" if isinstance(value, bool | np.bool_) else ""
+    raise RewardFault(f"{what} gave {_shown(value)} for picture {index} ({prompt!r}): it must be a finite number{hint}")
+
+
+def _shown(value: Any) -> str:
+    """A value in at most 60 letters."""
+    try:
+        text = str(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "an integer of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def one_each(scores: Any) -> Tensor:
+    """The scores [B] or [B, 1] of a differentiable reward as [B]; TypeError for what is no tensor."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"score gave an object of the type {type(scores).__name__}: it must give a tensor [B]")
+    return scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores
