@@ -1,4 +1,4 @@
-"""Whatever a reward may answer is read by one function: as numbers, or refused in words; a dict's keys are no numbers."""
+"""Whatever a reward answers is read by one function: as numbers, or refused in words; keys of a dict are no numbers."""
 
 from collections import deque
 from decimal import Decimal

@@ -105,7 +105,8 @@ def test_gradients_need_one_score_per_picture(scores):
     composite = CompositeReward((WeightedReward("wrong", reward),))
     with pytest.raises(RewardFault, match="reward 'wrong'"):
         composite.differentiable(torch.ones(2, 3, 4, 4), ["a", "b"], [{}, {}])
-    column = type("Column", (DifferentiableReward,), {"score": lambda self, images, *_: images.mean((1, 2, 3))[:, None]})
+    columns = {"score": lambda self, images, *other: images.mean((1, 2, 3))[:, None]}
+    column = type("Column", (DifferentiableReward,), columns)
     composite = CompositeReward((WeightedReward("column", column()),))
     assert composite.differentiable(torch.ones(2, 3, 4, 4), ["a", "b"], [{}, {}]).tolist() == [1.0, 1.0]
     assert composite(GIVEN).values == [0.0, 0.0]

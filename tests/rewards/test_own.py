@@ -101,7 +101,7 @@ def test_what_needs_more_is_told_what_a_reward_takes():
         (NeedsMore, r"takes \(path\)"),
         ([1.0], "is an object of the type list, not a function"),
         (lambda: [1.0], "what its factory built is an object of the type list"),
-        (lambda: (lambda images: [1.0]), r"what its factory built takes \(images\)"),
+        (lambda: lambda images: [1.0], r"what its factory built takes \(images\)"),
         (lambda: NeedsMore, r"what its factory built takes \(path\)"),
         (fails, "cannot be built: FileNotFoundError: .*weights.bin"),
         (lambda: sys.exit(1), "cannot be built: SystemExit"),
@@ -273,9 +273,11 @@ def test_a_run_finds_its_reward_again_where_a_file_holds_it(tmp_path):
 def test_a_reward_that_only_python_knows_is_told_with_where_it_came_from(tmp_path):
     path = write(tmp_path / "one.py", "def make(n):\n    return lambda *given: [n]")
     registry.recall({"mine": origin_of(lambda: None, imported(path, "one").make(1.0))})
-    with pytest.raises(ConfigError, match=r"'mine' was registered from Python by .*one.py, line 2: .*one.py:FUNCTION as"):
+    with pytest.raises(
+        ConfigError, match=r"'mine' was registered from Python by .*one.py, line 2: .*one.py:FUNCTION as"
+    ):
         registry.build("mine")
     cell_of_notebook = read_origin({"module": "__main__", "line": "x", "file": 3})
     registry.recall({"mine": cell_of_notebook})
-    with pytest.raises(ConfigError, match="by a Python session .module __main__.*call unigrpo.cli.main from there"):
+    with pytest.raises(ConfigError, match=r"by a Python session .module __main__.*call unigrpo.cli.main from there"):
         registry.build("mine")

@@ -32,7 +32,7 @@ def try_rewards(recipe: Recipe, rewards: Rewards, source: Source, suite: Suite, 
         prompt = source.prompts.batch(0, 1)[0]
         try_reward(rewards.train, prompt, size, think=recipe.rollout.think)
         if rewards.with_gradient:
-            _try_gradient(rewards.train, prompt, size)
+            try_gradient(rewards.train, prompt, size)
     for prompt in suite.prompts(1):
         try_reward(rewards.validation, prompt, size, think=recipe.eval.think)
 
@@ -44,7 +44,7 @@ def try_reward(reward: CompositeReward, prompt: Prompt, size: tuple[int, int], *
         reward(RewardInput(noise(size), [prompt.text], metadata_of([prompt]), [thinking]))
 
 
-def _try_gradient(reward: CompositeReward, prompt: Prompt, size: tuple[int, int]) -> None:
+def try_gradient(reward: CompositeReward, prompt: Prompt, size: tuple[int, int]) -> None:
     """Ask for the gradient of every reward of a sum."""
     for part in reward.rewards:
         picture = noise(size).requires_grad_()
@@ -86,6 +86,7 @@ def drawn_size(recipe: Recipe) -> tuple[int, int] | None:
     if (side := recipe.rollout.image_size) is not None:
         return (side, side) if side <= LARGEST else None  # loading refuses what does not fit the model
     try:
-        return sizes(recipe.model)[0].image_size
+        read, assumed = sizes(recipe.model)
     except (ValueError, OSError):  # loading says it better
         return None
+    return read.image_size if assumed is None else None
