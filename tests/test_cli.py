@@ -78,6 +78,7 @@ def test_every_verb_has_help(verb, capsys):
 
 
 MODEL = ("--model", "MODEL")
+ANY_PICTURE = "{name: image/jpeg-compressibility}"
 REFUSED = [
     # train: the recipe and its overrides
     (("train",), "RECIPE"),
@@ -104,7 +105,11 @@ REFUSED = [
         (*TRAIN, "--model.path", "MODEL", "--data.prompts", "shapes:trian"),
         "'shapes:trian': there are shapes:train",
     ),
-    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "does not know the word(s) 'photo'"),
+    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "needs prompts of the shapes world"),
+    (
+        (*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval", "--reward.validation", f"[{ANY_PICTURE}]"),
+        "does not know the word(s) 'photo'",
+    ),
     ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "genevil"), "there are no prompts called 'genevil'"),
     ((*TRAIN, "--model.path", "MODEL", "--data.prompts", "none.jsonl"), "none.jsonl"),
     ((*TRAIN, "--model.path", "MODEL", "--reward.train", "[{name: shapes/verifer}]"), "did you mean shapes/verifier"),

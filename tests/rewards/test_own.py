@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +109,19 @@ def test_what_needs_more_is_told_what_a_reward_takes():
     ):
         with pytest.raises(ConfigError, match=f"reward 'mine'.* {said}"):
             made("mine", thing)
+
+
+def test_the_examples_of_the_guide_work(monkeypatch, tmp_path):
+    guide = (
+        (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8").partition("## Your own reward")[2]
+    )
+    first, second = (block.partition("```")[0] for block in guide.split("```python\n")[1:3])
+    write(tmp_path / "mine.py", first)
+    assert registry.build("mine.py:brightness")(*GIVEN).tolist() == [1.0]
+    called = []
+    monkeypatch.setattr(cli, "main", called.append)
+    exec(first + second, {"__name__": "__main__"})
+    assert registry.build("mine/brightness")(*GIVEN).tolist() == [1.0] and called[0][:2] == ["train", "shapes/unigrpo"]
 
 
 # ---------------------------------------------------------------- names that say where
