@@ -10,11 +10,11 @@ from unigrpo import files
 from unigrpo.files import parse_json_object, read_json_object
 
 BROKEN = {
-    b'{"a": 1,': r"is not JSON \(.* at line 1, column 9\): repair it, or remove it",
+    b'{"a": 1,': r"is not JSON \(.* at column 9\): repair it, or remove it",
     b'{"a": 1,\n"b" 2}': r"is not JSON \(.* at line 2, column 5\)",
     b"": r"is not JSON",
-    b"[1, 2]": r"is not a JSON object \(\[1, 2\]\)",
-    b"3": r"is not a JSON object \(3\)",
+    b"[1, 2]": r"is not a JSON object but \[1, 2\]: ",
+    b"3": r"is not a JSON object but 3: ",
     b'{"a": \xff}': r"is not UTF-8 text \(byte 6\)",
     '{"a": 1}'.encode("utf-16"): r"is not UTF-8 text",
     b'{"done": 1e400}': r"1e400 is not a finite number",

@@ -96,11 +96,11 @@ def clear_temporaries(folder: Path) -> None:
     for where, _, names in os.walk(folder):
         for name in names:
             found = _TEMPORARY.fullmatch(name)
-            if found is not None and not _lives(int(found[1])):
+            if found is not None and not lives(int(found[1])):
                 (Path(where) / name).unlink(missing_ok=True)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
     """Whether another process of this number runs here."""
     if process == os.getpid():
         return False
@@ -170,21 +170,21 @@ def parse_json_object(text: str | bytes, where: str, advice: str = REPAIR) -> di
     and for NaN, Infinity and numbers too large for a float.
     """
     try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(
-            decoded.removeprefix("\ufeff"), parse_float=_finite, parse_int=_whole, parse_constant=_no_number
-        )
+        decoded = (text.decode("utf-8") if isinstance(text, bytes) else text).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text (byte {error.start}): {advice}") from error
+    try:
+        value = json.loads(decoded, parse_float=_finite, parse_int=_whole, parse_constant=_no_number)
     except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
+        line = f"line {error.lineno}, " if "\n" in decoded.strip() else ""
+        at = f"{line}column {error.colno}"
         raise ValueError(f"{where} is not JSON ({error.msg} at {at}): {advice}") from error
     except RecursionError:
         raise ValueError(f"{where} is nested too deep (above {MAX_DEPTH} levels): {advice}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}: {advice}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is not a JSON object ({_short(value)}): {advice}")
+        raise ValueError(f"{where} is not a JSON object but {_short(value)}: {advice}")
     if _deeper_than(MAX_DEPTH, value):
         raise ValueError(f"{where} is nested too deep (above {MAX_DEPTH} levels): {advice}")
     return value

@@ -198,7 +198,7 @@ def test_a_folder_that_is_no_run_is_explained(tmp_path: Path) -> None:
 def test_damaged_files_are_named(make_run: Callable[..., Path]) -> None:
     run_dir = make_run(iterations=1)
     (run_dir / runlog.SUMMARY).write_text("{")
-    with pytest.raises(ValueError, match=r"summary\.json does not hold a JSON object"):
+    with pytest.raises(ValueError, match=r"summary\.json is not JSON"):
         html.write_report(run_dir)
     (run_dir / runlog.RECIPE).write_text("a: [")
     with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML"):

@@ -57,6 +57,14 @@ def test_the_newest_are_kept(tmp_path, keep):
     assert names(tmp_path) == wanted == [folder.name for folder in checkpoint.complete(tmp_path)]
 
 
+def test_checkpoints_are_ordered_by_number_and_others_folders_are_not_read(tmp_path):
+    for name in ("iteration-1000000", "iteration-999999", "iteration-old", "iteration-000003-copy"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / STATE_JSON).write_text("{}")
+    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["iteration-999999", "iteration-1000000"]
+    assert checkpoint.finished(tmp_path) == 1000000
+
+
 def test_a_run_without_checkpoints(tmp_path):
     assert checkpoint.complete(tmp_path) == []
     checkpoint.clean(tmp_path)
@@ -113,8 +121,28 @@ def cut(path: Path):
         lambda folder: (folder / STATE_JSON).write_text("{}"),
         lambda folder: (folder / STATE_JSON).write_text("[3]"),
         lambda folder: (folder / STATE_JSON).write_text('{"done": null}'),
+        lambda folder: (folder / STATE_JSON).write_text('{"done": 1e400}'),
+        lambda folder: (folder / STATE_JSON).write_text('{"done": 3.7}'),
+        lambda folder: (folder / STATE_JSON).write_text('{"done": 4}'),
+        lambda folder: (folder / STATE_JSON).write_text('{"done": 3, "reference": {}}'),
+        lambda folder: (folder / STATE_JSON).write_text('{"done": 3, "x": ' + "[" * 5000 + "]" * 5000 + "}"),
+        lambda folder: (folder / STATE_TENSORS).unlink() or (folder / STATE_TENSORS).mkdir(),
     ],
-    ids=["cut tensors", "empty tensors", "no tensors", "cut facts", "no count", "a list", "no number"],
+    ids=[
+        "cut tensors",
+        "empty tensors",
+        "no tensors",
+        "cut facts",
+        "no count",
+        "a list",
+        "no number",
+        "infinite",
+        "no whole number",
+        "another number",
+        "no text",
+        "deep",
+        "a folder",
+    ],
 )
 def test_damage_is_a_clear_error(tmp_path, damage):
     folder = checkpoint.save(tmp_path, state(3), write_model, keep=1)

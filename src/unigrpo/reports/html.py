@@ -100,6 +100,7 @@ def start(before: Json) -> list[Json]:
 def _environment(run_dir: Path) -> Json:
     """Where the run was started; of later sessions, how many and when the last began."""
     environment = runlog.read_json(run_dir / runlog.ENVIRONMENT)
+    environment.pop("inputs", None)  # hashes say nothing to a reader
     if sessions := environment.pop("resumed", []):
         environment["resumed"] = f"{len(sessions)} times, last {sessions[-1].get('date')}"
     return environment

@@ -8,6 +8,7 @@ from these. The live display of a run is :class:`unigrpo.reports.progress.Progre
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -21,13 +22,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unigrpo.files import (
+    REPAIR,
     json_line,
+    parse_json_object,
+    read_bytes,
+    read_json_object,
     sync_folder,
     write_bytes_atomic,
     write_json_atomic,
     write_records_atomic,
     write_text_atomic,
 )
+from unigrpo.reports import schema
 from unigrpo.reports.progress import Progress
 
 __all__ = [
@@ -38,13 +44,14 @@ __all__ = [
     "SUMMARY",
     "Progress",
     "append_metrics",
+    "check_run",
     "environment",
     "evaluation_file",
     "read_json",
     "read_metrics",
     "read_records",
     "samples_file",
-    "truncate_metrics",
+    "settle_metrics",
     "write_bytes_atomic",
     "write_json_atomic",
     "write_records_atomic",
@@ -100,7 +107,9 @@ def _mend_tail(file: Any) -> None:
     file.seek(0)
     content = file.read()
     start = content.rfind(b"\n") + 1
-    if _parse(content[start:]) is None:
+    try:
+        parse_json_object(content[start:], "")
+    except ValueError:
         file.truncate(start)
     else:
         file.write(b"\n")
@@ -114,56 +123,113 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
 def read_records(path: Path | str) -> list[dict[str, Any]]:
     """Read a file with one JSON object a line. A missing file gives []; a torn last line is left out.
 
-    ValueError names the first damaged line that is not the last one: that is no crash, something else wrote there.
+    Of a file of a run folder, the types of the keys are checked. ValueError names file, line and what to do: for the
+    first damaged line that is not the last one (that is no crash, something else wrote there), or a wrong type.
     """
     return [record for record, _ in _records(Path(path))]
 
 
 def _records(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     """Every record of a line file with its raw bytes."""
-    if not path.is_file():
+    if not path.exists():
         return []
-    raw = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    raw = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
     records: list[tuple[dict[str, Any], bytes]] = []
-    for number, line in enumerate(raw, start=1):
-        record = _parse(line)
-        if record is not None:
-            records.append((record, line))
-        elif number < len(raw):
-            raise ValueError(f"{path}, line {number} is not a JSON object: {line[:60]!r}. Remove or repair that line.")
+    for number, line in raw:
+        where, advice = f"{path}, line {number}", "remove or repair that line"
+        try:
+            record = parse_json_object(line, where, advice)
+        except ValueError:
+            if (number, line) == raw[-1] and _is_torn(line):
+                break
+            raise
+        schema.check(record, schema.schema_of(path), where, advice)
+        records.append((record, line))
     return records
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is no JSON at all, as a crash leaves it (and not whole, but of a wrong kind)."""
     try:
-        value = json.loads(line)
-    except ValueError:  # also what is not UTF-8
-        return None
-    return value if isinstance(value, dict) else None
+        json.loads(line)
+    except ValueError:
+        return True
+    except RecursionError:
+        return False
+    return False
 
 
-def truncate_metrics(run_dir: Path | str, iteration: int) -> int:
-    """Drop the lines with ``iteration`` >= the given one, atomically; return how many were dropped.
+def settle_metrics(run_dir: Path | str, done: int) -> list[str]:
+    """Leave the lines of the ``done`` finished iterations, once each and in order; return notes on what was mended.
 
-    A resumed run calls it with the first iteration that it will do again.
+    A resumed run calls it. Later lines are of iterations that will be done again, and are cut. Lines that are repeated
+    or out of order are put right; a hole, or two different lines for one iteration, is a ValueError that changes
+    nothing, because no program can know what stood there.
     """
     path = Path(run_dir) / METRICS
-    records = _records(path)
-    kept = [line for record, line in records if record.get("iteration", -1) < iteration]
-    if path.is_file():
-        write_bytes_atomic(path, b"".join(line + b"\n" for line in kept))
-    return len(records) - len(kept)
+    content, notes = _settled(path, done)
+    if path.exists():
+        write_bytes_atomic(path, content)
+    return notes
+
+
+def _settled(path: Path, done: int) -> tuple[bytes, list[str]]:
+    """The content with the lines of the finished iterations, and notes on what was mended for it."""
+    found = [(record, line) for record, line in _records(path) if record["iteration"] < done]
+    numbers = [record["iteration"] for record, _ in found]
+    by_number: dict[int, tuple[dict[str, Any], bytes]] = {}
+    for number, (record, line) in zip(numbers, found, strict=True):
+        if by_number.setdefault(number, (record, line))[0] != record:
+            raise ValueError(f"{path} has two different lines for iteration {number}: remove the wrong one")
+    if missing := [number for number in range(done) if number not in by_number]:
+        first = missing[0]
+        raise ValueError(
+            f"{path} has no line for {len(missing)} of the {done} finished iterations, first for iteration {first}: "
+            f"put the file back as it was, or do these again: remove all folders above iteration-{first:06d} from "
+            f"{path.parent / 'checkpoints'} and resume"
+        )
+    mended = ["repeated lines removed"] if len(by_number) < len(numbers) else []
+    mended += ["lines put in order"] if sorted(numbers) != numbers else []
+    content = b"".join(by_number[number][1] + b"\n" for number in range(done))
+    return content, [f"note: {path}: {' and '.join(mended)}"] if mended else []
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """Read a JSON object; a missing file gives {}, a damaged one a ValueError that names it."""
+    """Read a JSON object; a missing file gives {}. Of a file of a run folder, the types of the keys are checked.
+
+    ValueError names a damaged file, what is wrong in it and what to do.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         return {}
-    value = _parse(path.read_bytes())
-    if value is None:
-        raise ValueError(f"{path} does not hold a JSON object. Repair or remove it.")
+    value = read_json_object(path)
+    schema.check(value, schema.schema_of(path), str(path), REPAIR)
     return value
+
+
+def check_run(run_dir: Path, done: int) -> None:
+    """Read every file that a run needs to go on after ``done`` iterations, so that damage is named now, not at the end.
+
+    ValueError names the file, and the line where it has lines.
+    """
+    for name in (RECIPE, ENVIRONMENT, METRICS, SUMMARY, REPORT):
+        if (run_dir / name).is_dir():
+            raise ValueError(f"{run_dir / name} is a folder, but a file belongs there: move it away")
+    for name in ("checkpoints", "evaluations", "samples"):
+        if (run_dir / name).exists() and not (run_dir / name).is_dir():
+            raise ValueError(f"{run_dir / name} is a file, but a folder belongs there: move it away")
+    read_json(run_dir / ENVIRONMENT)
+    _settled(run_dir / METRICS, done)
+    summary = read_json(run_dir / SUMMARY)
+    for when in ("before", "after"):
+        path = evaluation_file(run_dir, when, "jsonl")
+        records = read_records(path)
+        if when in summary and len(records) != summary[when].get("n"):
+            raise ValueError(
+                f"{path} has {len(records)} of {summary[when].get('n')} records, and the comparison of before and "
+                "after needs them: put it back, or start a new run"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------ environment

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from unigrpo.files import read_json_object
+from unigrpo.reports import schema
+
 PREFIX, PARTIAL = "iteration-", ".partial-"
 STATE_TENSORS, STATE_JSON = "training_state.safetensors", "training_state.json"
+_NAME = re.compile(rf"{PREFIX}[0-9]{{6,9}}")
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,19 @@ def _sync(path: Path) -> None:
 
 def complete(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (run_dir / "checkpoints").glob(f"{PREFIX}*") if (path / STATE_JSON).is_file())
+    folders = [path for path in (run_dir / "checkpoints").glob(f"{PREFIX}*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in folders if (path / STATE_JSON).is_file()), key=_count)
 
 
 def finished(run_dir: Path) -> int:
     """Iterations that the newest complete checkpoint has; 0 without one."""
     folders = complete(run_dir)
-    return int(folders[-1].name.removeprefix(PREFIX)) if folders else 0
+    return _count(folders[-1]) if folders else 0
+
+
+def _count(folder: Path) -> int:
+    """The finished iterations of a checkpoint, by its name."""
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def clean(run_dir: Path) -> None:
@@ -89,10 +100,12 @@ def clean(run_dir: Path) -> None:
 def load(folder: Path) -> TrainingState:
     """Read the training state of a checkpoint; ValueError names a damaged file."""
     try:
-        facts = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
-        tensors = load_file(folder / STATE_TENSORS)
-        return TrainingState(int(facts.pop("done")), tensors, facts)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        facts = read_json_object(folder / STATE_JSON)
+        schema.check(facts, schema.TRAINING_STATE, STATE_JSON, f"it is {_count(folder)} in the folder's name")
+        if (done := facts.pop("done")) != _count(folder):
+            raise ValueError(f"{STATE_JSON} says {done} finished iterations")
+        return TrainingState(done, load_file(folder / STATE_TENSORS), facts)
+    except (OSError, ValueError, SafetensorError) as error:
         raise damaged(folder, error) from error
 
 
