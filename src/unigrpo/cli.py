@@ -1,6 +1,7 @@
 """The verbs of the command line; what they do is in ``verbs`` (imported only when a verb runs, so --help is quick).
 
-Exit codes: 0 done, 1 a check failed (parity), 2 something was set that cannot work, 130 stopped by Ctrl-C.
+Exit codes: 0 done (or saved after SIGTERM or SIGHUP), 1 a check failed (parity), 2 something was set that cannot work,
+130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

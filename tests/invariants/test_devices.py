@@ -397,6 +397,7 @@ def test_a_run_and_its_resumption(tmp_path, monkeypatch, recipe, options):
             trainer = tiny_runs.trainer_of(folder, recipe, **less)
             assert trainer.parts.policy.model.device.type == device.type and trainer.resume() == done
             line = trainer.iterate(done)
+            trainer.recorder.metrics(line)
             lines.append({name: part for name, part in line.items() if name not in tiny_runs.TIMES})
             trainer.done = done + 1
             trainer.save()

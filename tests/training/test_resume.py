@@ -195,7 +195,7 @@ def test_ctrl_c_finishes_the_iteration_and_says_how_to_go_on(tmp_path, quick, mo
         assert tiny_runs.unigrpo(*words) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     out = capsys.readouterr().out
-    assert "stopping as soon as the step under way is finished, and saving (Ctrl-C again to stop at once)" in out
+    assert "stopping as soon as the step under way is finished, and saving (Ctrl-C again to stop at once;" in out
     (said,) = [line for line in out.splitlines() if line.startswith("saved after 2 iterations; to go on: ")]
     command = shlex.split(said.partition(": ")[2])
     assert command[0] == "unigrpo"
@@ -208,7 +208,10 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, quick, monkeypatch, capsys):
     words = ("train", tiny_runs.UNIGRPO, "--out", tmp_path, *tiny_runs.overrides())
     assert tiny_runs.unigrpo(*words) == 130
     shown = capsys.readouterr()
-    assert "stopped at once after 2 finished iterations; to go on: unigrpo train" in shown.out
+    lost = "1 finished iteration since the last checkpoint"
+    assert f"(Ctrl-C again to stop at once; that would throw away {lost})" in shown.out
+    _, said_before, rest = shown.out.partition(f"stopping at once: {lost} is thrown away\n")
+    assert said_before and "stopped at once after 2 finished iterations; to go on: unigrpo train" in rest
     assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["iteration-000001"]
 
 

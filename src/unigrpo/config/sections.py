@@ -256,7 +256,11 @@ class Eval:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Save every so many iterations and keep the newest ``keep``."""
+    """Save every so many iterations, and after ``minutes`` since the last time (null: never); keep the newest ``keep``.
+
+    minutes: an iteration of a large model takes minutes, and what is not saved is lost; it changes no number of a run.
+    """
 
     every: Count = 25
+    minutes: Positive | None = None
     keep: Count = 2

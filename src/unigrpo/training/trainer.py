@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +17,13 @@ from unigrpo.objectives.flow_grpo import resolve_clip_range
 from unigrpo.objectives.methods import Method
 from unigrpo.policy import Policy, Scorer
 from unigrpo.reports.progress import Progress
-from unigrpo.reports.runlog import truncate_metrics
-from unigrpo.training import checkpoint
-from unigrpo.training.agreement import check_adapter
+from unigrpo.reports.runlog import settle_metrics
 from unigrpo.training.clock import Clock
-from unigrpo.training.lora import base_state_dict
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
 from unigrpo.training.recorder import Recorder, training_canaries
 from unigrpo.training.replay import Batch
+from unigrpo.training.saving import Saver
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
 from unigrpo.training.sources import Collected, Source
 from unigrpo.training.update import (
@@ -73,9 +69,10 @@ class Parts:
 
 @dataclass
 class Stop:
-    """Set from outside (Ctrl-C) to end the run after the iteration under way."""
+    """Set from outside to end the run after the iteration under way; ``by`` is the signal that asked for it."""
 
     requested: bool = False
+    by: int | None = None
 
 
 @dataclass
@@ -92,16 +89,30 @@ class Trainer:
         self.recorder = Recorder(self.run_dir)
         self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
+        self.saver = Saver(
+            recipe,
+            self.run_dir,
+            policy,
+            self.parts.reference,
+            self.optimizer,
+            self.average,
+            self.parts.save_model,
+            self.parts.load_model,
+        )
         self.done = 0
-        self.saved: int | None = None
         self.steps = 0  # optimizer steps of the ``done`` iterations
+        self.under_way = ""  # what would be lost of unfinished work, in words
+        self.notes: list[str] = []  # of resuming, for a person
         self.trained_seconds = 0.0
         self.warned: set[str] = set()
         self.movement, self.watch = Movement(self.optimizer), SignalWatch()
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
+        for note in self.notes:
+            progress.note(note)
         self._evaluate("before", progress)
+        self.saver.start_clock()
         if self.stop.requested and self.done < self.recipe.iterations:
             self.save()
             return False
@@ -109,13 +120,14 @@ class Trainer:
             self.recorder.forget("after")
         try:
             while self.done < self.recipe.iterations:
+                self.under_way = f"what is done of iteration {self.done + 1}"
                 line = self.iterate(self.done)
-                self.done, self.steps = self.done + 1, self.optimizer.steps
+                self.done, self.steps, self.under_way = self.done + 1, self.optimizer.steps, ""
                 self.trained_seconds += line["seconds"]["total"]
                 self.recorder.metrics(line)
                 progress.update(line)
                 self._warn(line, progress)
-                if self.done % self.recipe.checkpoint.every == 0 or self.done == self.recipe.iterations:
+                if self.saver.due(self.done):
                     self.save()
                 if self.stop.requested and self.done < self.recipe.iterations:
                     self.save()
@@ -247,78 +259,25 @@ class Trainer:
         if self.recorder.evaluated(when):
             return
         progress.note(f"evaluating {when} training ...")
+        self.under_way = f"the evaluation {when} training"
         result = self._with_average(self.parts.evaluator.compare)
         summary = self.recorder.evaluation(when, result, self.recipe.eval.limit)[when]
+        self.under_way = ""
         progress.evaluated()
         progress.note(f"{when} training: {describe_summary(summary)}")
 
-    @cached_property
-    def reference_hash(self) -> str | None:
-        """The frozen reference's fingerprint, taken once a run: of a large model it reads many gigabytes."""
-        return fingerprint(self.parts.reference)
-
     def save(self) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
-        if self.saved == self.done:
-            return
-        tensors = checkpoint.prefixed("optimizer", self.optimizer.state())
-        if self.average is None:
-            save_model = self.parts.save_model
-        else:
-            raw = {n: p.detach().clone() for n, p in self.average.parameters.items()}
-            tensors |= checkpoint.prefixed("raw", raw)
-            save_model = self._save_averaged
-        facts = {"recipe": self.recipe.name, "reference": self.reference_hash}
-        state = checkpoint.TrainingState(self.done, tensors, facts)
-        checkpoint.save(self.run_dir, state, save_model, keep=self.recipe.checkpoint.keep)
-        self.saved = self.done
-
-    def _save_averaged(self, folder: Path) -> None:
-        assert self.average is not None
-        self.average.swap()
-        try:
-            self.parts.save_model(folder)
-        finally:
-            self.average.swap()
+        self.saver.save(self.done)
 
     def resume(self) -> int:
         """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""
-        checkpoint.clean(self.run_dir)
-        folders = checkpoint.complete(self.run_dir)
-        if folders:
-            state = checkpoint.load(folders[-1])
-            check_adapter(self.recipe.model.lora, self.parts.policy.module, folders[-1])
-            if state.facts.get("reference") != self.reference_hash:
-                raise ValueError(
-                    f"the reference model of {self.run_dir} is not the one it was started with: "
-                    f"restore model.path {self.recipe.model.path}, or start a new run"
-                )
-            try:
-                self.parts.load_model(folders[-1])
-            except ValueError as error:
-                raise checkpoint.damaged(folders[-1], error) from error
-            self.optimizer.load_state(checkpoint.unprefixed("optimizer", state.tensors))
-            if self.average is not None:
-                self._restore_average(checkpoint.unprefixed("raw", state.tensors))
-            self.done = self.saved = state.done
-        truncate_metrics(self.run_dir, self.done)
+        self.done = self.saver.restore()
+        self.notes += settle_metrics(self.run_dir, self.done)
         return self.done
 
-    @torch.no_grad()
-    def _restore_average(self, raw: dict[str, torch.Tensor]) -> None:
-        """The checkpoint's model is the average, and the raw weights lie beside it."""
-        assert self.average is not None
-        for name, parameter in self.average.parameters.items():
-            self.average.shadow[name].copy_(parameter)
-            parameter.copy_(raw[name])
-
-
-def fingerprint(reference: Scorer | None) -> str | None:
-    """A hash of a model's weights (without an adapter's), to notice that a reference was exchanged."""
-    if reference is None:
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base_state_dict(reference.module).items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    def unsaved(self) -> str:
+        """What would be lost if the run ended now, in words; empty if nothing would."""
+        count = self.done - (self.saver.saved or 0)
+        finished = f"{count} finished iteration{'s' if count > 1 else ''} since the last checkpoint" if count else ""
+        return " and ".join(part for part in (finished, self.under_way) if part)
