@@ -13,7 +13,7 @@ import tiny_runs
 import unigrpo
 from unigrpo import cli, config
 from unigrpo.reports import runlog
-from unigrpo.verbs import training as verbs
+from unigrpo.verbs import folders
 
 TRAIN = ("train", tiny_runs.UNIGRPO)
 DRAW = ("generate", "a red circle")
@@ -120,8 +120,8 @@ REFUSED = [
     # train: the run folder
     ((*TRAIN, "--out", "RUN"), "already holds a run: add --resume to go on with it, or name another --out"),
     ((*TRAIN, "--resume"), "--resume needs --out"),
-    ((*TRAIN, "--resume", "--out", "EMPTY"), "is not a run folder (it has no recipe.yaml)"),
-    ((*TRAIN, "--resume", "--out", "nowhere"), "is not a run folder"),
+    ((*TRAIN, "--resume", "--out", "EMPTY"), "holds no run yet, nothing is lost: leave out --resume to begin it"),
+    ((*TRAIN, "--resume", "--out", "nowhere"), "is not a run folder (it has no recipe.yaml)"),
     (("train", "bagel/unigrpo", "--resume", "--out", "RUN"), "is a run of shapes/unigrpo, not of bagel/unigrpo"),
     # generate
     (("generate",), "PROMPT"),
@@ -247,9 +247,8 @@ def test_a_dry_run_writes_nothing_and_prints_a_recipe(here, capsys, out):
 
 
 def test_runs_of_the_same_second_do_not_share_a_folder(here, monkeypatch):
-    monkeypatch.setattr(verbs.time, "strftime", lambda form: "20260101-000000")
-    recipe = tiny_runs.tiny_recipe()
-    names = [verbs.new_folder(recipe).name for _ in range(3)]
+    monkeypatch.setattr(folders.time, "strftime", lambda form: "20260101-000000")
+    names = [folders.new_folder("shapes/unigrpo").name for _ in range(3)]
     first = "shapes-unigrpo-20260101-000000"
     assert names == [first, f"{first}-2", f"{first}-3"]
     assert tiny_runs.listed(here / "runs") == names

@@ -10,12 +10,14 @@ from unigrpo.verbs import stages
 from unigrpo.verbs.drawing import generate
 from unigrpo.verbs.judging import evaluate_model
 from unigrpo.verbs.models import check_parity, export, make_tiny
+from unigrpo.verbs.ranks import refuse_ranks
 from unigrpo.verbs.reproduce import reproduce
 from unigrpo.verbs.training import train
 
 
 def run(verb: object, overrides: Sequence[str]) -> int:
     """Run one parsed verb and return the exit code."""
+    refuse_ranks()
     match verb:
         case cli.Train():
             return train(verb, overrides)

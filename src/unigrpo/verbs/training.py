@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from unigrpo import cli, config, resolve
 from unigrpo.config import ConfigError, Recipe, StagedRecipe
@@ -23,95 +20,96 @@ from unigrpo.reports.html import write_report
 from unigrpo.reports.progress import Progress
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import Parts, Stop, Trainer
-from unigrpo.verbs import own_rewards, stages
-from unigrpo.verbs.folders import must_be_new, usable
+from unigrpo.verbs import inputs, own_rewards, stages
+from unigrpo.verbs.folders import begun_run, new_run, run_folder, usable
+from unigrpo.verbs.locks import LOCK, hold
+from unigrpo.verbs.signals import exit_code, stoppable
 
 ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?iterations")
 
 
 def train(verb: cli.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
+    if verb.dry_run and verb.resume:
+        return dry_run(resumed_recipe(verb, overrides), verb)
     if verb.resume:
-        asked, run_dir = resumed_recipe(verb, overrides)
-        own_rewards.recall(run_dir)
-    else:
-        own_rewards.recall(None)
-        asked, run_dir = config.load_experiment(verb.recipe, overrides), verb.out
+        with begun_run(verb.out) as run_dir:
+            return begin(resumed_recipe(verb, overrides), verb, run_dir)
+    own_rewards.recall(None)
+    asked = config.load_experiment(verb.recipe, overrides)
     if verb.dry_run:
         return dry_run(asked, verb)
-    if not verb.resume and run_dir is not None:
-        if (run_dir / runlog.RECIPE).is_file():
-            raise ConfigError(f"{run_dir} already holds a run: add --resume to go on with it, or name another --out")
-        must_be_new(run_dir)
+    with new_run(verb.out, asked.name) as run_dir:
+        return begin(asked, verb, run_dir)
+
+
+def begin(asked: Recipe | StagedRecipe, verb: cli.Train, run_dir: Path) -> int:
+    """Train in a folder that is this process's alone."""
     if isinstance(asked, StagedRecipe):
         return train_stages(asked, verb, run_dir)
     return train_one(asked, verb, run_dir)
 
 
-def train_one(recipe: Recipe, verb: cli.Train, run_dir: Path | None) -> int:
+def train_one(recipe: Recipe, verb: cli.Train, run_dir: Path) -> int:
     """A run of a plain recipe."""
-    if verb.resume and run_dir is not None and (finished := checkpoint.finished(run_dir)) > recipe.iterations:
+    if verb.resume and (finished := checkpoint.finished(run_dir)) > recipe.iterations:
         raise ConfigError(
             f"--iterations {recipe.iterations}: {run_dir} has {finished} finished iterations; ask for more"
         )
     parts = resolve.parts(recipe)
-    run_dir = run_dir or new_folder(recipe)
-    usable(run_dir)
     trainer = Trainer(recipe, parts, run_dir, Stop())
     start = trainer.resume() if verb.resume else 0
-    trainer.recorder.start(config.to_yaml(recipe), own_rewards.facts(recipe))
-    return run_trainer(trainer, start, to_go_on(verb, run_dir))
+    trainer.recorder.start(config.to_yaml(recipe), facts_of(recipe, recipe))
+    finished = run_trainer(trainer, start, to_go_on(verb, recipe.name, run_dir))
+    return 0 if finished else exit_code(trainer.stop)
 
 
-def train_stages(staged: StagedRecipe, verb: cli.Train, run_dir: Path | None) -> int:
+def train_stages(staged: StagedRecipe, verb: cli.Train, run_dir: Path) -> int:
     """One run after the other; a resumed one goes on with the first stage that is not finished."""
     stages.check_names(staged)
-    if verb.resume and run_dir is not None:
+    if verb.resume:
         stages.check_iterations(staged, run_dir)
     stop, count = Stop(), len(staged.stages)
     for number, name in enumerate(staged.names):
-        if verb.resume and run_dir is not None and stages.finished(staged, number, run_dir):
+        if verb.resume and stages.finished(staged, number, run_dir):
             print(f"stage {number + 1} of {count}, {name}: finished before")
             if not (report := staged.folders(run_dir)[number] / runlog.REPORT).is_file():
                 write_report(report.parent)
             continue
         print(f"stage {number + 1} of {count}, {name}", flush=True)
-        code, run_dir = train_stage(staged, number, verb, run_dir, stop)
-        if code == 0 and stop.requested and number + 1 < count:
-            print(f"stopped after stage {name}; to go on: {to_go_on(verb, run_dir)}")
-            code = 130
-        if code:
-            return code
+        if not train_stage(staged, number, verb, run_dir, stop):
+            return exit_code(stop)
+        if stop.requested and number + 1 < count:
+            print(f"stopped after stage {name}; to go on: {to_go_on(verb, staged.name, run_dir)}")
+            return exit_code(stop)
     print(f"all {count} stages are finished: {run_dir}")
     return 0
 
 
-def train_stage(
-    staged: StagedRecipe, number: int, verb: cli.Train, run_dir: Path | None, stop: Stop
-) -> tuple[int, Path]:
-    """Begin one stage (from 0), or go on with it; return the exit code and the folder of the whole run.
+def train_stage(staged: StagedRecipe, number: int, verb: cli.Train, run_dir: Path, stop: Stop) -> bool:
+    """Begin one stage (from 0), or go on with it; return whether it is finished.
 
     Nothing is written before the first stage's model is there. What a stage is made of lives in this function alone,
     so that the next one finds its memory free.
     """
-    recipe = stages.ready(staged, number, run_dir)
-    parts = parts_of_stage(recipe, verb, run_dir)
-    run_dir = run_dir or new_folder(staged)
-    usable(run_dir)
+    recipe, folder = stages.ready(staged, number, run_dir), staged.folders(run_dir)[number]
+    parts = parts_of_stage(recipe, verb, staged.name, run_dir)
     runlog.write_text_atomic(run_dir / runlog.RECIPE, staged.to_yaml())
-    trainer = Trainer(recipe, parts, staged.folders(run_dir)[number], stop)
-    start = trainer.resume()  # of a new stage: 0
-    trainer.recorder.start(config.to_yaml(recipe), own_rewards.facts(staged))
-    return run_trainer(trainer, start, to_go_on(verb, run_dir)), run_dir
+    usable(folder)
+    with hold(folder / LOCK):  # somebody may be going on with this stage by itself
+        trainer = Trainer(recipe, parts, folder, stop)
+        start = trainer.resume()  # of a new stage: 0
+        trainer.recorder.start(config.to_yaml(recipe), facts_of(recipe, staged))
+        return run_trainer(trainer, start, to_go_on(verb, staged.name, run_dir))
 
 
-def parts_of_stage(recipe: Recipe, verb: cli.Train, run_dir: Path | None) -> Parts:
-    """Load what a stage is made of; where that fails in a run under way, say how to go on."""
+def parts_of_stage(recipe: Recipe, verb: cli.Train, name: str, run_dir: Path) -> Parts:
+    """Load what a stage is made of; where that fails in a run under way (of the recipe ``name``), say how to go on."""
     try:
         return resolve.parts(recipe)
     except (Exception, KeyboardInterrupt):
-        if run_dir is not None and (run_dir / runlog.RECIPE).is_file():
-            print(f"stopped before training {recipe.name}; to go on: {to_go_on(verb, run_dir)}")
+        if stages.begun(run_dir):
+            print(f"stopped before training {recipe.name}; to go on: {to_go_on(verb, name, run_dir)}")
         raise
 
 
@@ -129,9 +127,16 @@ def dry_run(asked: Recipe | StagedRecipe, verb: cli.Train) -> int:
     return 0
 
 
-def to_go_on(verb: cli.Train, run_dir: Path) -> str:
-    """The command that resumes a run."""
-    argv = ["train", verb.recipe, "--out", str(run_dir), "--resume"]
+def facts_of(recipe: Recipe, asked: Recipe | StagedRecipe) -> dict[str, Any]:
+    """What a run keeps of its origins: its files, and the rewards of the user's own of all stages."""
+    return {**own_rewards.facts(asked), "inputs": inputs.recorded(recipe)}
+
+
+def to_go_on(verb: cli.Train, name: str, run_dir: Path) -> str:
+    """How to resume a run, from any working folder; ``name`` is its recipe's."""
+    run_dir = run_dir.resolve()
+    recipe = verb.recipe if verb.recipe == name else str(run_dir / runlog.RECIPE)
+    argv = ["train", recipe, "--out", str(run_dir), "--resume"]
     return own_rewards.to_go_on(shlex.join([program(), *argv]), argv, run_dir)
 
 
@@ -144,80 +149,62 @@ def costs(recipe: Recipe, verb: cli.Train) -> list[str]:
     return ["", *note, *config.scaling_report(recipe, sizes, tflops=verb.tflops, mfu=verb.mfu)]
 
 
-def new_folder(recipe: Recipe | StagedRecipe) -> Path:
-    """Make runs/<recipe>-<time>; runs that start in the same second get numbers."""
-    first = Path("runs") / f"{recipe.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in itertools.count(1):
-        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
-        if not folder.exists():
-            with contextlib.suppress(FileExistsError):  # another run was quicker
-                folder.mkdir(parents=True)
-                return folder
-    raise AssertionError("unreachable")
-
-
-def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> tuple[Recipe | StagedRecipe, Path]:
-    """The recipe of the run in --out; of all overrides only ``iterations`` (also of a stage) may change it."""
-    if verb.out is None:
-        raise ConfigError("--resume needs --out, the folder of the run to go on with")
-    path = verb.out / runlog.RECIPE
-    if not path.is_file():
-        raise ConfigError(f"{verb.out} is not a run folder (it has no {runlog.RECIPE}): nothing to resume")
-    other = [o for o in overrides if o.startswith("--") and not ITERATIONS.fullmatch(o.split("=")[0])]
-    if other:
+def resumed_recipe(verb: cli.Train, overrides: Sequence[str]) -> Recipe | StagedRecipe:
+    """The recipe of the run in --out; overrides may only change ``iterations``, and name files that have moved."""
+    run_dir = run_folder(verb.out)
+    names = [word.split("=")[0] for word in overrides if word.startswith("--")]
+    if other := [name for name in names if not (ITERATIONS.fullmatch(name) or inputs.MOVABLE.fullmatch(name))]:
         raise ConfigError(
-            f"{other[0]} with --resume: the recipe of the run in {verb.out} holds, and only --iterations may change; "
-            "leave it out, or start a new run"
+            f"{other[0]} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
+            "(and the place of a file that has moved); leave it out, or start a new run"
         )
-    recipe = config.load_experiment(path, overrides)
-    if recipe.name != verb.recipe and not verb.recipe.endswith((".yaml", ".yml")):
+    path = run_dir / runlog.RECIPE
+    begun, asked = config.load_experiment(path), config.load_experiment(path, overrides)
+    if asked.name != verb.recipe and not config.is_recipe_file(verb.recipe):
         raise ConfigError(
-            f"{verb.out} is a run of {recipe.name}, not of {verb.recipe}: name that recipe, or another --out"
+            f"{run_dir} is a run of {asked.name}, not of {verb.recipe}: name that recipe, or another --out"
         )
-    return recipe, verb.out
+    if isinstance(begun, StagedRecipe) and isinstance(asked, StagedRecipe):
+        sides = zip(begun.stages, asked.stages, asked.folders(run_dir), strict=True)
+        done = [stages.finished(asked, number, run_dir) for number in range(len(asked.stages))]
+        runs = [inputs.Resumed(*side, finished) for side, finished in zip(sides, done, strict=True)]
+    else:
+        assert isinstance(begun, Recipe) and isinstance(asked, Recipe)
+        runs = [inputs.Resumed(begun, asked, run_dir)]
+    notes = inputs.check_moved(runs)
+    print("\n".join(notes), end="\n" if notes else "")
+    own_rewards.recall(run_dir)
+    return asked
 
 
-def run_trainer(trainer: Trainer, start: int, again: str) -> int:
-    """Run to the end or to Ctrl-C, with progress, and write the report; ``again`` is the command that goes on."""
+def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
+    """Run to the end (True) or until stopped, with progress, and write the report; ``again`` is how to go on."""
     began = time.perf_counter()
     recipe = trainer.recipe
     with Progress(recipe.name, recipe.iterations, start=start, validate_every=recipe.eval.every) as progress:
         progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
-        previous = signal.signal(signal.SIGINT, stop_handler(trainer.stop, progress))
         try:
-            finished = trainer.run(progress)
+            with stoppable(trainer, progress):
+                finished = trainer.run(progress)
         except (Exception, KeyboardInterrupt) as error:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "by an error"
             progress.note(f"stopped {how} after {trainer.done} finished iterations; to go on: {again}")
             raise
-        finally:
-            signal.signal(signal.SIGINT, previous)
     report = write_report(trainer.run_dir)
     if not finished:
         print(f"saved after {trainer.done} iterations; to go on: {again}")
-        return 130
+        return False
     print(f"finished in {time.perf_counter() - began:.0f} s, {trainer.trained_seconds:.0f} s of it training")
     print_comparison(trainer.run_dir)
     print(f"report: {report}")
-    return 0
+    return True
 
 
 def program() -> str:
     """How this program was called, so that what it prints can be pasted."""
     called = Path(sys.argv[0])
-    return "unigrpo" if called.name != "unigrpo" or shutil.which("unigrpo") == str(called) else str(called)
-
-
-def stop_handler(stop: Stop, progress: Progress):
-    """The first Ctrl-C ends the run after the iteration under way; the second at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        progress.note("stopping as soon as the step under way is finished, and saving (Ctrl-C again to stop at once)")
-
-    return handle
+    found = called.name != "unigrpo" or shutil.which("unigrpo") == str(called)
+    return "unigrpo" if found else str(called.absolute())
 
 
 def print_comparison(run_dir: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 
 from unigrpo.config import ConfigError
 from unigrpo.reports import runlog
+from unigrpo.verbs.locks import LOCK, Held, hold
 from unigrpo.verbs.reproduce.cells import Cell
 from unigrpo.verbs.reproduce.results import NOTHING, last_words, read_cell
 
@@ -82,10 +82,11 @@ class Runner:
         """Refuse what another recipe made: its numbers would be passed off as this one's."""
         for suffix in (".json", ".made-by.json"):
             made = runlog.read_json(self.file(cell, suffix))
-            if made and made["recipe_hash"] != cell.fingerprint:
+            by = made.get("recipe_hash")
+            if made and by != cell.fingerprint:
                 raise ConfigError(
                     f"{self.folder(cell)} was made by another recipe, command or shipped model (hash "
-                    f"{made['recipe_hash']}, now {cell.fingerprint}): remove it and the .json files of this name to "
+                    f"{by}, now {cell.fingerprint}): remove it and the .json files of this name to "
                     "make it anew, or name another --work"
                 )
 
@@ -94,14 +95,13 @@ class Runner:
         if self.stopped:
             return
         self.folder(cell).parent.mkdir(parents=True, exist_ok=True)
-        with open(self.file(cell, ".lock"), "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._make_locked(cell, lock.fileno())
-            except BlockingIOError:
-                self._failed(cell, "another process is making it; wait for that one, then give the same command again")
-            except (OSError, ValueError, KeyError) as error:
-                self._failed(cell, f"{type(error).__name__}: {error}")
+        try:
+            with hold(self.file(cell, LOCK), say=self.say) as lock:
+                self._make_locked(cell, lock)
+        except Held:
+            self._failed(cell, "another process is making it; wait for that one, then give the same command again")
+        except (OSError, ValueError, KeyError) as error:
+            self._failed(cell, f"{type(error).__name__}: {error}")
 
     def _make_locked(self, cell: Cell, lock: int) -> None:
         if self.done(cell):
