@@ -6,8 +6,8 @@ so that the command line answers at once. Whatever cannot work raises :class:`Co
 why it cannot work and what to change.
 
 sections: the keys · methods: those of the methods · recipe: the whole, and whether its parts fit · stages: several
-recipes in one · references: rewards of one's own, by file or module · notation: YAML and overrides · reading: from what
-was written to dataclasses · arithmetic: what an iteration costs.
+recipes in one · references: rewards of one's own, by file or module · notation: YAML and overrides · paths: of files,
+made absolute · reading: from what was written to dataclasses · arithmetic: what an iteration costs.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ from unigrpo.config.methods import (
     WithText,
 )
 from unigrpo.config.notation import Dumper, parse
+from unigrpo.config.paths import absolute, absolute_overrides, split_path
 from unigrpo.config.reading import read_recipe
 from unigrpo.config.recipe import Recipe, trained_experts
-from unigrpo.config.references import Reference, absolute_reward_name, reference, with_absolute_rewards
+from unigrpo.config.references import Reference, absolute_reward_name, reference
 from unigrpo.config.scaling import scaling_report
 from unigrpo.config.sections import (
     Checkpoint,
@@ -118,12 +119,14 @@ __all__ = [
     "batch_arithmetic",
     "from_yaml",
     "how_to_install",
+    "is_recipe_file",
     "list_recipes",
     "load_experiment",
     "load_recipe",
     "load_stages",
     "reference",
     "scaling_report",
+    "split_path",
     "stage_folders",
     "to_yaml",
     "trained_experts",
@@ -136,9 +139,8 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
     Overrides come from the command line: ``--method.flow.clip-range 1e-5`` and ``--method.flow.clip_range=1e-5`` are
     the same; values are YAML, and whole sections and lists may be given (``--method "{name: text_grpo}"``);
     ``--stages.NAME.key`` sets a key of one stage. The verbs of the command line are parsed by tyro; overrides are not,
-    because the recipe, not the dataclass, decides which defaults they override. Files of rewards become absolute: in a
-    recipe file they are relative to it, in overrides to the working folder. Raises ConfigError, also where there is no
-    such recipe.
+    because the recipe, not the dataclass, decides which defaults they override. Paths are absolute in what is returned
+    (``paths``). Raises ConfigError, also where there is no such recipe.
     """
     text = _find(str(name_or_path))
     try:
@@ -147,10 +149,12 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
             raise ConfigError(
                 "the file holds no keys: write at least name, iterations, model, data, reward, method and eval"
             )
-        is_file = str(name_or_path).endswith((".yaml", ".yml"))
-        folder = Path(name_or_path).absolute().parent if is_file else Path.cwd()
-        written = with_overrides(with_absolute_rewards(written, folder), overrides)
-        written = with_absolute_rewards(written, Path.cwd())  # those of the overrides
+        here = Path.cwd()
+        if is_recipe_file(str(name_or_path)):
+            written = absolute(written, Path(name_or_path).absolute().parent, here)
+        else:  # one that ships names no file of its own, but a hub id may be a folder here
+            written = absolute(written, here)
+        written = with_overrides(written, absolute_overrides(overrides, here))
         return staged_recipe(written) if is_staged(written) else read_recipe(written)
     except ConfigError as error:
         raise ConfigError(f"recipe {name_or_path}: {error}") from None
@@ -209,8 +213,13 @@ def _shipped() -> dict[str, Traversable]:
     return dict(sorted(walk(resources.files("unigrpo") / "recipes", "")))
 
 
+def is_recipe_file(name: str) -> bool:
+    """Whether a recipe is named by its file, and not one that ships with the package."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def _find(name: str) -> str:
-    if name.endswith((".yaml", ".yml")):
+    if is_recipe_file(name):
         try:
             return Path(name).read_text(encoding="utf-8")
         except OSError as error:

@@ -31,9 +31,10 @@ class Recorder:
 
     def start(self, recipe_yaml: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what the run was started with, or add where it is resumed; ``facts``: more of the environment."""
-        runlog.write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
         path, now = self.run_dir / runlog.ENVIRONMENT, {**runlog.environment(), **facts}
-        if before := runlog.read_json(path):
+        before = runlog.read_json(path)  # first, so that a damaged one is told before anything is written
+        runlog.write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
+        if before:
             now = {**before, "resumed": [*before.get("resumed", []), now]}
         runlog.write_json_atomic(path, now)
 
