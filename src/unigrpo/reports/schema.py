@@ -44,6 +44,13 @@ def _nested(value: Any) -> bool:
     return isinstance(value, dict) and all(_number(item) or _nested(item) for item in value.values())
 
 
+def _compared(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(part, dict) and all(isinstance(v, str) if key == "why" else _number(v) for key, v in part.items())
+        for part in value.values()
+    )
+
+
 NUMBER = Kind("a number or null", _number)
 COUNT = Kind("a whole number from 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0)
 FLAG = Kind("true, false or null", lambda v: v is None or isinstance(v, bool))
@@ -55,6 +62,7 @@ OBJECTS = Kind("a list of objects", lambda v: isinstance(v, list) and all(isinst
 NUMBERS = Kind("an object of numbers", _flat)
 ROWS = Kind("a list of objects of numbers", lambda v: isinstance(v, list) and all(map(_flat, v)))
 FIGURES = Kind("an object of numbers, or of objects of numbers", _nested)
+COMPARED = Kind("an object of comparisons (numbers, and why there are none)", _compared)
 
 _SINGLE = [
     "reward_mean",
@@ -94,7 +102,7 @@ METRICS = Schema(
         **dict.fromkeys(("flow.mse", "flow.latent_kl", "flow.ratio_mean", "flow.clip_fraction"), NUMBER),
     },
 )
-SUMMARY = Schema({"before": FIGURES, "after": FIGURES, "paired": FIGURES})
+SUMMARY = Schema({"before": FIGURES, "after": FIGURES, "paired": COMPARED})
 ENVIRONMENT = Schema({"resumed": OBJECTS, "inputs": OBJECT})
 RECORD = Schema(
     {
