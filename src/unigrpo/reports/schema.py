@@ -40,14 +40,10 @@ def _flat(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_number, value.values()))
 
 
-def _nested(value: Any) -> bool:
-    return isinstance(value, dict) and all(_number(item) or _nested(item) for item in value.values())
-
-
 def _compared(value: Any) -> bool:
+    ends = ("difference", "low", "high")
     return isinstance(value, dict) and all(
-        isinstance(part, dict) and all(isinstance(v, str) if key == "why" else _number(v) for key, v in part.items())
-        for part in value.values()
+        isinstance(part, dict) and all(_number(part.get(end)) for end in ends) for part in value.values()
     )
 
 
@@ -61,8 +57,15 @@ OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 OBJECTS = Kind("a list of objects", lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v))
 NUMBERS = Kind("an object of numbers", _flat)
 ROWS = Kind("a list of objects of numbers", lambda v: isinstance(v, list) and all(map(_flat, v)))
-FIGURES = Kind("an object of numbers, or of objects of numbers", _nested)
-COMPARED = Kind("an object of comparisons (numbers, and why there are none)", _compared)
+COMPARED = Kind("an object of differences, each with low and high", _compared)
+
+
+def _evaluated(where: str) -> dict[str, Kind]:
+    """The figures of an evaluation, as keys inside an object."""
+    kinds = dict.fromkeys(("score", "exam_score", "reward", "plan_right", "follow", "parsable"), NUMBER)
+    kinds |= {"n": COUNT} | dict.fromkeys(("by_category", "reward_by_category", "canaries"), NUMBERS)
+    return {f"{where}.{key}": kind for key, kind in kinds.items()}
+
 
 _SINGLE = [
     "reward_mean",
@@ -93,16 +96,20 @@ METRICS = Schema(
         **dict.fromkeys(_SINGLE, NUMBER),
         **dict.fromkeys(_FLAT, NUMBERS),
         "flow": OBJECT,
-        "validation": FIGURES,
+        "validation": OBJECT,
         "no_signal": TEXTS,
     },
     needed=("iteration",),
     inner={
         "flow.steps": ROWS,
         **dict.fromkeys(("flow.mse", "flow.latent_kl", "flow.ratio_mean", "flow.clip_fraction"), NUMBER),
+        **_evaluated("validation"),
     },
 )
-SUMMARY = Schema({"before": FIGURES, "after": FIGURES, "paired": COMPARED})
+SUMMARY = Schema(
+    {"before": OBJECT, "after": OBJECT, "paired": COMPARED},
+    inner={**_evaluated("before"), **_evaluated("after")},
+)
 ENVIRONMENT = Schema({"resumed": OBJECTS, "inputs": OBJECT})
 RECORD = Schema(
     {
