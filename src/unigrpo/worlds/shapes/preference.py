@@ -22,6 +22,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
+from unigrpo.files import read_json_object
 from unigrpo.worlds.shapes.parsing import normalise_prompt, vocabulary
 from unigrpo.worlds.shapes.prompts import CATEGORIES, combinations, wordings
 from unigrpo.worlds.shapes.renderer import GRID, IMAGE_SIZE
@@ -252,7 +253,7 @@ def load_preference(folder: Path) -> PreferenceModel:
     if missing := [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is not a preference model: it has no {', '.join(missing)}")
     try:
-        config = PreferenceConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        config = PreferenceConfig.from_dict(read_json_object(folder / CONFIG))
         with torch.device("meta"):  # no numbers are drawn for weights that are read anyway
             model = PreferenceModel(config)
     except (ValueError, TypeError, KeyError) as error:
