@@ -97,8 +97,8 @@ def interrupt(stage, iteration):
     """A progress that gets Ctrl-C while an iteration of a stage is shown."""
 
     class Interrupted(training.Progress):
-        def __init__(self, name, total, *, start):
-            super().__init__(name, total, start=start)
+        def __init__(self, name, total, *, start, validate_every):
+            super().__init__(name, total, start=start, validate_every=validate_every)
             self.recipe = name
 
         def update(self, line):

@@ -76,7 +76,7 @@ def build(run_dir: Path, prompts: list[Prompt], *, after: bool = True, samples: 
     """Write a whole made-up run folder with the recorder."""
     recorder = Recorder(run_dir)
     recorder.start(RECIPE)
-    before = recorder.evaluation("before", evaluation(prompts, -62.0, samples, size))["before"]
+    before = recorder.evaluation("before", evaluation(prompts, -62.0, samples, size), 4)["before"]
     for k in range(4):
         recorder.metrics(line_of(k, {**before, "reward": -60.0 + 4 * k} if k % 2 else None))
     shown = [
@@ -85,7 +85,7 @@ def build(run_dir: Path, prompts: list[Prompt], *, after: bool = True, samples: 
     ]
     recorder.samples(Reader(), Collected(shown, pictures=photographs(len(shown), 5, size)), 3)  # type: ignore[arg-type]
     if after:
-        recorder.evaluation("after", evaluation(prompts, -48.0, samples, size))
+        recorder.evaluation("after", evaluation(prompts, -48.0, samples, size), 4)
     html.write_report(run_dir)
     return run_dir
 
@@ -99,20 +99,20 @@ def test_the_summary_knows_the_reward_and_nothing_else(run_dir: Path) -> None:
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     for side in (summary["before"], summary["after"]):
         assert {key for key, value in side.items() if value is not None} == {
-            "reward", "by_category", "reward_by_category", "n", "canaries",
+            "reward", "by_category", "reward_by_category", "n", "canaries", "validation",
         }  # fmt: skip
         assert side["by_category"] == {} and len(side["reward_by_category"]) == 6
     assert set(summary["paired"]) == {"reward"}
     assert summary["paired"]["reward"]["difference"] == pytest.approx(14.0)
     assert describe_summary(summary["before"]) == f"reward {summary['before']['reward']:.3f}, 8 pictures"
     (line,) = describe_comparison(summary)
-    assert line.startswith("reward        -61.") and "difference +14.000 (95 % interval +14.000 to +14.000)" in line
+    assert line.startswith("reward        -61.") and "difference +14.000 (no interval: 8 prompts are too few" in line
 
 
 def test_the_report_shows_rewards_and_no_scores(run_dir: Path) -> None:
     page = (run_dir / runlog.REPORT).read_text(encoding="utf-8")
     text = re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL))
-    assert "Reward -61.344 → -47.344 (+14.000, 95 % interval" in text and "Reward by category" in text
+    assert "Reward -61.344 → -47.344 (+14.000; no interval: 8 prompts" in text and "Reward by category" in text
     assert "Measured on 8 pictures." in text and "reward -62.000" in text
     assert "The same prompts, before and after training" in text
     for word in (
