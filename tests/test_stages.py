@@ -121,12 +121,24 @@ def test_stages_replace_and_merge(tmp_path):
     assert (draw.iterations, draw.data, draw.eval) == (words.iterations, words.data, words.eval)
 
 
-def test_a_common_method_is_replaced_whole(tmp_path):
+def test_a_common_method_is_merged_by_its_own_name_and_replaced_by_another(tmp_path):
     common = COMMON + "method: {{name: flow_grpo, flow: {{clip_range: 1.0e-3}}, advantage: {{clip: 4.0}}}}\n"
-    text = "stages: [{name: draw, method: {name: flow_grpo}}, {name: words, method: {name: text_grpo}}, {name: again}]"
-    draw, words, again = config.load_stages(recipe_file(tmp_path, text, common))
-    assert draw.method == config.FlowGRPO() and words.method == config.TextGRPO()
-    assert again.method.flow.clip_range == 1e-3 and again.method.advantage.clip == 4.0
+    text = (
+        "stages: [{name: draw, method: {name: flow_grpo, flow: {ratio_norm: false}}}, "
+        "{name: words, method: {name: text_grpo}}, {name: again}, {name: nameless, method: {advantage: {clip: 3.0}}}]"
+    )
+    draw, words, again, nameless = config.load_stages(recipe_file(tmp_path, text, common))
+    assert (draw.method.flow, draw.method.advantage.clip) == (config.FlowTerm(1e-3, ratio_norm=False), 4.0)
+    assert words.method == config.TextGRPO()
+    assert again.method.flow.clip_range == nameless.method.flow.clip_range == 1e-3
+    assert (again.method.advantage.clip, nameless.method.advantage.clip) == (4.0, 3.0)
+
+
+def test_an_override_of_a_common_method_reaches_the_stages_that_merge_it(tmp_path):
+    common = COMMON + "method: {{name: flow_grpo, flow: {{clip_range: 1.0e-3}}}}\n"
+    text = "stages: [{name: draw, method: {name: flow_grpo, advantage: {clip: 4.0}}}, {name: again}]"
+    stages = config.load_stages(recipe_file(tmp_path, text, common), ["--method.flow.clip-range=0.5"])
+    assert [stage.method.flow.clip_range for stage in stages] == [0.5, 0.5]
 
 
 def test_a_plain_recipe_is_one_stage():
@@ -190,7 +202,7 @@ def test_staged_recipes_are_listed(tmp_path, monkeypatch):
     text = recipe_file(tmp_path).read_text() + "description: two in one\n"
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "two.yaml").write_text(text)
-    monkeypatch.setattr(config.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(config.sources.resources, "files", lambda _: tmp_path)
     assert config.list_recipes() == [("two", "two in one")]
     assert [recipe.name for recipe in config.load_stages("two")] == ["tiny/staged:draw", "tiny/staged:put-in-words"]
 

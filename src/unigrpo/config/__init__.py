@@ -5,22 +5,26 @@ names here; ``unigrpo.resolve`` turns them into things. This package imports nei
 so that the command line answers at once. Whatever cannot work raises :class:`ConfigError`, which says what was set,
 why it cannot work and what to change.
 
-sections: the keys · methods: those of the methods · recipe: the whole, and whether its parts fit · stages: several
-recipes in one · references: rewards of one's own, by file or module · notation: YAML and overrides · paths: of files,
-made absolute · reading: from what was written to dataclasses · arithmetic: what an iteration costs.
+sections: the keys · methods: those of the methods · ranges: what their values may be · recipe: the whole, and whether
+its parts fit · stages: several recipes in one · sources: names, files and what they extend · merging: one over another
+· references: rewards of one's own, by file or module · paths: of files, made absolute · notation: YAML and overrides ·
+reading: from what was written to dataclasses · keys: the keys, explained · editing: a recipe to edit · arithmetic: what
+an iteration costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import yaml
 
+from unigrpo.config import sources
 from unigrpo.config.arithmetic import batch_arithmetic
+from unigrpo.config.editing import written_out
+from unigrpo.config.keys import listing as keys_listing
+from unigrpo.config.keys import page as keys_page
 from unigrpo.config.methods import (
     FPO,
     METHODS,
@@ -46,14 +50,14 @@ from unigrpo.config.methods import (
     WithText,
 )
 from unigrpo.config.notation import Dumper, parse
-from unigrpo.config.paths import absolute, absolute_overrides, split_path
+from unigrpo.config.paths import absolute_overrides, split_path
+from unigrpo.config.ranges import ConfigError, did_you_mean, how_to_install
 from unigrpo.config.reading import read_recipe
 from unigrpo.config.recipe import Recipe, trained_experts
 from unigrpo.config.references import Reference, absolute_reward_name, reference
 from unigrpo.config.scaling import scaling_report
 from unigrpo.config.sections import (
     Checkpoint,
-    ConfigError,
     DemonstrationData,
     Eval,
     Lora,
@@ -64,8 +68,6 @@ from unigrpo.config.sections import (
     Reward,
     Rollout,
     Scorer,
-    did_you_mean,
-    how_to_install,
 )
 from unigrpo.config.stages import (
     START,
@@ -117,19 +119,24 @@ __all__ = [
     "WithText",
     "absolute_reward_name",
     "batch_arithmetic",
+    "did_you_mean",
     "from_yaml",
     "how_to_install",
     "is_recipe_file",
+    "keys_listing",
+    "keys_page",
     "list_recipes",
     "load_experiment",
     "load_recipe",
     "load_stages",
+    "parse",
     "reference",
     "scaling_report",
     "split_path",
     "stage_folders",
     "to_yaml",
     "trained_experts",
+    "written_out",
 ]
 
 
@@ -142,19 +149,11 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
     because the recipe, not the dataclass, decides which defaults they override. Paths are absolute in what is returned
     (``paths``). Raises ConfigError, also where there is no such recipe.
     """
-    text = _find(str(name_or_path))
+    source = sources.find(str(name_or_path), Path())
     try:
-        written = parse(text)
-        if not isinstance(written, Mapping):
-            raise ConfigError(
-                "the file holds no keys: write at least name, iterations, model, data, reward, method and eval"
-            )
-        here = Path.cwd()
-        if is_recipe_file(str(name_or_path)):
-            written = absolute(written, Path(name_or_path).absolute().parent, here)
-        else:  # one that ships names no file of its own, but a hub id may be a folder here
-            written = absolute(written, here)
-        written = with_overrides(written, absolute_overrides(overrides, here))
+        written = with_overrides(sources.resolved(source), absolute_overrides(overrides, Path.cwd()))
+        if sources.EXTENDS in written:
+            raise ConfigError("--extends: only a recipe file can extend another; name that one in place of this one")
         return staged_recipe(written) if is_staged(written) else read_recipe(written)
     except ConfigError as error:
         raise ConfigError(f"recipe {name_or_path}: {error}") from None
@@ -180,7 +179,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 def list_recipes() -> list[tuple[str, str]]:
     """Return (name, description) of the shipped recipes; the description is that key, or the first comment."""
     found = []
-    for name, path in _shipped().items():
+    for name, path in sources.shipped().items():
         text = path.read_text(encoding="utf-8")
         comment = next((line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#")), "")
         found.append((name, str(parse(text).get("description") or comment)))
@@ -199,35 +198,6 @@ def from_yaml(text: str) -> Recipe:
     written = parse(text)
     if is_staged(written):
         raise ConfigError("this recipe has stages, and one recipe is asked for here: load_stages reads them all")
+    if isinstance(written, dict) and sources.EXTENDS in written:
+        raise ConfigError("this recipe extends another, relative to its file: load_recipe reads it from there")
     return read_recipe(written)
-
-
-def _shipped() -> dict[str, Traversable]:
-    def walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                yield from walk(entry, f"{prefix}{entry.name}/")
-            elif entry.name.endswith(".yaml"):
-                yield prefix + entry.name.removesuffix(".yaml"), entry
-
-    return dict(sorted(walk(resources.files("unigrpo") / "recipes", "")))
-
-
-def is_recipe_file(name: str) -> bool:
-    """Whether a recipe is named by its file, and not one that ships with the package."""
-    return name.endswith((".yaml", ".yml"))
-
-
-def _find(name: str) -> str:
-    if is_recipe_file(name):
-        try:
-            return Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"recipe file {name} cannot be read ({error.strerror}): check the path") from error
-    shipped = _shipped()
-    if name not in shipped:
-        near = did_you_mean(name, list(shipped)) or f" (there are {', '.join(shipped)})"
-        raise ConfigError(
-            f"no recipe {name!r} ships with the package{near}: for your own, give the path of a .yaml file"
-        )
-    return shipped[name].read_text(encoding="utf-8")

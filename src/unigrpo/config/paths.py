@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
+from unigrpo.config.ranges import ConfigError
 from unigrpo.config.references import reference, with_absolute_rewards
-from unigrpo.config.sections import ConfigError
 
 HUB = "hf:"
 DATA_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")

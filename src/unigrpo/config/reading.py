@@ -14,8 +14,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from unigrpo.config.methods import DATA, METHODS
+from unigrpo.config.ranges import MOST_ITEMS, ConfigError, Range, Text, did_you_mean, shown
 from unigrpo.config.recipe import Recipe
-from unigrpo.config.sections import ConfigError, Range, did_you_mean
 
 _T = TypeVar("_T")
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text (quote it if need be)"}
@@ -55,7 +55,8 @@ def _section(cls: type[_T], written: Any, where: str, kinds: Mapping[str, Any] |
     prefix = f"{where}." if where else ""
     if not isinstance(written, Mapping):
         raise ConfigError(
-            f"{where or 'the recipe'} = {written!r} is not a section: give it values for its keys, {', '.join(hints)}"
+            f"{where or 'the recipe'} = {shown(written)} is not a section: give it values for its keys, "
+            f"{', '.join(hints)}"
         )
     for key in written:
         if key not in hints:
@@ -84,24 +85,24 @@ def _value(kind: Any, written: Any, where: str) -> Any:
     return _scalar(kind, written, where)
 
 
-def _ranged(number: float, allowed: Range, where: str) -> float:
-    if number not in allowed:
-        raise ConfigError(f"{where} = {number} is out of range: it must be {allowed}")
-    return number
+def _ranged(value: Any, allowed: Range | Text, where: str) -> Any:
+    if value not in allowed:
+        raise ConfigError(f"{where} = {shown(value)} is out of range: it must be {allowed}")
+    return value
 
 
 def _choice(options: tuple[Any, ...], written: Any, where: str) -> Any:
     if written is None and "none" in options:  # null and none mean the same to people
         return "none"
     if written not in options:
-        near = did_you_mean(str(written), options)
-        raise ConfigError(f"{where} = {written!r} is not known{near}; choose one of {', '.join(options)}")
+        near = did_you_mean(str(written), options) if isinstance(written, str) else ""
+        raise ConfigError(f"{where} = {shown(written)} is not known{near}; choose one of {', '.join(options)}")
     return written
 
 
 def _either(kinds: tuple[Any, ...], written: Any, where: str) -> Any:
     """A value of ``X | None`` or ``X | Literal[...]``."""
-    if NoneType in kinds and (written is None or str(written).lower() == "none"):
+    if NoneType in kinds and (written is None or (isinstance(written, str) and written.lower() == "none")):
         return None
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if isinstance(written, str) and written in words:
@@ -118,7 +119,9 @@ def _sequence(kinds: tuple[Any, ...], written: Any, where: str) -> tuple[Any, ..
     if not isinstance(written, list) or (not repeated and len(written) != len(kinds)):
         shape = "a list" if repeated else f"a list of {len(kinds)} numbers"
         example = "[{name: shapes/verifier}]" if repeated else "[a, b]"
-        raise ConfigError(f"{where} = {written!r} is not {shape}: write it as {example}")
+        raise ConfigError(f"{where} = {shown(written)} is not {shape}: write it as {example}")
+    if len(written) > MOST_ITEMS:
+        raise ConfigError(f"{where} lists {len(written)} items: {MOST_ITEMS} are the most")
     chosen = [kinds[0]] * len(written) if repeated else kinds
     return tuple(
         _value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(chosen, written, strict=True))
@@ -129,7 +132,7 @@ def _scalar(kind: type, written: Any, where: str) -> Any:
     if kind is float and type(written) is int and abs(written) < 2**53:
         return float(written)
     if type(written) is not kind or (kind is float and not math.isfinite(written)):  # a bool is not an int here
-        raise ConfigError(f"{where} = {written!r} is of the wrong type: it must be {_SCALAR_NAMES[kind]}")
+        raise ConfigError(f"{where} = {shown(written)} is of the wrong type: it must be {_SCALAR_NAMES[kind]}")
     return written
 
 
@@ -139,5 +142,9 @@ def read_recipe(written: Any) -> Recipe:
     if not isinstance(method, Mapping) or "name" not in method:
         raise ConfigError(f"method.name is missing: set it to one of {', '.join(METHODS)}")
     name = _choice(tuple(METHODS), method["name"], "method.name")
-    data = DATA["supervised" if name == "supervised" else "RL"]
-    return _section(Recipe, written, "", {"method": METHODS[name], "data": data})
+    return _section(Recipe, written, "", kinds_of(name))
+
+
+def kinds_of(method: str) -> dict[str, Any]:
+    """The dataclasses of the two sections that the method decides."""
+    return {"method": METHODS[method], "data": DATA["supervised" if method == "supervised" else "RL"]}

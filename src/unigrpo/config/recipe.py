@@ -20,11 +20,9 @@ from unigrpo.config.methods import (
     WithSDE,
     WithText,
 )
+from unigrpo.config.ranges import ConfigError, Count, Description, Name, Seed
 from unigrpo.config.sections import (
     Checkpoint,
-    ConfigError,
-    Count,
-    CountOrZero,
     DemonstrationData,
     Eval,
     Model,
@@ -39,10 +37,14 @@ from unigrpo.config.sections import (
 class Recipe:
     """One experiment, whole; building one checks that its parts fit each other (ConfigError)."""
 
-    name: str
-    description: str = ""
-    seed: CountOrZero = 0
+    name: Name
+    """What the run is called; its folder is named after it."""
+    description: Description = ""
+    """What it is for, in a sentence."""
+    seed: Seed = 0
+    """Keys every random draw of the run."""
     iterations: Count
+    """How many iterations the run has."""
     model: Model
     data: PromptData | DemonstrationData
     rollout: Rollout = field(default_factory=Rollout)

@@ -1,59 +1,39 @@
 """The keys of a recipe: one frozen dataclass per section (the methods are in ``methods``).
 
 Defaults are those of the paper's Table 3; where the paper is silent, the docstring says so (source: design "A recipe,
-whole", spec g.1). ``num_points`` counts grid points: M points are M - 1 forwards. Numbers carry their :class:`Range`.
+whole", spec g.1). Numbers carry their range, texts their length (``ranges``); the line below a field is what ``train
+--keys``, ``recipe`` and docs/recipe-keys.md say of it.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
-
-class ConfigError(ValueError):
-    """A recipe or an override that cannot work; the message is for the user."""
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return " (did you mean ...?)" where ``known`` has close matches of ``word``, else nothing."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
-def how_to_install(extra: str) -> str:
-    """Return the command that brings an optional part of this package (it is not on a package index)."""
-    return f"pip install '.[{extra}]' in the checkout of unigrpo"
-
-
-@dataclass(frozen=True)
-class Range:
-    """Allowed numbers: low <= x <= high, the ends excluded where ``open_*`` says so."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def __contains__(self, number: float) -> bool:
-        above = number > self.low if self.open_low else number >= self.low
-        return above and (number < self.high if self.open_high else number <= self.high)
-
-    def __str__(self) -> str:
-        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
-
-
-Count = Annotated[int, Range(1)]
-CountOrZero = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(0, open_low=True)]
-NonNegative = Annotated[float, Range(0)]
-Probability = Annotated[float, Range(0, 1)]
-Memory = Annotated[float, Range(0, 1, open_high=True)]  # of a moving average: 1 would never forget
-Guidance = Annotated[float, Range(1)]  # 1 is no guidance
-GridPoints = Annotated[int, Range(2)]
+from unigrpo.config.ranges import (
+    Batch,
+    ConfigError,
+    Count,
+    CountOrZero,
+    Epsilon,
+    GridPoints,
+    Guidance,
+    Memory,
+    Minutes,
+    Noise,
+    NonNegative,
+    PathOrName,
+    Pixels,
+    Positive,
+    Probability,
+    Rate,
+    Shift,
+    Step,
+    Temperature,
+    Tokens,
+    Weight,
+    did_you_mean,
+)
 
 BUILTIN_MODELS = ("builtin:shapes-sft", "builtin:shapes-pretrain", "init:micro")
 
@@ -66,9 +46,12 @@ class Lora:
     silent. The adapters are fp32 whatever ``model.dtype`` is (spec h.4).
     """
 
-    rank: Count = 64
+    rank: Batch = 64
+    """Rank of the adapters."""
     alpha: Positive = 128.0
+    """The adapters' product is scaled by alpha / rank."""
     experts: tuple[Literal["reasoning", "denoising"], ...] = ("reasoning", "denoising")
+    """Which experts have adapters."""
 
     def __post_init__(self) -> None:
         if not self.experts or len(set(self.experts)) < len(self.experts):
@@ -80,21 +63,20 @@ class Lora:
 
 @dataclass(frozen=True)
 class Model:
-    """The start checkpoint: a name of ``BUILTIN_MODELS``, a folder, or a hub id (``owner/name``).
+    """The start checkpoint, and how it computes."""
 
-    dtype: the precision of the computation; what is trained is kept in fp32, what is frozen in ``dtype``. lora: null
-    trains all weights of the method's experts. device: auto is the accelerator where there is one, but the CPU for the
-    shipped models, which are too small for it. activation_checkpointing: compute layers again in the backward pass and
-    keep only what goes in between. autoencoder: sliced decodes one picture at a time (the same numbers), tiled parts
-    of a picture (nearly the same), both in less memory.
-    """
-
-    path: str
+    path: PathOrName
+    """builtin:shapes-sft, builtin:shapes-pretrain, init:micro (random), a model or run folder, or a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the computation, and of frozen weights; what is trained is kept in fp32."""
     lora: Lora | None = None
+    """Adapters, for example {rank: 64, alpha: 128}; null trains all weights of the method's experts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is the accelerator where there is one, but the CPU for shipped models (too small for it)."""
     activation_checkpointing: bool = False
+    """Compute layers again in the backward pass, to keep only what goes in between; the same numbers."""
     autoencoder: Literal["whole", "sliced", "tiled"] = "whole"
+    """sliced decodes one picture at a time (the same numbers), tiled parts of one (nearly the same)."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -110,122 +92,153 @@ class Model:
 class PromptData:
     """Prompts for RL: where from, prompts per iteration P and samples per prompt G.
 
-    prompts: a world's stream (``shapes:train``, ``geneval:train``), a file (.txt, one a line; .jsonl with ``prompt``
-    and anything else as metadata), or a data set of the hub (``hf:owner/name``, ``hf:owner/name:split:column``).
+    Files are .txt, one prompt a line, or .jsonl with ``prompt`` and anything else as metadata.
     """
 
-    prompts: str
-    prompts_per_iteration: Count = 32
-    group_size: Count = 24
+    prompts: PathOrName
+    """shapes:train, geneval:train, a .txt or .jsonl file, or hf:owner/name[:split[:column]]."""
+    prompts_per_iteration: Batch = 32
+    """Prompts of an iteration."""
+    group_size: Batch = 24
+    """Samples of each prompt, which are compared with each other."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the demonstrations that are made imperfect on purpose (probabilities; design: MICRO).
-
-    bad_plan: the plan misses the prompt; mismatch: the picture misses the plan; no_think, unconditional: without
-    thinking, without a prompt; dense: random plans of many objects without a prompt, until the share ``dense_until``
-    of the run and ``dense_late`` after it; plan_only: a prompt and its plan, no picture; unsorted: plans in random
-    order.
-    """
+    """Shares of the demonstrations that are made imperfect on purpose (probabilities; design: MICRO)."""
 
     bad_plan: Probability = 0.0
+    """The plan misses the prompt."""
     mismatch: Probability = 0.0
+    """The picture misses the plan."""
     no_think: Probability = 0.0
+    """Without thinking."""
     unconditional: Probability = 0.0
+    """Without a prompt."""
     dense: Probability = 0.0
+    """Random plans of many objects, without a prompt, until dense_until."""
     dense_late: Probability = 0.0
+    """The same after dense_until."""
     dense_until: Probability = 0.0
+    """Share of the run after which dense_late holds in place of dense."""
     unsorted: Probability = 0.0
+    """Plans in random order."""
     plan_only: Probability = 0.0
+    """A prompt and its plan, no picture."""
 
 
 @dataclass(frozen=True)
 class DemonstrationData:
     """Demonstrations for supervised runs: where from, how many per step, and (shapes only) how imperfect.
 
-    demonstrations: ``shapes``, a .jsonl file with ``prompt``, ``image`` (a path beside the file) and, where there is
-    one, ``thinking``, or a data set of the hub (``hf:owner/name``) with these columns. drop_prompt: share of the
-    pictures that are drawn without words, for the guidance's unconditional branch (shapes have mix.unconditional).
+    A .jsonl file has ``prompt``, ``image`` (a path beside the file) and, where there is one, ``thinking``; a data set
+    of the hub has these columns.
     """
 
-    demonstrations: str
-    batch_size: Count = 48
+    demonstrations: PathOrName
+    """shapes, a .jsonl file with prompt, image and perhaps thinking, or hf:owner/name."""
+    batch_size: Batch = 48
+    """Demonstrations of a step."""
     drop_prompt: Probability = 0.0
+    """Share of pictures drawn without words, for guidance (shapes have mix.unconditional)."""
     mix: Mix = field(default_factory=Mix)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """How training samples are drawn (Table 3; the paper is silent on sde, think, max_think_tokens and the noise).
-
-    window: [lo, hi), the step indices from which ``window_size`` consecutive SDE steps are drawn. noise_level: a of
-    sigma = a sqrt(t / (1 - t)), or eta of the kinds cps and dance. image_size: pixels of a side, null = the model's.
-    batch: samples that are drawn together (also in evaluations), null = all at once; it changes memory, not draws.
-    guidance: scale of classifier-free guidance in training rollouts (Table 3: 1, none); window_motion: random draws the
-    window per prompt (the paper), sliding moves it by window_stride after every window_every iterations (MixGRPO).
-    """
+    """How training samples are drawn (Table 3; the paper is silent on sde, think, max_think_tokens and the noise)."""
 
     num_points: GridPoints = 25
-    shift: Positive = 3.0
+    """Points of the timestep grid; M points are M - 1 forwards (Table 3)."""
+    shift: Shift = 3.0
+    """Of the grid towards noise: t -> shift t / (1 + (shift - 1) t) (Table 3)."""
     guidance: Guidance = 1.0
-    window: tuple[CountOrZero, CountOrZero] = (0, 5)
-    window_size: CountOrZero = 3
+    """Scale of classifier-free guidance in training rollouts; 1 is none (Table 3)."""
+    window: tuple[Step, Step] = (0, 5)
+    """[lo, hi): the steps from which window_size consecutive SDE steps are drawn (Table 3)."""
+    window_size: Step = 3
+    """SDE steps of a picture, the ones that are trained (Table 3)."""
     window_motion: Literal["random", "sliding"] = "random"
+    """random draws the window per prompt (the paper), sliding moves it through the run (MixGRPO)."""
     window_every: Count = 25
+    """Iterations between two moves of a sliding window."""
     window_stride: Count = 1
-    noise_level: NonNegative = 0.8
+    """Steps that a sliding window moves at a time."""
+    noise_level: Noise = 0.8
+    """a of sigma = a sqrt(t / (1 - t)), or eta of the kinds cps and dance (Table 3)."""
     sde: Literal["flow", "cps", "dance", "flow_cp"] = "flow"
-    temperature: NonNegative = 1.0
+    """Kind of the SDE step (Eq. 3: flow)."""
+    temperature: Temperature = 1.0
+    """Of the thinking; 0 always takes the likeliest token (Table 3)."""
     think: bool = True
-    max_think_tokens: Count = 1024
+    """Whether the model thinks before it draws."""
+    max_think_tokens: Tokens = 1024
+    """Where the thinking is cut, its end token counted."""
     same_initial_noise: bool = False
-    image_size: Count | None = None
-    batch: Count | None = None
+    """Whether all samples of a prompt start from one noise."""
+    image_size: Pixels | None = None
+    """Pixels of a side; null is the model's own."""
+    batch: Batch | None = None
+    """Samples drawn together (also in evaluations), null is all; it changes memory, not draws."""
 
 
 @dataclass(frozen=True)
 class Scorer:
     """One reward by name, ``path/file.py:thing`` or ``package.module:thing``, and its weight in the sum."""
 
-    name: str
-    weight: float = 1.0
+    name: PathOrName
+    """Name of a reward, for example shapes/verifier; path/file.py:thing or package.module:thing is one's own."""
+    weight: Weight = 1.0
+    """Its weight in the sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """What is optimised (train) and what is watched (validation); on_error raise: a fault ends the run."""
+    """What is optimised and what is watched."""
 
     train: tuple[Scorer, ...] = ()
+    """What is optimised: a list of rewards, [{name: shapes/verifier, weight: 1}]."""
     validation: tuple[Scorer, ...]
+    """What is watched on held-out prompts: a list of rewards, [{name: shapes/verifier}]."""
     on_error: Literal["raise"] = "raise"
+    """raise: a fault of a reward ends the run."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW per expert (learning rates and ppo_epochs: Table 3 has 1e-6, 3e-5 and 2; the paper is silent on the rest).
 
-    ppo_epochs: passes over an iteration's trajectories; minibatches: disjoint sets of whole groups in a pass, one
-    optimizer step each; micro_batch: sequences per forward. warmup: iterations of linear rise; decay: share of the run,
-    at its end, with linear fall to 0; ema: memory of the weight average, 0 = off. max_grad_norm is per expert.
-    kind: the 8-bit ones (bitsandbytes) keep the moments in a quarter of the memory, paged ones also in the CPU's.
+    The 8-bit kinds are those of bitsandbytes.
     """
 
     kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-
-    lr_reasoning: NonNegative = 1e-6
-    lr_denoising: NonNegative = 3e-5
+    """8-bit ones keep the moments in a quarter of the memory, paged ones also in the CPU's."""
+    lr_reasoning: Rate = 1e-6
+    """Learning rate of the reasoning expert (Table 3)."""
+    lr_denoising: Rate = 3e-5
+    """Learning rate of the denoising expert (Table 3)."""
     betas: tuple[Memory, Memory] = (0.9, 0.999)
-    eps_reasoning: Positive = 1e-8
-    eps_denoising: Positive = 1e-15
+    """Memories of the two moments."""
+    eps_reasoning: Epsilon = 1e-8
+    """Adam's epsilon of the reasoning expert."""
+    eps_denoising: Epsilon = 1e-15
+    """Adam's epsilon of the denoising expert; the image gradient can be as small as 1e-8."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decay."""
     max_grad_norm: Positive = 1.0
-    ppo_epochs: Count = 1
-    minibatches: Count = 1
-    micro_batch: Count = 1
+    """Gradients are clipped to this norm, per expert."""
+    ppo_epochs: Batch = 1
+    """Passes over an iteration's trajectories (Table 3: 2)."""
+    minibatches: Batch = 1
+    """Disjoint sets of whole groups in a pass, one optimizer step each."""
+    micro_batch: Batch = 1
+    """Sequences per forward; it changes memory, not the update."""
     warmup: CountOrZero = 0
+    """Iterations of linear rise of the learning rates."""
     decay: Probability = 0.0
+    """Share of the run, at its end, in which they fall linearly to 0."""
     ema: Memory = 0.0
+    """Memory of the weights' moving average; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -233,19 +246,28 @@ class Eval:
     """Evaluation: in the run one picture for each of the first ``limit`` prompts, every so many iterations.
 
     Before and after: ``compare_samples`` pictures for each of the first ``compare_limit`` prompts, the same draws.
-    guidance: its scale, on where interval[0] < t <= interval[1], brought back to size by renorm (spec/bagel.md, CFG).
     """
 
-    prompts: str
+    prompts: PathOrName
+    """shapes:held-out, geneval:fixed, a .txt or .jsonl file, or hf:owner/name[:split[:column]]."""
     every: Count = 25
-    limit: Count = 200
-    compare_limit: Count = 504
-    compare_samples: Count = 4
+    """Iterations between two evaluations in the run."""
+    limit: Batch = 200
+    """Prompts of an evaluation in the run, one picture each."""
+    compare_limit: Batch = 504
+    """Prompts of the evaluations before and after."""
+    compare_samples: Batch = 4
+    """Pictures of each of these prompts."""
     num_points: GridPoints = 50
+    """Points of the timestep grid; M points are M - 1 forwards (Table 3)."""
     guidance: Guidance = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
     interval: tuple[Probability, Probability] = (0.0, 1.0)
+    """Guidance is on where low < t <= high."""
     renorm: Literal["global", "channel", "text_channel"] = "global"
+    """How guided velocities are brought back to size."""
     think: bool = True
+    """Whether the model thinks before it draws."""
 
     def __post_init__(self) -> None:
         if not self.interval[0] < self.interval[1]:
@@ -256,11 +278,11 @@ class Eval:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Save every so many iterations, and after ``minutes`` since the last time (null: never); keep the newest ``keep``.
-
-    minutes: an iteration of a large model takes minutes, and what is not saved is lost; it changes no number of a run.
-    """
+    """When the run saves, and how much of it stays."""
 
     every: Count = 25
-    minutes: Positive | None = None
+    """Iterations between two checkpoints."""
+    minutes: Minutes | None = None
+    """Also save when this much time has passed since the last checkpoint; null: never (it changes no number)."""
     keep: Count = 2
+    """How many of the newest stay."""

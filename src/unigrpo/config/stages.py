@@ -1,7 +1,6 @@
 """Recipes of several stages: one YAML, several runs, each of which starts from the last checkpoint of the one before.
 
-``stages`` lists what a stage changes: its sections are merged into the common ones key by key, except ``method``,
-which is replaced whole (another method has other terms).
+``stages`` lists what a stage changes: its keys are laid over the common ones (``merging``).
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
+from unigrpo.config.merging import merged, value_at
+from unigrpo.config.notation import Dumper, override_pairs, override_value, parse, read_text, with_key
+from unigrpo.config.ranges import MOST_ITEMS, ConfigError, did_you_mean, shown
 from unigrpo.config.reading import read_recipe
 from unigrpo.config.recipe import Recipe
-from unigrpo.config.sections import ConfigError, did_you_mean
 
 STAGES = "stages"
 START = "stage:"
@@ -61,9 +61,9 @@ def stage_folders(run_dir: Path) -> list[Path]:
     """
     path = run_dir / "recipe.yaml"
     try:
-        written = parse(path.read_text(encoding="utf-8"))
+        written = parse(read_text(path))
         return _folders(run_dir, [name for name, _ in _sections(written)]) if is_staged(written) else []
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path} is no recipe of a run: {error}") from error
 
 
@@ -80,12 +80,12 @@ def staged_recipe(written: Mapping[str, Any]) -> StagedRecipe:
     """Read the recipe of every stage; ConfigError names the stage in which something cannot work."""
     name, common = written.get("name"), {key: value for key, value in written.items() if key != STAGES}
     if not isinstance(name, str):
-        raise ConfigError(f"name = {name!r} is not the name of a recipe: set it to a text")
+        raise ConfigError(f"name = {shown(name)} is not the name of a recipe: set it to a text")
     recipes: list[Recipe] = []
     before: str | None = None
     for stage, own in _sections(written):
         try:
-            whole = {**_merged(common, own), "name": f"{name}:{stage}"}
+            whole = {**merged(common, own), "name": f"{name}:{stage}"}
             recipes.append(read_recipe(whole if before is None else _started(whole, own, before)))
         except ConfigError as error:
             raise ConfigError(f"stage {stage}: {error}") from None
@@ -97,24 +97,13 @@ def _started(whole: Mapping[str, Any], own: Mapping[str, Any], before: str) -> d
     """The keys of a later stage, with the stage before as its start."""
     model, changed = whole.get("model") or {}, own.get("model")
     if not isinstance(model, Mapping):
-        raise ConfigError(f"model = {model!r} is not a section: give it values for its keys")
+        raise ConfigError(f"model = {shown(model)} is not a section: give it values for its keys")
     if isinstance(changed, Mapping) and "path" in changed:
         raise ConfigError(
-            f"model.path = {changed['path']!r}: every stage but the first starts from the one before it, here "
+            f"model.path = {shown(changed['path'])}: every stage but the first starts from the one before it, here "
             f"{before}; remove it, or make this a recipe of its own"
         )
     return {**whole, "model": {**model, "path": START + before}}
-
-
-def _merged(common: Mapping[str, Any], own: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The common keys with a stage's own over them."""
-    merged = dict(common)
-    for key, value in own.items():
-        before, here = common.get(key), where + str(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping) and here != "method":
-            value = _merged(before, value, f"{here}.")
-        merged[key] = value
-    return merged
 
 
 def _sections(written: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,17 +111,19 @@ def _sections(written: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
     listed, seen = written[STAGES], dict[str, int]()
     if not isinstance(listed, list) or not listed:
         raise ConfigError(
-            f"{STAGES} = {listed!r} lists no stage: write a list, one item with name and keys for each stage, or "
+            f"{STAGES} = {shown(listed)} lists no stage: write a list, one item with name and keys for each stage, or "
             f"remove {STAGES}"
         )
+    if len(listed) > MOST_ITEMS:
+        raise ConfigError(f"{STAGES} lists {len(listed)} stages: {MOST_ITEMS} are the most")
     for number, own in enumerate(listed, start=1):
         if not isinstance(own, Mapping) or "name" not in own:
             raise ConfigError(f"stage {number} has no name: give it one, for example {{name: first, iterations: 50}}")
         name = own["name"]
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
-                f"stage {number} is called {name!r}, but the name of a stage is part of a folder's name: use letters, "
-                "digits, - and _, a letter first"
+                f"stage {number} is called {shown(name)}, but the name of a stage is part of a folder's name: use "
+                "letters, digits, - and _, a letter first"
             )
         if first := seen.get(_plain(name)):
             raise ConfigError(f"stages {first} and {number} are both called {name}: give them different names")
@@ -157,7 +148,7 @@ def with_overrides(written: Mapping[str, Any], overrides: Sequence[str]) -> dict
     given = [(key.split("."), value) for key, value in override_pairs(overrides)]
     common = [(keys, value) for keys, value in given if keys[0] != STAGES or len(keys) == 1]
     for keys, value in common:
-        written = with_key(written, keys, parse(value))
+        written = with_key(written, keys, override_value(".".join(keys), value))
     of_stages = [(keys, value) for keys, value in given if keys[0] == STAGES and len(keys) > 1]
     if not is_staged(written):
         if of_stages:
@@ -169,7 +160,8 @@ def with_overrides(written: Mapping[str, Any], overrides: Sequence[str]) -> dict
     own = [(_position(keys, names), keys[2:], value) for keys, value in of_stages]
     _check_nothing_lost(written, names, common, [(position, keys) for position, keys, _ in own])
     for position, keys, value in own:
-        listed[position] = with_key(listed[position], keys, parse(value), f"{STAGES}.{names[position]}.")
+        where = f"{STAGES}.{names[position]}."
+        listed[position] = with_key(listed[position], keys, override_value(where + ".".join(keys), value), where)
     return {**written, STAGES: listed}
 
 
@@ -191,26 +183,17 @@ def _check_nothing_lost(
     own: Sequence[tuple[int, list[str]]],
 ) -> None:
     """ConfigError where an override of a common key does not reach a stage, unless that stage has one of its own."""
+    below = {key: value for key, value in written.items() if key != STAGES}
     for keys, value in common:
         if keys in (["name"], [STAGES]):
             continue
         lost = [
             name
             for position, (name, stage) in enumerate(zip(names, written[STAGES], strict=True))
-            if _sets(stage, keys) and (position, keys) not in own
+            if value_at(merged(below, stage), keys) != value_at(below, keys) and (position, keys) not in own
         ]
         if lost:
             key = ".".join(keys)
             instead = " ".join(f"--{STAGES}.{name}.{key} {value}" for name in lost)
             whose = f"stage {lost[0]} sets" if len(lost) == 1 else f"stages {' and '.join(lost)} set"
             raise ConfigError(f"--{key} {value} would be lost where {whose} {key} otherwise: write {instead}")
-
-
-def _sets(stage: Mapping[str, Any], keys: Sequence[str], top: bool = True) -> bool:
-    """Whether a stage sets a key itself: the key, a part of it, or the section around it as something else."""
-    if keys[0] not in stage:
-        return False
-    inner = stage[keys[0]]
-    if len(keys) == 1 or (top and keys[0] == "method") or not isinstance(inner, Mapping):
-        return True
-    return _sets(inner, keys[1:], top=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from unigrpo.config import ConfigError, parse
 from unigrpo.reports import curves, pictures, runlog
 
 MEASURES = (
@@ -107,11 +108,9 @@ def _environment(run_dir: Path) -> Json:
 
 
 def _parse_recipe(text: str, path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        recipe = parse(text)
+    except ConfigError as error:
         raise ValueError(f"{path} is not YAML: {error}. Restore the recipe the run was started with.") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} holds no recipe (a mapping of keys to values). Restore the one the run started with.")
