@@ -33,6 +33,8 @@ class Train:
     """The run folder (default: runs/<recipe>-<time>)."""
     dry_run: bool = False
     """Print the resolved recipe and what an iteration costs (memory, FLOPs, time), and stop."""
+    keys: bool = False
+    """List every key of the recipe with its value, default, range and one line of explanation, and stop."""
     tflops: float = 989.0
     """For --dry-run: TFLOP/s of one GPU at its best (an H100 or H200 in bfloat16: 989)."""
     mfu: float = 0.4
@@ -124,6 +126,19 @@ class Recipes:
 
 
 @dataclass(frozen=True)
+class RecipeToEdit:
+    """Write a recipe to edit, every key with one line of explanation: unigrpo recipe shapes/unigrpo --out my.yaml.
+
+    Any key can be set, as with train: --iterations 50.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """A shipped recipe (see `unigrpo recipes`) or the path of a .yaml file."""
+    out: Path | None = None
+    """A new .yaml file (default: print it)."""
+
+
+@dataclass(frozen=True)
 class Parity:
     """Check this BAGEL against reference numbers of the original code; exit 1 if any is out of tolerance."""
 
@@ -180,6 +195,7 @@ Verb = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Recipes, subcommand("recipes")]
+    | Annotated[RecipeToEdit, subcommand("recipe")]
     | Annotated[Parity, subcommand("parity")]
     | Annotated[Export, subcommand("export")]
     | Annotated[MakeTinyBagel, subcommand("make-tiny-bagel")]
@@ -202,7 +218,7 @@ def run(argv: list[str]) -> int:
         verb, overrides = parsed(argv)
     except SystemExit as left:  # after --help, and where the parser has said what it refuses
         return left.code if isinstance(left.code, int) else 2 * bool(left.code)
-    if overrides and not isinstance(verb, Train):
+    if overrides and not isinstance(verb, Train | RecipeToEdit):
         return fail(f"{type(verb).__name__.lower()} has no option {overrides[0]!r}: see unigrpo {argv[0]} --help")
     return guarded(lambda: _run(verb, overrides))
 

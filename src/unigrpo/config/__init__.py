@@ -69,6 +69,7 @@ from unigrpo.config.sections import (
     Rollout,
     Scorer,
 )
+from unigrpo.config.sources import is_recipe_file
 from unigrpo.config.stages import (
     START,
     StagedRecipe,

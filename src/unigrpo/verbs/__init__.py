@@ -1,12 +1,12 @@
 """What the verbs do: training · drawing (generate) · judging (eval) · models (parity, export,
-make-tiny-bagel) · reproduce."""
+make-tiny-bagel) · recipes · reproduce."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unigrpo import cli, config
-from unigrpo.verbs import stages
+from unigrpo import cli
+from unigrpo.verbs import recipes, stages
 from unigrpo.verbs.drawing import generate
 from unigrpo.verbs.judging import evaluate_model
 from unigrpo.verbs.models import check_parity, export, make_tiny
@@ -28,9 +28,9 @@ def run(verb: object, overrides: Sequence[str]) -> int:
         case cli.Report():
             return stages.report(verb.run_dir)
         case cli.Recipes():
-            for name, description in config.list_recipes():
-                print(f"{name:24} {description}")
-            return 0
+            return recipes.list_all()
+        case cli.RecipeToEdit():
+            return recipes.write(verb, overrides)
         case cli.Parity():
             return check_parity(verb.folder)
         case cli.Export():

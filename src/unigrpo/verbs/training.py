@@ -20,7 +20,7 @@ from unigrpo.reports.html import write_report
 from unigrpo.reports.progress import Progress
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import Parts, Stop, Trainer
-from unigrpo.verbs import inputs, own_rewards, stages
+from unigrpo.verbs import inputs, own_rewards, recipes, stages
 from unigrpo.verbs.folders import begun_run, new_run, run_folder, usable
 from unigrpo.verbs.locks import LOCK, hold
 from unigrpo.verbs.signals import exit_code, stoppable
@@ -30,13 +30,16 @@ ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?iterations")
 
 def train(verb: cli.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
-    if verb.dry_run and verb.resume:
-        return dry_run(resumed_recipe(verb, overrides), verb)
+    if verb.resume and (verb.keys or verb.dry_run):
+        asked = resumed_recipe(verb, overrides)
+        return recipes.list_keys(asked) if verb.keys else dry_run(asked, verb)
     if verb.resume:
         with begun_run(verb.out) as run_dir:
             return begin(resumed_recipe(verb, overrides), verb, run_dir)
     own_rewards.recall(None)
     asked = config.load_experiment(verb.recipe, overrides)
+    if verb.keys:
+        return recipes.list_keys(asked)
     if verb.dry_run:
         return dry_run(asked, verb)
     with new_run(verb.out, asked.name) as run_dir:
@@ -142,8 +145,10 @@ def to_go_on(verb: cli.Train, name: str, run_dir: Path) -> str:
 
 def costs(recipe: Recipe, verb: cli.Train) -> list[str]:
     """Parameters, memory, FLOPs and time of an iteration (docs/scaling.md)."""
-    if not 0 < verb.mfu <= 1 or not verb.tflops > 0:
-        raise ConfigError(f"--tflops {verb.tflops} --mfu {verb.mfu}: give a speed above 0 and a share in (0, 1]")
+    if not 0 < verb.mfu <= 1 or not 0 < verb.tflops <= 1e6:
+        raise ConfigError(
+            f"--tflops {verb.tflops} --mfu {verb.mfu}: give a speed above 0 and at most 1e6, and a share in (0, 1]"
+        )
     sizes, assumed = resolve.sizes(recipe.model)
     note = [] if assumed is None else [assumed]
     return ["", *note, *config.scaling_report(recipe, sizes, tflops=verb.tflops, mfu=verb.mfu)]
