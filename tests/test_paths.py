@@ -74,7 +74,7 @@ def test_overrides_are_relative_to_the_working_folder():
     assert absolute_overrides(words, Path("/here")) == [
         "--data.prompts=/here/a.txt",
         "--stages.2.eval.prompts=/here/b.txt",
-        "--reward.train=[{name: '/here/r.py:f', weight: 2}]".replace("'", ""),
+        "--reward.train=[{name: '/here/r.py:f', weight: 2}]",
         "--model={path: /here/m}",
         "--optimizer.lr_reasoning=1e-5",
     ]

@@ -39,9 +39,17 @@ def split_path(key: str, name: str) -> tuple[str, str, str]:
 
 def _surely(key: str, path: str) -> bool:
     """Whether a name can only be a path: it is written as one, or ends as a file does."""
-    if path.startswith((".", "~", "/")):
+    if path in (".", "..") or path.startswith(("./", "../", "~", "/")):
         return True
     return key != "model.path" and Path(path).suffix.lower() in DATA_FILES
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; one that no file system takes does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def absolute_name(key: str, name: Any, base: Path, here: Path | None = None) -> Any:
@@ -53,11 +61,11 @@ def absolute_name(key: str, name: Any, base: Path, here: Path | None = None) -> 
         return name
     before, path, after = split_path(key, name)
     there = base / Path(path).expanduser()
-    if not path or not (_surely(key, path) or there.exists()):
-        if path and here is not None and (here / path).exists():
+    if not path or not (_surely(key, path) or _is_there(there)):
+        if path and here is not None and _is_there(here / path):
             raise _elsewhere(key, name, there, here / path)
         return name
-    if here is not None and not there.exists() and (here / path).exists():
+    if here is not None and not _is_there(there) and _is_there(here / path):
         raise _elsewhere(key, name, there, here / path)
     return f"{before}{_plain(there)}{after}"
 
