@@ -141,7 +141,7 @@ REFUSED = [
     (("generate", "", *MODEL), "cannot understand the prompt ''"),
     (("generate", *MODEL), "say what to draw"),
     ((*DRAW, *MODEL, "--prompts", "more.txt"), "give a PROMPT, or a file of them"),
-    (("generate", "--prompts", "geneval:fixed", *MODEL), "are read from a .txt or .jsonl file"),
+    (("generate", "--prompts", "geneval:fixed", *MODEL), "prompts to draw are read from a file (.txt, .jsonl"),
     ((*DRAW, *MODEL, "--guidance", "inf"), "--guidance inf: it must be a finite number"),
     ((*DRAW, *MODEL, "--size", "big"), "--size big: write it as WIDTHxHEIGHT"),
     ((*DRAW, *MODEL, "--size", "30x32"), "each side must be a multiple of 8"),

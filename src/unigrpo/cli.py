@@ -84,7 +84,8 @@ class Generate(Drawing):
     prompt: Annotated[Positional[str | None], arg(metavar="PROMPT")] = None
     """What to draw, for example "a red circle left of a blue square"; with --image, what to change or to answer."""
     prompts: Path | None = None
-    """Prompts from a file in place of PROMPT: .txt, one a line, or .jsonl with prompt (and images)."""
+    """Prompts from a file in place of PROMPT: .txt, one a line, or .jsonl, .json, .csv, .tsv or .parquet with prompt
+    (FILE:COLUMN: another column) and images."""
     image: Annotated[tuple[Path, ...], UseAppendAction] = ()
     """A picture to edit or to talk about; may be given several times (the prompt may place them with <image>)."""
     understand: bool = False
@@ -101,7 +102,7 @@ class Eval(Drawing):
     """Draw for held-out prompts and print score, exam score, plan right and follow."""
 
     suite: str = "shapes"
-    """The prompts: shapes (held-out), shapes:train, geneval, a .txt or .jsonl file, or hf:owner/name."""
+    """The prompts: shapes (held-out), shapes:train, geneval, a file as in generate --prompts, or hf:owner/name."""
     prompts: int = 504
     """How many prompts."""
     samples: int = 4

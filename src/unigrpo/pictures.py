@@ -39,7 +39,7 @@ def read_picture(source: Path | bytes) -> Tensor:
 def _refuse_odd(picture: Picture) -> None:
     """No animations, and no grey of more than 8 bits (Pillow would clip it to white)."""
     if picture.mode in DEEP_GREY:
-        raise ValueError("it has more than 8 bits of grey; save it with 8 bits per channel")
+        raise ValueError(f"it has more than 8 bits of grey (mode {picture.mode}); save it with 8 bits per channel")
     if picture.format == "MPO":  # a phone's photo with a preview or a depth map after it: the first one is the photo
         return
     try:

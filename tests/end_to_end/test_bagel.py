@@ -235,12 +235,30 @@ def test_edits_and_drawings_of_one_file_are_guided_apart(tiny, monkeypatch):
     assert [[prompt.position for prompt in part] for part in parts] == [[0], [1, 2], [3]]
 
 
-def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, capsys):
+def test_a_prompt_that_cannot_be_read_is_found_before_the_first_is_drawn(tiny, tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "a cup"}\n{"prompt": "put <image> on <image>", "images": ["x.png"]}\n'
     )
     Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
     options = ["--prompts", str(tmp_path / "p.jsonl"), "--model", str(tiny), *DRAWN, "--out", str(tmp_path / "out")]
     assert cli.run(["generate", *options]) == 2
-    assert "2 places <image>, but 1 pictures" in capsys.readouterr().err
+    assert "2 places <image>, but 1 pictures" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, monkeypatch, capsys):
+    from unigrpo.verbs import drawing
+
+    draw = drawing.draw
+
+    def failing(policy, prompts, *more):
+        if prompts[0].images:
+            raise ValueError("no more paint")
+        return draw(policy, prompts, *more)
+
+    monkeypatch.setattr(drawing, "draw", failing)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cup"}\n{"prompt": "make it blue", "images": ["x.png"]}\n')
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
+    options = ["--prompts", str(tmp_path / "p.jsonl"), "--model", str(tiny), *DRAWN, "--out", str(tmp_path / "out")]
+    assert cli.run(["generate", *options]) == 2
+    assert "no more paint" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000-0.png", "results.jsonl"}

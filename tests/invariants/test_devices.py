@@ -350,7 +350,7 @@ def test_adapters_train_are_switched_off_written_read_and_merged(tmp_path, dtype
 @EITHER_DTYPE
 def test_a_public_folder_is_read_draws_trains_and_is_written(tmp_path, dtype):
     source = make_tiny_bagel(tmp_path / "tiny").folder
-    pictures = pairs.PairFile(str(source / "samples" / "demonstrations.jsonl"), 0)
+    pictures = pairs.own_pairs(str(source / "samples" / "demonstrations.jsonl"), 0)
     guided = replace(TRAINING, guidance=Guidance(3.0))
 
     def make(device, folder=source):

@@ -10,7 +10,7 @@ from PIL import Image as Images
 from small_models import small_policy
 from unigrpo.policy import PolicySpec
 from unigrpo.trajectory import Image, Prompt, Text, View
-from unigrpo.worlds.pairs import Pair, PairFile, fitted, hf_pairs, supervised_trajectories
+from unigrpo.worlds.pairs import Pair, fitted, own_pairs, supervised_trajectories
 from unigrpo.worlds.prompt_files import read_picture
 
 
@@ -35,7 +35,7 @@ ROWS = [
 
 
 def test_a_file_gives_prompts_words_and_pictures(tmp_path):
-    some = {p.prompt.text: p for p in PairFile(folder_of(tmp_path / "d", ROWS), 0).batch(0, 3)}
+    some = {p.prompt.text: p for p in own_pairs(folder_of(tmp_path / "d", ROWS), 0).batch(0, 3)}
     assert {text: p.thinking for text, p in some.items()} == {
         "a red cup": "<think> a cup </think>",
         "a dog": None,
@@ -48,11 +48,11 @@ def test_a_file_gives_prompts_words_and_pictures(tmp_path):
 
 def test_passes_are_shuffled_with_random_access(tmp_path):
     path = folder_of(tmp_path / "d", [{"prompt": f"p{i}", "image": f"{i}.png"} for i in range(7)])
-    whole = [(p.prompt.position, p.prompt.text) for p in PairFile(path, 0).batch(0, 21)]
+    whole = [(p.prompt.position, p.prompt.text) for p in own_pairs(path, 0).batch(0, 21)]
     assert [position for position, _ in whole] == list(range(21))
     passes = [tuple(text for _, text in whole[start : start + 7]) for start in (0, 7, 14)]
     assert all(sorted(one) == sorted(passes[0]) for one in passes) and len(set(passes)) == 3
-    assert [(p.prompt.position, p.prompt.text) for p in PairFile(path, 0).batch(4, 4)] == whole[16:20]
+    assert [(p.prompt.position, p.prompt.text) for p in own_pairs(path, 0).batch(4, 4)] == whole[16:20]
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_faults_name_the_line(tmp_path, row, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row))
     with pytest.raises(ValueError, match=message):
-        PairFile(path, 0)
+        own_pairs(path, 0).batch(0, 1)
 
 
 def test_a_picture_that_cannot_be_read_and_a_wrong_file_are_told(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "a", "image": "pairs.jsonl"}))
-    (pair,) = PairFile(path, 0).batch(0, 1)
+    (pair,) = own_pairs(path, 0).batch(0, 1)
     with pytest.raises(ValueError, match=r"line 1: .*pairs\.jsonl cannot be read as a picture"):
         pair.image()
-    with pytest.raises(ValueError, match=r"read from \.jsonl files, not from .*pairs\.txt"):
-        PairFile(tmp_path / "pairs.txt", 0)
+    with pytest.raises(ValueError, match=r"pairs\.txt can hold prompts alone"):
+        own_pairs(tmp_path / "pairs.txt", 0)
 
 
 def test_data_sets_hold_pictures_or_paths(tmp_path, monkeypatch):
@@ -88,11 +88,11 @@ def test_data_sets_hold_pictures_or_paths(tmp_path, monkeypatch):
     (folder / "pairs.jsonl").unlink()
     named = [{"file_name": row["image"], **{k: v for k, v in row.items() if k != "image"}} for row in ROWS]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))  # a folder of pictures
-    in_folder = {p.prompt.text: p for p in hf_pairs(f"hf:{folder}", 0).batch(0, 3)}
+    in_folder = {p.prompt.text: p for p in own_pairs(f"hf:{folder}", 0).batch(0, 3)}
     (tmp_path / "paths").mkdir()
     beside = [{**row, "image": f"../pictures/{row['image']}"} for row in ROWS]
     (tmp_path / "paths" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in beside))
-    by_path = {p.prompt.text: p for p in hf_pairs(f"hf:{tmp_path / 'paths'}", 0).batch(0, 3)}
+    by_path = {p.prompt.text: p for p in own_pairs(f"hf:{tmp_path / 'paths'}", 0).batch(0, 3)}
     (tmp_path / "bytes").mkdir()
     table = {
         "prompt": [row["prompt"] for row in ROWS],
@@ -102,7 +102,7 @@ def test_data_sets_hold_pictures_or_paths(tmp_path, monkeypatch):
     }
     data = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
     data.map(lambda row: row).to_parquet(tmp_path / "bytes" / "train.parquet")  # pictures are stored in the table
-    by_bytes = {p.prompt.text: p for p in hf_pairs(f"hf:{tmp_path / 'bytes'}:train", 0).batch(0, 3)}
+    by_bytes = {p.prompt.text: p for p in own_pairs(f"hf:{tmp_path / 'bytes'}:train", 0).batch(0, 3)}
     for index, row in enumerate(ROWS):
         for found in (in_folder, by_path, by_bytes):
             pair = found[row["prompt"]]
@@ -111,7 +111,7 @@ def test_data_sets_hold_pictures_or_paths(tmp_path, monkeypatch):
     assert by_bytes["a red cup"].prompt.metadata == {"source": "me"} and by_bytes["a dog"].prompt.metadata == {}
     data.remove_columns("image").to_parquet(tmp_path / "bytes" / "train.parquet")
     with pytest.raises(ValueError, match="there is no column 'image'; it has prompt, thinking, source"):
-        hf_pairs(f"hf:{tmp_path / 'bytes'}", 0)
+        own_pairs(f"hf:{tmp_path / 'bytes'}", 0)
 
 
 # Pictures of the model's size

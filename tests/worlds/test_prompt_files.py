@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unigrpo.worlds.prompt_files import FilePrompts, hf_prompts, read_picture, shuffled
+from unigrpo.worlds.prompt_files import own_prompts, read_picture, shuffled
 
 GENEVAL = [
     {"tag": "two_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -36,7 +36,7 @@ def lines(path, rows):
 def test_a_text_file_has_one_prompt_a_line(tmp_path):
     # a byte order mark, Windows line ends, blank lines, and U+2028, which is no end of a line
     path = written(tmp_path / "p.txt", b"\xef\xbb\xbfa red cup\r\n\r\n  two\xe2\x80\xa8dogs \n\n")
-    some = FilePrompts(path, 0).fixed(9)
+    some = own_prompts(path, 0).fixed(9)
     assert [(p.position, p.text, dict(p.metadata), p.images) for p in some] == [
         (0, "a red cup", {}, ()),
         (1, "two\u2028dogs", {}, ()),
@@ -44,16 +44,16 @@ def test_a_text_file_has_one_prompt_a_line(tmp_path):
 
 
 def test_genevals_own_file_is_read_with_its_tag_as_category(tmp_path):
-    some = FilePrompts(lines(tmp_path / "evaluation_metadata.jsonl", GENEVAL), 0).fixed(2)
+    some = own_prompts(lines(tmp_path / "evaluation_metadata.jsonl", GENEVAL), 0).fixed(2)
     assert [p.text for p in some] == ["a photo of a bench", "a photo of two clocks"]
     for prompt, row in zip(some, GENEVAL, strict=False):
         assert prompt.metadata == {k: v for k, v in row.items() if k != "prompt"} | {"category": row["tag"]}
-    own = FilePrompts(lines(tmp_path / "own.jsonl", [{"prompt": "x", "tag": "a", "category": "b"}]), 0).fixed(1)
+    own = own_prompts(lines(tmp_path / "own.jsonl", [{"prompt": "x", "tag": "a", "category": "b"}]), 0).fixed(1)
     assert own[0].metadata == {"tag": "a", "category": "b"}
 
 
 def test_every_pass_has_every_prompt_once_in_a_new_order(tmp_path):
-    stream = FilePrompts(written(tmp_path / "p.txt", "\n".join(f"prompt {i}" for i in range(10))), 3)
+    stream = own_prompts(written(tmp_path / "p.txt", "\n".join(f"prompt {i}" for i in range(10))), 3)
     some = stream.batch(0, 30)
     assert [p.position for p in some] == list(range(30))
     passes = [[p.text for p in some[start : start + 10]] for start in (0, 10, 20)]
@@ -64,9 +64,9 @@ def test_every_pass_has_every_prompt_once_in_a_new_order(tmp_path):
 
 def test_the_stream_has_random_access_and_depends_on_the_seed(tmp_path):
     path = written(tmp_path / "p.txt", "\n".join(f"prompt {i}" for i in range(50)))
-    whole = FilePrompts(path, 1).batch(0, 28)
-    assert FilePrompts(path, 1).batch(3, 7) == whole[21:]  # a resumed run begins in the middle
-    assert [p.text for p in FilePrompts(path, 2).batch(0, 28)] != [p.text for p in whole]
+    whole = own_prompts(path, 1).batch(0, 28)
+    assert own_prompts(path, 1).batch(3, 7) == whole[21:]  # a resumed run begins in the middle
+    assert [p.text for p in own_prompts(path, 2).batch(0, 28)] != [p.text for p in whole]
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     assert shuffled(1, 777, 50) == shuffled(1, 777, 50)
@@ -77,7 +77,7 @@ def test_pictures_come_with_the_prompt_and_are_read_when_it_is_used(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (5, 4), (255, 128, 0)).save(tmp_path / "sub" / "a.png")
     rows = [{"prompt": "make <image> blue", "images": ["sub/a.png"]}, {"prompt": "plain", "images": []}]
-    prompts = FilePrompts(lines(tmp_path / "p.jsonl", rows), 0)
+    prompts = own_prompts(lines(tmp_path / "p.jsonl", rows), 0)
     first, second = prompts.fixed(2)
     assert len(first.images) == 1 and second.images == () and "images" not in first.metadata
     assert first.images[0].dtype == torch.uint8 and first.images[0].shape == (3, 4, 5)
@@ -103,7 +103,10 @@ def test_pictures_are_upright_and_transparency_is_white(tmp_path):
 
 
 FAULTS = {
-    "not JSON": ('{"prompt": "a"}\n{"prompt": }\n', r"p\.jsonl, line 2 is not a JSON object: write one like"),
+    "not JSON": (
+        '{"prompt": "a"}\n{"prompt": }\n',
+        r"p\.jsonl, line 2 is not JSON \(Expecting value at column 12\)",
+    ),
     "no object": ('{"prompt": "a"}\n\n["b"]\n', r"p\.jsonl, line 3 is not a JSON object"),
     "no prompt": ('{"text": "a", "id": 1}\n', r"p\.jsonl, line 1 has no prompt in words \(it has text, id\)"),
     "no words": ('{"prompt": 5}\n', r"line 1 has no prompt in words \(prompt is 5\)"),
@@ -123,18 +126,18 @@ FAULTS = {
 def test_faults_are_told_in_one_sentence(tmp_path, fault):
     content, message = FAULTS[fault]
     with pytest.raises(ValueError, match=message) as caught:
-        FilePrompts(written(tmp_path / "p.jsonl", content), 0)
+        own_prompts(written(tmp_path / "p.jsonl", content), 0).fixed(9)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_not_prompts_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.txt cannot be read \(No such file or directory\)"):
-        FilePrompts(tmp_path / "gone.txt", 0)
-    with pytest.raises(ValueError, match=r"\.txt and \.jsonl files, and .*p\.csv is neither"):
-        FilePrompts(written(tmp_path / "p.csv", "a"), 0)
+        own_prompts(tmp_path / "gone.txt", 0)
+    with pytest.raises(ValueError, match=r"p\.xlsx' is no file \(\.txt, \.jsonl, .*no folder of save_to_disk"):
+        own_prompts(written(tmp_path / "p.xlsx", "a"), 0)
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
-        FilePrompts(tmp_path / "folder.txt", 0)
+        own_prompts(tmp_path / "folder.txt", 0)
 
 
 # Data sets
@@ -153,12 +156,12 @@ def test_a_folder_is_read_as_a_data_set(tmp_path, datasets):
     folder.mkdir()
     lines(folder / "train.jsonl", GENEVAL)
     lines(folder / "test.jsonl", [{"prompt": "t", "include": [], "tag": "x"}])
-    prompts = hf_prompts(f"hf:{folder}", 0)
+    prompts = own_prompts(f"hf:{folder}", 0)
     for prompt, row in zip(prompts.fixed(9), GENEVAL, strict=True):  # no nulls for what a row does not have
         assert prompt.text == row["prompt"]
         assert prompt.metadata == {k: v for k, v in row.items() if k != "prompt"} | {"category": row["tag"]}
     assert sorted(p.text for p in prompts.batch(0, 3)) == sorted(row["prompt"] for row in GENEVAL)
-    assert [p.text for p in hf_prompts(f"hf:{folder}:test", 0).fixed(9)] == ["t"]
+    assert [p.text for p in own_prompts(f"hf:{folder}:test", 0).fixed(9)] == ["t"]
 
 
 def test_columns_of_words_are_prompts_and_of_plain_values_metadata(tmp_path, datasets):
@@ -166,7 +169,7 @@ def test_columns_of_words_are_prompts_and_of_plain_values_metadata(tmp_path, dat
     folder.mkdir()
     table = {"caption": ["a cup"], "score": [0.5], "words": [["a", "b"]], "raw": [b"bytes"], "nested": [{"n": 1}]}
     datasets.Dataset.from_dict(table).to_parquet(folder / "train.parquet")
-    (prompt,) = hf_prompts(f"hf:{folder}:train:caption", 0).fixed(5)
+    (prompt,) = own_prompts(f"hf:{folder}:train:caption", 0).fixed(5)
     assert prompt.text == "a cup"
     assert prompt.metadata == {"score": 0.5, "words": ["a", "b"], "nested": {"n": 1}}  # bytes are none
 
@@ -182,12 +185,12 @@ def test_faults_of_data_sets_name_what_there_is(tmp_path, datasets, monkeypatch)
         ("hf:./gone", r"\./gone is not a folder"),
         ("hf:a/b:c:d:e", "names no data set: write hf:owner/name, hf:owner/name:split or"),
         ("hf:", "names no data set"),
-        ("a/b", "names no data set"),
+        ("a/b", "is no file .* and no data set"),
     ):
         with pytest.raises(ValueError, match=message):
-            hf_prompts(name, 0)
+            own_prompts(name, 0)
     with pytest.raises(ValueError, match=r"data, row 1 has no prompt in words"):
-        hf_prompts(f"hf:{folder}", 0).fixed(2)
+        own_prompts(f"hf:{folder}", 0).fixed(2)
 
     def missing(path):
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub.\nMore words")
@@ -196,10 +199,10 @@ def test_faults_of_data_sets_name_what_there_is(tmp_path, datasets, monkeypatch)
     with pytest.raises(
         ValueError, match=r"^hf:no/one cannot be loaded \(DatasetNotFoundError: Dataset 'no/one' .*Hub\)"
     ):
-        hf_prompts("hf:no/one", 0)
+        own_prompts("hf:no/one", 0)
 
 
 def test_without_the_package_the_way_to_it_is_told(monkeypatch):
-    monkeypatch.setattr("unigrpo.worlds.prompt_files.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'needs the package datasets: pip install "unigrpo\[bagel\]"'):
-        hf_prompts("hf:owner/name", 0)
+    monkeypatch.setattr("unigrpo.worlds.data_sets.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package datasets: pip install"):
+        own_prompts("hf:owner/name", 0)

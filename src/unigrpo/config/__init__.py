@@ -68,6 +68,7 @@ from unigrpo.config.sections import (
     Reward,
     Rollout,
     Scorer,
+    check_shares,
 )
 from unigrpo.config.sources import is_recipe_file
 from unigrpo.config.stages import (
@@ -120,6 +121,7 @@ __all__ = [
     "WithText",
     "absolute_reward_name",
     "batch_arithmetic",
+    "check_shares",
     "did_you_mean",
     "from_yaml",
     "how_to_install",

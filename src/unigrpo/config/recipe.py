@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from unigrpo.config.demonstrations import check_teaches
 from unigrpo.config.methods import (
     FPO,
     DiffusionNFT,
@@ -81,6 +82,8 @@ def _check_data(recipe: Recipe) -> None:
             "RL runs from prompts; change data or method"
         )
     if isinstance(data, DemonstrationData):
+        if isinstance(method, Supervised):
+            check_teaches(data, method)
         for key, value in (("ppo_epochs", optimizer.ppo_epochs), ("minibatches", optimizer.minibatches)):
             if value != 1:
                 raise ConfigError(

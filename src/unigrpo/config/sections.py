@@ -7,6 +7,7 @@ whole", spec g.1). Numbers carry their range, texts their length (``ranges``); t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,11 +93,12 @@ class Model:
 class PromptData:
     """Prompts for RL: where from, prompts per iteration P and samples per prompt G.
 
-    Files are .txt, one prompt a line, or .jsonl with ``prompt`` and anything else as metadata.
+    A file is .txt (one prompt a line), .jsonl, .json, .csv, .tsv, .parquet or a folder of ``save_to_disk``; what is not
+    prompt or images is metadata.
     """
 
     prompts: PathOrName
-    """shapes:train, geneval:train, a .txt or .jsonl file, or hf:owner/name[:split[:column]]."""
+    """shapes:train, geneval:train, a file or FILE:COLUMN, a saved folder, or hf:owner/name[:split[:column]]."""
     prompts_per_iteration: Batch = 32
     """Prompts of an iteration."""
     group_size: Batch = 24
@@ -126,17 +128,34 @@ class Mix:
     plan_only: Probability = 0.0
     """A prompt and its plan, no picture."""
 
+    def __post_init__(self) -> None:
+        for key, share in self.dense_shares().items():
+            other = {"unconditional": self.unconditional, "no_think": self.no_think, "plan_only": self.plan_only}
+            check_shares("data.mix", {key: share, **other})
+
+    def dense_shares(self) -> dict[str, float]:
+        """The keys of the share of dense plans that a run comes to, and their values."""
+        early = {"dense": self.dense} if self.dense_until > 0 else {}
+        return {**early, "dense_late": self.dense_late} if self.dense_until < 1 else early
+
+
+def check_shares(where: str, shares: Mapping[str, float]) -> None:
+    """ConfigError where shares of one whole are more than it."""
+    if sum(shares.values()) > 1 + 1e-9:
+        listed = " + ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ConfigError(f"{where}: {listed} exceed 1: shares of the same whole, so lower one")
+
 
 @dataclass(frozen=True)
 class DemonstrationData:
     """Demonstrations for supervised runs: where from, how many per step, and (shapes only) how imperfect.
 
-    A .jsonl file has ``prompt``, ``image`` (a path beside the file) and, where there is one, ``thinking``; a data set
-    of the hub has these columns.
+    Rows are as in ``data.prompts`` and also have ``image`` (a path beside the file, or the picture itself) and, where
+    there is one, ``thinking``.
     """
 
     demonstrations: PathOrName
-    """shapes, a .jsonl file with prompt, image and perhaps thinking, or hf:owner/name."""
+    """shapes, a file or folder of rows with prompt, image and perhaps thinking, or hf:owner/name."""
     batch_size: Batch = 48
     """Demonstrations of a step."""
     drop_prompt: Probability = 0.0

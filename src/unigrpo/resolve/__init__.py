@@ -1,9 +1,11 @@
 """From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
 
-models: which model, where, in which precision · data: prompts, demonstrations, rewards, suites · methods: terms and
-sampling · trial: rewards tried at the start · runs: a recipe whole.
+checks: what is known before a model is loaded · models: which model, where, in which precision · data: prompts,
+demonstrations, rewards, suites · methods: terms and sampling · trial: rewards tried at the start · runs: a recipe,
+whole.
 """
 
+from unigrpo.resolve.checks import check_data, check_drawn, check_here, check_suite
 from unigrpo.resolve.data import Suite, prompts, reward, suite
 from unigrpo.resolve.methods import check_rewards, evaluation_sampling, method, training_sampling
 from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, export_dtype, lasting_name, model_folder, policy
@@ -16,7 +18,11 @@ __all__ = [
     "RecipeEvaluator",
     "Suite",
     "builtin_folder",
+    "check_data",
+    "check_drawn",
+    "check_here",
     "check_rewards",
+    "check_suite",
     "device_of",
     "drawn_size",
     "evaluation_sampling",

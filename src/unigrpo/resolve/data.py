@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from unigrpo import config, seeds
 from unigrpo.config import ConfigError, Recipe
+from unigrpo.config.data_names import HUB, SUFFIXES
 from unigrpo.evaluation.evaluator import Judge, unjudged
 from unigrpo.policy import Policy
 from unigrpo.rewards import jpeg as _jpeg  # noqa: F401 (registers its rewards)
@@ -22,22 +22,24 @@ from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds import geneval, pairs, shapes
-from unigrpo.worlds.prompt_files import HUB, FilePrompts, RowPrompts, hf_prompts
+from unigrpo.worlds.prompt_files import RowPrompts, own_prompts
+from unigrpo.worlds.records import names_records
 from unigrpo.worlds.shapes import tasks
 from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstrations
 from unigrpo.worlds.shapes.preference import load_preference
 
+SHAPES = "shapes"
+WORLDS = (SHAPES, "geneval")
 GENEVAL = ("geneval:train", "geneval:fixed")
-KNOWN = (
-    f"{', '.join(f'shapes:{split}' for split in shapes.SPLITS)}, {', '.join(GENEVAL)}, a .txt or .jsonl file, {HUB}..."
-)
+OWN = f"a file ({', '.join(SUFFIXES)}), a folder of save_to_disk, {HUB}..."
+KNOWN = f"{', '.join(f'shapes:{split}' for split in shapes.SPLITS)}, {', '.join(GENEVAL)}, {OWN}"
 
 
 # Prompts
 
 
 def prompts(name: str, seed: int) -> PromptSource:
-    """A stream of training prompts: ``shapes:train``, ``geneval:train``, a .txt or .jsonl file, ``hf:owner/name``."""
+    """A stream of training prompts: of a world (``shapes:train``, ``geneval:train``), a file or a data set."""
     if name == "geneval:train":
         return geneval.PromptStream(seed)
     if name == "geneval:fixed":
@@ -49,9 +51,9 @@ def prompts(name: str, seed: int) -> PromptSource:
 
 def _rows(name: str, seed: int) -> RowPrompts | None:
     """Prompts of one's own; None where the name is a world's."""
-    if name.startswith(HUB):
-        return hf_prompts(name, seed)
-    return FilePrompts(name, seed) if Path(name).suffix.lower() in (".txt", ".jsonl") else None
+    if name.partition(":")[0] in WORLDS or not names_records(name):
+        return None
+    return own_prompts(name, seed)
 
 
 def _shapes_split(name: str) -> str:
@@ -71,18 +73,9 @@ def is_shapes(name: str) -> bool:
 
 def demonstration_maker(recipe: Recipe, data: config.DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
     """A maker of batches: (policy, iteration) -> trajectories with targets."""
-    if data.demonstrations == "shapes":
+    if data.demonstrations == SHAPES:
         return _shapes_maker(recipe, data)
-    if data.mix != config.Mix():
-        raise ConfigError(f"data.mix is for the demonstrations of shapes, not for {data.demonstrations}: leave it out")
-    if data.demonstrations.startswith(HUB):
-        source = pairs.hf_pairs(data.demonstrations, recipe.seed)
-    elif Path(data.demonstrations).suffix.lower() == ".jsonl":
-        source = pairs.PairFile(data.demonstrations, recipe.seed)
-    else:
-        raise ConfigError(
-            f"there are no demonstrations called {data.demonstrations!r}: there are shapes, a .jsonl file, {HUB}..."
-        )
+    source = own_demonstrations(recipe, data)
 
     def make(policy: Policy, iteration: int) -> list[Trajectory]:
         batch = source.batch(iteration, data.batch_size)
@@ -91,6 +84,15 @@ def demonstration_maker(recipe: Recipe, data: config.DemonstrationData) -> Calla
         return pairs.supervised_trajectories(policy, batch, drop=drop)
 
     return make
+
+
+def own_demonstrations(recipe: Recipe, data: config.DemonstrationData) -> pairs.RowPairs:
+    """Demonstrations of a file or a data set."""
+    if data.mix != config.Mix():
+        raise ConfigError(f"data.mix is for the demonstrations of shapes, not for {data.demonstrations}: leave it out")
+    if not names_records(data.demonstrations):
+        raise ConfigError(f"there are no demonstrations called {data.demonstrations!r}: there are {SHAPES}, {OWN}")
+    return pairs.own_pairs(data.demonstrations, recipe.seed)
 
 
 def _shapes_maker(recipe: Recipe, data: config.DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
@@ -157,12 +159,16 @@ def labels(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Suite:
-    """A list of prompts to evaluate on, and who judges the pictures (``judged``: by rules; else a reward must say)."""
+    """A list of prompts to evaluate on, and who judges the pictures (``judged``: by rules; else a reward must say).
+
+    ``rows``: the prompts as they are stored, where they are one's own.
+    """
 
     name: str
     prompts: Callable[[int], list[Prompt]]
     judge: Judge
     judged: bool = True
+    rows: RowPrompts | None = None
 
 
 def suite(name: str) -> Suite:
@@ -170,6 +176,6 @@ def suite(name: str) -> Suite:
     if name in ("geneval", *GENEVAL):
         return Suite(name, geneval.fixed, unjudged, judged=False)
     if (rows := _rows(name, 0)) is not None:
-        return Suite(name, rows.fixed, unjudged, judged=False)
+        return Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
     split = _shapes_split("shapes:held-out" if name == "shapes" else name)
     return Suite(name, lambda limit: shapes.fixed(split, limit), tasks.judge_pictures)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unigrpo import config
-from unigrpo.config import ConfigError, Recipe
+from unigrpo.config import Recipe
 from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.models.bagel.checkpoint import restore_weights, save_policy
 from unigrpo.models.bagel.policy import Bagel, is_denoising
 from unigrpo.policy import Policy, Scorer
 from unigrpo.resolve import data, models
+from unigrpo.resolve.checks import check_size
 from unigrpo.resolve.methods import (
     check_rewards,
     evaluation_sampling,
@@ -26,7 +27,6 @@ from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import Parts
-from unigrpo.worlds import shapes
 
 VISION = ("vit_model.", "connector.")
 
@@ -156,17 +156,18 @@ def adapter_training(recipe: Recipe, lora: config.Lora) -> Trained:
 def parts(recipe: Recipe) -> Parts:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
     rewards = check_rewards(recipe)  # refused before a model is loaded
+    evaluation_sampling(recipe)
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
     watched, size = data.reward(recipe.reward.validation), drawn_size(recipe)
     if size is not None:
-        _check_size(recipe, size)
+        check_size(recipe, size)
         try_rewards(recipe, rewards, made_source, made_suite, size)
     if recipe.model.lora is None:
         made = full_training(recipe, wants_reference=wants_reference(recipe))
     else:
         made = adapter_training(recipe, recipe.model.lora)
     if (drawn := made.policy.spec.image_size) != size:
-        _check_size(recipe, drawn)
+        check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
@@ -182,19 +183,3 @@ def parts(recipe: Recipe) -> Parts:
         compute_dtype=models.DTYPES[recipe.model.dtype],
         clip_range=None if flow is None else flow.clip_range,
     )
-
-
-def _check_size(recipe: Recipe, size: tuple[int, int]) -> None:
-    """ConfigError where the shapes world is to be drawn at a size that it does not have."""
-    given = recipe.data
-    named = given.demonstrations if isinstance(given, config.DemonstrationData) else given.prompts
-    of_shapes = (data.VERIFIER, data.PREFERENCE)
-    verified = any(s.name in of_shapes for s in (*recipe.reward.train, *recipe.reward.validation))
-    if not (data.is_shapes(named) or data.is_shapes(recipe.eval.prompts) or verified):
-        return
-    (height, width), side = size, shapes.IMAGE_SIZE
-    if (height, width) != (side, side):
-        raise ConfigError(
-            f"the model would draw {height} x {width} pixels, but the shapes world has {side} x {side}: "
-            f"set rollout.image_size to {side}, or model.path to a model of that size"
-        )

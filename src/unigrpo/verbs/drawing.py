@@ -12,6 +12,8 @@ from torch import Tensor
 
 from unigrpo import cli, resolve
 from unigrpo.config import ConfigError
+from unigrpo.config.data_names import SUFFIXES
+from unigrpo.models.bagel.opening import Opened, UnknownWords
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.pictures import read_picture
 from unigrpo.policy import Policy
@@ -24,7 +26,11 @@ from unigrpo.trajectory import Prompt
 from unigrpo.verbs.folders import must_be_new, usable
 from unigrpo.verbs.sampling import Defaults, batch_size, editing, load, own, sampling
 from unigrpo.worlds import shapes
+from unigrpo.worlds.prompt_files import Row
+from unigrpo.worlds.records import names_records
 from unigrpo.worlds.shapes import tasks
+
+ALL = 10**9  # prompts of a file
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,28 @@ def asked(verb: cli.Generate) -> list[Prompt]:
     if verb.prompt is not None:
         return [Prompt(0, verb.prompt, images=images)]
     assert verb.prompts is not None
-    if verb.prompts.suffix.lower() not in (".txt", ".jsonl"):  # the lists of worlds have no end
-        raise ConfigError(f"--prompts {verb.prompts}: prompts to draw are read from a .txt or .jsonl file")
-    found = resolve.suite(str(verb.prompts)).prompts(10**9)
+    name = str(verb.prompts)
+    if not names_records(name):  # the lists of worlds have no end
+        raise ConfigError(
+            f"--prompts {name}: prompts to draw are read from a file ({', '.join(SUFFIXES)}) or a data set"
+        )
+    resolve.check_drawn(name, verb.model, lambda model, row: readable(model, row, len(images)))
+    found = resolve.suite(name).prompts(ALL)
     if images and any(prompt.images for prompt in found):
         raise ConfigError(
             f"--image with {verb.prompts}, whose prompts have pictures of their own: leave one of them out"
         )
     return [replace(prompt, images=images) for prompt in found] if images else found
+
+
+def readable(model: Opened, row: Row, images: int) -> None:
+    """ValueError for a prompt that the model cannot read; of the shapes world other spellings are understood too."""
+    try:
+        model.read(row.text, images or len(row.pictures))
+    except UnknownWords:
+        if model.public or images or row.pictures:
+            raise
+        shapes.parse_prompt(row.text)  # explains what can be asked for
 
 
 def in_the_world(policy: Bagel, prompt: Prompt) -> Prompt:

@@ -21,9 +21,12 @@ def evaluate_model(verb: cli.Eval) -> int:
         raise ConfigError(
             f"--suite {verb.suite} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
         )
-    reward = None if verb.reward is None else resolve.reward((config.Scorer(verb.reward),))
+    scorers = () if verb.reward is None else (config.Scorer(verb.reward),)
+    reward = resolve.reward(scorers) if scorers else None
     if verb.out is not None:
         must_be_new(verb.out)
+    resolve.check_suite(verb.suite, verb.prompts, verb.model, scorers)
+    if verb.out is not None:
         usable(verb.out)
     policy = load(verb)
     how = sampling(policy, verb, EVALUATION)

@@ -28,6 +28,14 @@ def check_names(staged: StagedRecipe) -> None:
             raise ConfigError(f"{recipe.name}: {error}") from error
 
 
+def check_data(staged: StagedRecipe, run_dir: Path | None) -> None:
+    """Look at every row of all stages that are still to be run, with the words of the model that comes first."""
+    done = [] if run_dir is None else [finished(staged, number, run_dir) for number in range(len(staged.stages))]
+    first = next((number for number in range(len(staged.stages)) if number >= len(done) or not done[number]), None)
+    if first is not None:
+        resolve.check_data([ready(staged, first, run_dir), *staged.stages[first + 1 :]])
+
+
 def begun(folder: Path) -> bool:
     """Whether a stage has left anything in its folder."""
     return (folder / runlog.RECIPE).is_file()

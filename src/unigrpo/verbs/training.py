@@ -59,6 +59,7 @@ def train_one(recipe: Recipe, verb: cli.Train, run_dir: Path) -> int:
         raise ConfigError(
             f"--iterations {recipe.iterations}: {run_dir} has {finished} finished iterations; ask for more"
         )
+    resolve.check_data([recipe])
     parts = resolve.parts(recipe)
     trainer = Trainer(recipe, parts, run_dir, Stop())
     start = trainer.resume() if verb.resume else 0
@@ -72,6 +73,7 @@ def train_stages(staged: StagedRecipe, verb: cli.Train, run_dir: Path) -> int:
     stages.check_names(staged)
     if verb.resume:
         stages.check_iterations(staged, run_dir)
+    stages.check_data(staged, run_dir if verb.resume else None)
     stop, count = Stop(), len(staged.stages)
     for number, name in enumerate(staged.names):
         if verb.resume and stages.finished(staged, number, run_dir):
@@ -117,8 +119,9 @@ def parts_of_stage(recipe: Recipe, verb: cli.Train, name: str, run_dir: Path) ->
 
 
 def dry_run(asked: Recipe | StagedRecipe, verb: cli.Train) -> int:
-    """Print the recipe and what an iteration of it costs; of several stages, of each."""
+    """Check what is here, and print the recipe and what an iteration of it costs; of several stages, of each."""
     recipes = asked.stages if isinstance(asked, StagedRecipe) else (asked,)
+    notes = resolve.check_here(recipes)
     for number, recipe in enumerate(recipes, start=1):
         if isinstance(asked, StagedRecipe):
             print(f"# stage {number} of {len(recipes)}")
@@ -127,6 +130,8 @@ def dry_run(asked: Recipe | StagedRecipe, verb: cli.Train) -> int:
         print("\n".join(config.batch_arithmetic(recipe)))
         sized = replace(recipe, model=replace(recipe.model, path=recipes[0].model.path))  # all are of the same size
         print("\n".join(costs(sized, verb)), end="\n" if recipe is recipes[-1] else "\n\n")
+    for note in notes:
+        print(f"\nnote: {note}")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Demonstrations of one's own for supervised runs: prompts with pictures and, where there is one, the thinking.
 
-A .jsonl file holds one object a line: ``prompt``, ``image`` (a path beside the file), where there are any ``thinking``
-(what the model should write before it draws, ``<think>`` tags included), ``images`` (given with the prompt) and
-anything else as metadata. A data set of the hub has the columns ``prompt``, ``image`` and ``thinking``.
+A row of a file or data set (:mod:`.records`) has ``prompt``, ``image`` (a path beside the file, or the picture itself),
+where there are any ``thinking`` (what the model should write before it draws, ``<think>`` tags included), ``images``
+(given with the prompt) and anything else as metadata.
 """
 
 from __future__ import annotations
@@ -11,34 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unigrpo.config import ConfigError
+from unigrpo.config.data_names import split_name
 from unigrpo.policy import Policy
 from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
-from unigrpo.worlds.prompt_files import (
-    HUB,
-    HubRows,
-    Row,
-    file_lines,
-    hub_data,
-    json_object,
-    picture_path,
-    plain_columns,
-    read_picture,
-    row_of,
-    shuffled,
-)
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from unigrpo.worlds.prompt_files import Row, Source, picture_of, read_picture, row_of, shuffled
+from unigrpo.worlds.records import Record, Records, open_records
 
 EXAMPLE = '{"prompt": "a red cup", "image": "cup.png"}'
-KEYS = ("prompt", "image", "images", "thinking")
+KEYS = ("image", "images", "thinking")
 
 
 @dataclass(frozen=True)
@@ -59,13 +46,33 @@ class PairRow:
 
     row: Row
     thinking: str | None
-    image: Callable[[], Tensor]
+    image: Source
+
+
+@dataclass(frozen=True)
+class PairRows(Sequence[PairRow]):
+    """The rows of a file or data set as demonstrations."""
+
+    records: Records
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.records.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One row; ConfigError says what is wrong with it."""
+        record, records = self.records.rows[index], self.records
+        row = row_of(record, records, other=KEYS, example=EXAMPLE)
+        if not (stored := record.written.get("image")):
+            raise ConfigError(f"{row.where} has no image (the path of a picture beside the file), as in {EXAMPLE}")
+        return PairRow(row, _thinking(record), picture_of(records.folder, stored, row.where))
 
 
 @dataclass(frozen=True)
 class RowPairs:
     """The demonstrations of some rows as an endless stream with random access, shuffled anew in every pass."""
 
+    name: str
     rows: Sequence[PairRow]
     seed: int
 
@@ -76,80 +83,24 @@ class RowPairs:
     def at(self, position: int) -> Pair:
         """The demonstration at one position of the stream."""
         found = self.rows[shuffled(self.seed, position, len(self.rows))]
-        return Pair(found.row.prompt(position), found.thinking, found.image)
+        return Pair(found.row.prompt(position), found.thinking, partial(read_picture, found.image, found.row.where))
 
 
-class PairFile(RowPairs):
-    """The demonstrations of a .jsonl file; ValueError names the file and the line of what is wrong with it."""
-
-    def __init__(self, path: Path | str, seed: int) -> None:
-        path = Path(path)
-        if path.suffix.lower() != ".jsonl":
-            raise ConfigError(f"demonstrations are read from .jsonl files, not from {path}: write lines like {EXAMPLE}")
-        super().__init__([_json_row(path, number, line) for number, line in file_lines(path)], seed)
-
-
-def _json_row(path: Path, number: int, line: str) -> PairRow:
-    where, written = f"{path}, line {number}", json_object(path, number, line, EXAMPLE)
-    row = row_of(where, written, path.parent, other=KEYS)
-    name = written.get("image")
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"{where} has no image (the path of a picture beside the file), as in {EXAMPLE}")
-    return PairRow(row, _thinking(written, where), partial(read_picture, picture_path(path.parent, name, where), where))
+def own_pairs(name: str | Path, seed: int) -> RowPairs:
+    """The demonstrations of a file, a saved folder or a data set (:func:`unigrpo.worlds.records.open_records`)."""
+    found = split_name(str(name))
+    if found is not None and found[0].suffix.lower() == ".txt":
+        raise ConfigError(f"{name} can hold prompts alone: demonstrations are read from files with rows like {EXAMPLE}")
+    records = open_records(str(name), plain=False)
+    return RowPairs(records.name, PairRows(records), seed)
 
 
-def _thinking(written: dict[str, Any], where: str) -> str | None:
+def _thinking(record: Record) -> str | None:
     """The words under ``thinking``; None where there are none."""
-    thinking = written.get("thinking")
+    thinking = record.written.get("thinking")
     if thinking is not None and not isinstance(thinking, str):
-        raise ConfigError(f"{where}: thinking must be words (or be left out), not {thinking!r}")
+        raise ConfigError(f"{record.where}: thinking must be words (or be left out), not {thinking!r}")
     return thinking if thinking and thinking.strip() else None
-
-
-# ----------------------------------------------------------------------------------------------------- data sets (hub)
-
-
-def hf_pairs(name: str, seed: int) -> RowPairs:
-    """The demonstrations of ``hf:owner/name[:split]`` with the columns prompt, image and, where there is one, thinking.
-
-    ``image`` holds pictures, or paths (relative to the folder where owner/name is one).
-    """
-    data, column = hub_data(name)
-    from datasets import Image as Pictures
-
-    if "image" not in data.column_names:
-        raise ConfigError(f"{name}: there is no column 'image'; it has {', '.join(data.column_names)}")
-    words = data.select_columns([key for key in plain_columns(data) if key not in KEYS or key in (column, "thinking")])
-    pictures = data.select_columns(["image"]).cast_column("image", Pictures(decode=False))
-    return RowPairs(HubPairs(HubRows(words, column, name), pictures, Path(name.removeprefix(HUB).split(":")[0])), seed)
-
-
-@dataclass(frozen=True)
-class HubPairs(Sequence[PairRow]):
-    """The demonstrations of a data set, read when they are asked for."""
-
-    words: HubRows
-    pictures: Dataset
-    folder: Path
-
-    def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self.words)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One row."""
-        row = self.words[index]
-        metadata = {key: value for key, value in row.metadata.items() if key != "thinking"}
-        thinking = _thinking(dict(row.metadata), row.where)
-        return PairRow(Row(row.where, row.text, metadata), thinking, partial(self._picture, index, row.where))
-
-    def _picture(self, index: int, where: str) -> Tensor:
-        stored = self.pictures[index]["image"]
-        if stored is None:
-            raise ConfigError(f"{where} has no image: take the row out")
-        if stored["bytes"] is not None:
-            return read_picture(stored["bytes"], where)
-        return read_picture(picture_path(self.folder.expanduser(), stored["path"], where), where)
 
 
 # ------------------------------------------------------------------------------------------------------- to train on

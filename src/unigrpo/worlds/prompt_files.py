@@ -1,34 +1,28 @@
-"""Prompts of one's own: a text file, a .jsonl file, or a data set of the hub, as a shuffled stream and in file order.
+"""Prompts of one's own, as a shuffled stream and in file order: of a file or a data set (:mod:`.records`).
 
-A .txt file holds one prompt a line. A .jsonl file holds one object a line: ``prompt`` (words), where there are any
-``images`` (a list of paths beside the file), and anything else as metadata for a reward; GenEval's own files are such
-files. Every fault is a ValueError of one sentence that names the file and the line.
+A row has ``prompt`` (words; another column where the name says so), where there are any ``images`` (paths beside the
+file, or the pictures themselves), and anything else as metadata for a reward; GenEval's own files are such files. Every
+fault is a ConfigError of one sentence that names the file and the row. Rows are read when they are asked for.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unigrpo import pictures, seeds
-from unigrpo.config import ConfigError, did_you_mean, how_to_install
+from unigrpo.config import ConfigError
 from unigrpo.trajectory import Prompt
+from unigrpo.worlds.records import EXAMPLE, PROMPT, Record, Records, open_records
 
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
-
-EXAMPLE = '{"prompt": "a red cup"}'
-HUB = "hf:"
-HUB_FORMS = "hf:owner/name, hf:owner/name:split or hf:owner/name:split:column"
+Source = Path | bytes
+"""A picture that is not read yet."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +32,34 @@ class Row:
     where: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    pictures: tuple[Path, ...] = ()
+    pictures: tuple[Source, ...] = ()
 
     def prompt(self, position: int) -> Prompt:
-        """The prompt at a position of a stream, its pictures read now (ValueError if one cannot be)."""
-        images = tuple(read_picture(path, self.where) for path in self.pictures)
+        """The prompt at a position of a stream, its pictures read now (ConfigError if one cannot be)."""
+        images = tuple(read_picture(source, self.where) for source in self.pictures)
         return Prompt(position, self.text, self.metadata, images)
+
+
+@dataclass(frozen=True)
+class PromptRows(Sequence[Row]):
+    """The rows of a file or data set as prompts."""
+
+    records: Records
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.records.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One row; ConfigError says what is wrong with it."""
+        return row_of(self.records.rows[index], self.records)
 
 
 @dataclass(frozen=True)
 class RowPrompts:
     """The prompts of some rows: an endless shuffled stream with random access, and the rows in their own order."""
 
+    name: str
     rows: Sequence[Row]
     seed: int
 
@@ -63,11 +73,10 @@ class RowPrompts:
         return [self.rows[index].prompt(index) for index in range(min(limit, len(self.rows)))]
 
 
-class FilePrompts(RowPrompts):
-    """The prompts of a .txt or .jsonl file; ValueError names the file and the line of what is wrong with it."""
-
-    def __init__(self, path: Path | str, seed: int) -> None:
-        super().__init__(file_rows(Path(path)), seed)
+def own_prompts(name: str | Path, seed: int) -> RowPrompts:
+    """The prompts of a file, a saved folder or a data set (:func:`unigrpo.worlds.records.open_records`)."""
+    records = open_records(str(name))
+    return RowPrompts(records.name, PromptRows(records), seed)
 
 
 def shuffled(seed: int, position: int, size: int) -> int:
@@ -82,68 +91,29 @@ def _order(seed: int, number: int, size: int) -> Tensor:
     return torch.randperm(size, generator=seeds.generator(seed, number, 0, 0, "order of prompts"))
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# Rows
 
 
-def file_rows(path: Path) -> list[Row]:
-    """Every prompt of a .txt or .jsonl file."""
-    if path.suffix.lower() == ".jsonl":
-        return [_json_row(path, number, line) for number, line in file_lines(path)]
-    if path.suffix.lower() != ".txt":
-        raise ConfigError(f"prompts are read from .txt and .jsonl files, and {path} is neither: rename or convert it")
-    return [Row(f"{path}, line {number}", line) for number, line in file_lines(path)]
-
-
-def file_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers from 1; ValueError if there are none."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): name a file that is there") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from error
-    # not splitlines, which also splits at characters that are rare, but part of a text
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
-    if not (filled := [(number, line) for number, line in lines if line]):
-        raise ConfigError(f"{path} is empty: write one prompt a line")
-    return filled
-
-
-def json_object(path: Path, number: int, line: str, example: str = EXAMPLE) -> dict[str, Any]:
-    """One line of a .jsonl file as a mapping."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}, line {number} is not a JSON object: write one like {example}, each on one line")
-    return value
-
-
-def _json_row(path: Path, number: int, line: str) -> Row:
-    where, written = f"{path}, line {number}", json_object(path, number, line)
-    return row_of(where, written, path.parent, other=("prompt", "images"))
-
-
-def row_of(where: str, written: Mapping[str, Any], folder: Path, *, other: Sequence[str]) -> Row:
-    """A row from the keys of a JSON object; all keys but ``other`` are metadata, paths are relative to ``folder``."""
-    text = words_of(written, "prompt", where)
+def row_of(record: Record, records: Records, *, other: Sequence[str] = ("images",), example: str = EXAMPLE) -> Row:
+    """A record as a prompt: all keys but the prompt's and ``other`` are metadata, paths are relative to the folder."""
+    where, written = record.where, record.written
+    text = words_of(record, records.column, example)
     names = written.get("images") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list):
         raise ConfigError(f'{where}: images must be a list of paths, such as ["cup.png"], not {names!r}')
-    pictures = tuple(picture_path(folder, name, where) for name in names)
-    return Row(where, text, with_category({k: v for k, v in written.items() if k not in other}), pictures)
+    shown = tuple(picture_of(records.folder, name, where) for name in names)
+    metadata = {key: value for key, value in written.items() if key != records.column and key not in other}
+    return Row(where, text, with_category(metadata), shown)
 
 
-def words_of(written: Mapping[str, Any], key: str, where: str) -> str:
-    """The words under a key; ValueError where there are none."""
-    text = written.get(key)
+def words_of(record: Record, column: str, example: str = EXAMPLE) -> str:
+    """The words under a key; ConfigError where there are none."""
+    where, written = record.where, record.written
+    text = written.get(column)
     if not isinstance(text, str) or not text.strip():
-        found = f"{key} is {text!r}" if key in written else f"it has {', '.join(written) or 'no keys'}"
-        raise ConfigError(f"{where} has no {key} in words ({found}): every entry needs one, as in {EXAMPLE}")
+        found = f"{column} is {text!r}" if column in written else f"it has {', '.join(written) or 'no keys'}"
+        other = "" if column in written or column != PROMPT else "; FILE:COLUMN names another column"
+        raise ConfigError(f"{where} has no {column} in words ({found}): every entry needs one, as in {example}{other}")
     return text
 
 
@@ -153,131 +123,31 @@ def with_category(metadata: dict[str, Any]) -> dict[str, Any]:
     return {**metadata, "category": tag} if isinstance(tag, str) and "category" not in metadata else metadata
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# Pictures
 
 
-def picture_path(folder: Path, name: str, where: str) -> Path:
-    """Where a picture lies that a file in ``folder`` names; ValueError if it is not there."""
-    path = folder / name
-    if not path.is_file():
+def picture_of(folder: Path, stored: Any, where: str) -> Source:
+    """A picture that a row names (a path relative to ``folder``) or holds; ConfigError if it is not there."""
+    if isinstance(stored, Mapping) and isinstance(stored.get("bytes"), bytes):
+        return stored["bytes"]
+    name = stored.get("path") if isinstance(stored, Mapping) else stored
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f'{where}: a picture is named by its path, such as "cup.png", not by {stored!r}')
+    path = folder.expanduser() / name
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no path can have
+        there = False
+    if not there:
         raise ConfigError(
             f"{where} names the picture {name!r}, but {path} is not there: paths are relative to the file"
         )
     return path
 
 
-def read_picture(source: Path | bytes, where: str) -> Tensor:
+def read_picture(source: Source, where: str) -> Tensor:
     """Read a picture file (or its bytes) that a line names: uint8 [3, H, W] (:func:`unigrpo.pictures.read_picture`)."""
     try:
         return pictures.read_picture(source)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}; replace it, or take the line out") from error
-
-
-# ----------------------------------------------------------------------------------------------------- data sets (hub)
-
-
-def hf_prompts(name: str, seed: int) -> RowPrompts:
-    """The prompts of ``hf:owner/name[:split[:column]]`` (default train, prompt); a folder may stand for owner/name.
-
-    Columns of plain values (numbers, words, lists and mappings of them) are metadata; others are not read. ValueError
-    names the splits and columns that there are.
-    """
-    data, column = hub_data(name)
-    return RowPrompts(HubRows(data.select_columns(plain_columns(data)), column, name), seed)
-
-
-@dataclass(frozen=True)
-class HubRows(Sequence[Row]):
-    """The rows of a data set, read when they are asked for (data sets may be large)."""
-
-    data: Dataset
-    column: str
-    name: str
-
-    def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self.data)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One row."""
-        written, where = self.data[index], f"{self.name}, row {index}"
-        text = words_of(written, self.column, where)
-        return Row(where, text, with_category(without_empty({k: v for k, v in written.items() if k != self.column})))
-
-
-def without_empty(value: Any) -> Any:
-    """The value without empty cells at any depth: a table has no absent keys, so it says null instead."""
-    if isinstance(value, Mapping):
-        return {key: without_empty(part) for key, part in value.items() if part is not None}
-    return [without_empty(part) for part in value] if isinstance(value, list) else value
-
-
-def hub_data(name: str) -> tuple[Dataset, str]:
-    """The split of a data set that a name means, and the column of the prompts; ValueError names what there is."""
-    path, split, column = _hub_parts(name)
-    splits = _hub_splits(name, path)
-    if split not in splits:
-        known = [str(s) for s in splits]
-        raise ConfigError(f"{name}: there is no split {split!r}{did_you_mean(split, known)}; it has {', '.join(known)}")
-    data = splits[split]
-    known = data.column_names
-    if column not in known:
-        raise ConfigError(
-            f"{name}: there is no column {column!r}{did_you_mean(column, known)}; it has {', '.join(known)}"
-        )
-    if not _is_words(data.features[column]):
-        raise ConfigError(
-            f"{name}: the column {column!r} holds no words: name one that does (hf:owner/name:split:column)"
-        )
-    if len(data) == 0:
-        raise ConfigError(f"{name} is empty: name another split")
-    return data, column
-
-
-def _hub_parts(name: str) -> tuple[str, str, str]:
-    """Path, split and column of a name."""
-    parts = name.removeprefix(HUB).split(":")
-    if not name.startswith(HUB) or not all(parts) or len(parts) > 3:
-        raise ConfigError(f"{name!r} names no data set: write {HUB_FORMS}")
-    path, split, column = [*parts, *("train", "prompt")[len(parts) - 1 :]]
-    return path, split, column
-
-
-def _hub_splits(name: str, path: str) -> DatasetDict:
-    if find_spec("datasets") is None:
-        raise ConfigError(f"{name} needs the package datasets: {how_to_install('bagel')}")
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"{name}: {path} is not a folder")
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        return datasets.load_dataset(os.path.expanduser(path))
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ConfigError(f"{name} cannot be loaded ({type(error).__name__}: {reason}): write {HUB_FORMS}") from error
-
-
-def _is_words(feature: Any) -> bool:
-    from datasets import Value
-
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def plain_columns(data: Dataset) -> list[str]:
-    """The columns that can be metadata."""
-    return [name for name, feature in data.features.items() if _plain(feature)]
-
-
-def _plain(feature: Any) -> bool:
-    """Whether a column holds numbers, words, or lists and mappings of them (no pictures, sounds, bytes or times)."""
-    from datasets import ClassLabel, Json, LargeList, List, Value
-
-    if isinstance(feature, Mapping):
-        return all(_plain(part) for part in feature.values())
-    if isinstance(feature, List | LargeList):
-        return _plain(feature.feature)
-    if isinstance(feature, Value):
-        return feature.dtype.startswith(("int", "uint", "float", "bool", "string", "large_string"))
-    return isinstance(feature, ClassLabel | Json)

@@ -23,6 +23,7 @@ from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.bagel.transformer import BagelModel
 
 AUTOENCODER = "ae.safetensors"
+HUB_ID = r"[\w.-]+/[\w.-]+"
 SMALL_FILES = ("*.json", "*.txt", "*.md", "*.jinja", "LICENSE*", "NOTICE*", ".gitattributes", AUTOENCODER)
 
 
@@ -109,7 +110,7 @@ def fetch(name: str) -> Path:
     """
     if (folder := Path(name)).is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(HUB_ID, name):
         raise ValueError(f"there is no folder {name}, and it is not a hub id (owner/name) either")
     try:
         from huggingface_hub import snapshot_download
@@ -126,3 +127,14 @@ def fetch(name: str) -> Path:
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"there is no folder {name}, and the hub said: {why[0]}") from error
     return found
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a hub id that was downloaded before; None where it was not (nothing is downloaded now)."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        found = Path(snapshot_download(name, local_files_only=True))
+    except (ImportError, OSError, ValueError):
+        return None
+    return found if any(found.glob("*.safetensors")) else None

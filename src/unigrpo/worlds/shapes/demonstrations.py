@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from unigrpo import seeds
+from unigrpo.config import check_shares
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes.planner import corrupt_scene, random_scene, sample_scene, slip
 from unigrpo.worlds.shapes.prompts import PromptStream
@@ -58,11 +59,8 @@ class DemonstrationMix:
         for name, share in asdict(self).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"demonstration mix: {name} is a share and must be in [0, 1], not {share}")
-        if self.dense + self.unconditional + self.no_think + self.plan_only > 1 + 1e-9:
-            raise ValueError(
-                f"demonstration mix: dense {self.dense} + unconditional {self.unconditional} + no_think "
-                f"{self.no_think} + plan_only {self.plan_only} exceed 1: shares of the same whole, so lower one"
-            )
+        whole = {"dense": self.dense, "unconditional": self.unconditional, "no_think": self.no_think}
+        check_shares("demonstration mix", {**whole, "plan_only": self.plan_only})
 
 
 def _form(share: float, mix: DemonstrationMix) -> Form:

@@ -152,7 +152,7 @@ def requirements(metadata: Mapping[str, Any]) -> tuple[Requirement, ...]:
         link = metadata["relation"]
         relation = None if link is None else (link["kind"], link["first"], link["second"])
         return _requirements((objects, relation, bool(metadata["exact"])))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"this is not the metadata of a shapes prompt ({error!r} in {dict(metadata)!r}): the shapes verifier needs "
             "prompts of the shapes world, or metadata from unigrpo.worlds.shapes.parse_prompt(text)"
