@@ -105,7 +105,7 @@ REFUSED = [
         (*TRAIN, "--model.path", "MODEL", "--data.prompts", "shapes:trian"),
         "'shapes:trian': there are shapes:train",
     ),
-    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "needs prompts of the shapes world"),
+    ((*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval"), "geneval: the model does not know the word(s)"),
     (
         (*TRAIN, "--model.path", "MODEL", "--eval.prompts", "geneval", "--reward.validation", f"[{ANY_PICTURE}]"),
         "does not know the word(s) 'photo'",

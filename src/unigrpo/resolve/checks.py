@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from unigrpo import config
@@ -96,16 +97,17 @@ def any_metadata(row: Row) -> None:
     """Most rewards read no metadata."""
 
 
+def shapes_metadata(row: Row) -> None:
+    """The shapes verifier reads the metadata of its own prompts."""
+    try:
+        requirements(row.metadata)
+    except ValueError as error:
+        raise ConfigError(f"{row.where}: {error}") from error
+
+
 def metadata_check(scorers: Sequence[config.Scorer]) -> Callable[[Row], None]:
     """What some rewards ask of the metadata of every row: a function that raises ConfigError."""
-
-    def of_shapes(row: Row) -> None:
-        try:
-            requirements(row.metadata)
-        except ValueError as error:
-            raise ConfigError(f"{row.where}: {error}") from error
-
-    return of_shapes if any(scorer.name == data.VERIFIER for scorer in scorers) else any_metadata
+    return shapes_metadata if any(scorer.name == data.VERIFIER for scorer in scorers) else any_metadata
 
 
 @dataclass
@@ -115,7 +117,7 @@ class Looked:
     model: Opened | None
     download: bool = True
     read: Callable[[Opened, Row], None] = read_row
-    done: set[tuple[str, str]] = field(default_factory=set)
+    done: set[tuple[Hashable, str]] = field(default_factory=set)
     absent: list[str] = field(default_factory=list)
     pictures: dict[Path, str | None] = field(default_factory=dict)
     unknown: bool = False
@@ -127,13 +129,17 @@ class Looked:
             if self.model is not None:
                 self._model(recipe, self.model)
             if isinstance(given, config.PromptData):
-                self._once("prompts", given.prompts, lambda g=given, r=recipe: self._prompts(g.prompts, r))
+                judge = metadata_check(recipe.reward.train)
+                look = partial(self._prompts, given.prompts, recipe.seed, judge)
+                self._once(("prompts", judge), given.prompts, look)
             else:
-                self._once("pairs", given.demonstrations, lambda g=given, r=recipe: self._demonstrations(r, g))
-            limit = max(recipe.eval.limit, recipe.eval.compare_limit)
-            judge = metadata_check(recipe.reward.validation)
-            name = recipe.eval.prompts
-            self._once(f"first {limit}", name, lambda n=name, m=limit, j=judge: self.suite(n, m, j))
+                words_alone = isinstance(recipe.method, config.Supervised) and recipe.method.mse_weight == 0
+                self._once(
+                    ("pairs", words_alone), given.demonstrations, partial(self._pairs, recipe, given, words_alone)
+                )
+            limit, judge = max(recipe.eval.limit, recipe.eval.compare_limit), metadata_check(recipe.reward.validation)
+            look = partial(self.suite, recipe.eval.prompts, limit, judge)
+            self._once(("suite", limit, judge), recipe.eval.prompts, look)
 
     def _model(self, recipe: Recipe, model: Opened) -> None:
         side = recipe.rollout.image_size
@@ -143,19 +149,19 @@ class Looked:
         if recipe.rollout.think or recipe.eval.think:
             model.read(model.config.system_prompt)
 
-    def _once(self, kind: str, name: str, look: Callable[[], None]) -> None:
+    def _once(self, how: Hashable, name: str, look: Callable[[], None]) -> None:
         if not self.download and not is_here(name):
             self.absent += [name] if name not in self.absent else []
-        elif (kind, name) not in self.done:
+        elif (how, name) not in self.done:
             look()
-            self.done.add((kind, name))
+            self.done.add((how, name))
 
-    def _prompts(self, name: str, recipe: Recipe) -> None:
-        source = data.prompts(name, recipe.seed)
+    def _prompts(self, name: str, seed: int, judge: Callable[[Row], None]) -> None:
+        source = data.prompts(name, seed)
         if isinstance(source, RowPrompts):
-            self._rows(source.name, source.rows, metadata_check(recipe.reward.train))
+            self._rows(source.name, source.rows, judge)
         else:
-            self._world(name, source.batch(0, SAMPLE))
+            self._world(name, source.batch(0, SAMPLE), judge)
 
     def suite(self, name: str, limit: int, judge: Callable[[Row], None] = any_metadata) -> None:
         """Look at the first prompts of a suite."""
@@ -163,12 +169,13 @@ class Looked:
         if suite.rows is not None:
             self._rows(suite.rows.name, suite.rows.rows, judge, limit)
         else:
-            self._world(name, suite.prompts(min(limit, SAMPLE)))
+            self._world(name, suite.prompts(min(limit, SAMPLE)), judge)
 
-    def _world(self, name: str, prompts: Iterable[Prompt]) -> None:
+    def _world(self, name: str, prompts: Iterable[Prompt], judge: Callable[[Row], None]) -> None:
         with self._words():
-            for prompt in prompts:
-                self._text(Row(name, prompt.text))
+            for row in (Row(name, prompt.text, prompt.metadata) for prompt in prompts):
+                self._text(row)
+                judge(row)
 
     def _rows(self, name: str, rows: Sequence[Row], judge: Callable[[Row], None], limit: int | None = None) -> None:
         def words(row: Row) -> None:
@@ -178,13 +185,11 @@ class Looked:
         with self._words(), counted(name, min(len(rows), limit or len(rows))) as advance:
             check_prompts(name, rows, words, self.pictures, limit=limit, advance=advance)
 
-    def _demonstrations(self, recipe: Recipe, given: config.DemonstrationData) -> None:
+    def _pairs(self, recipe: Recipe, given: config.DemonstrationData, words_alone: bool) -> None:
         if given.demonstrations == data.SHAPES:
-            self._world(data.SHAPES, [Prompt(0, word) for word in shapes.vocabulary()])
+            self._world(data.SHAPES, [Prompt(0, word) for word in shapes.vocabulary()], any_metadata)
             return
         found = data.own_demonstrations(recipe, given)
-        assert isinstance(recipe.method, config.Supervised)
-        words_alone = recipe.method.mse_weight == 0
 
         def words(pair: PairRow) -> None:
             self._text(pair.row)
