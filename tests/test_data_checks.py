@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -53,12 +54,18 @@ def reinforced(file, *more):
     return ("train", "shapes/unigrpo", *tiny_runs.overrides(**chosen), *more)
 
 
+def shown(capsys):
+    """What was printed, with paths as they were given."""
+    given = capsys.readouterr()
+    return given._replace(**{key: text.replace(f"{Path.cwd()}/", "") for key, text in given._asdict().items()})
+
+
 def refused(capsys, *words):
     """Run what must fail with exit code 2 and write nothing; return the lines of its message."""
     before = tiny_runs.listed(".")
     assert tiny_runs.unigrpo(*words) == 2
     assert tiny_runs.listed(".") == before
-    return capsys.readouterr().err.partition("unigrpo: error: ")[2].splitlines()
+    return shown(capsys).err.partition("unigrpo: error: ")[2].splitlines()
 
 
 BAD = [  # rows of demonstrations, and what is said of them
@@ -107,8 +114,8 @@ def test_training_prompts_and_those_of_the_evaluation_are_looked_at(folder, caps
     asked = (*reinforced("good.txt"), "--eval.prompts", "p.jsonl", "--eval.limit")
     assert "line 7" in refused(capsys, *asked, 6, "--eval.compare-limit", 7)[0]
     assert tiny_runs.unigrpo(*asked, 6, "--dry-run") == 0  # row 7 is not asked for
-    shown = capsys.readouterr().err
-    assert "checking 9 rows of good.txt ..." in shown and "checking 6 rows of p.jsonl ..." in shown
+    told = shown(capsys).err
+    assert "checking 9 rows of good.txt ..." in told and "checking 6 rows of p.jsonl ..." in told
     (said, _) = refused(capsys, *reinforced("geneval:train"))
     assert said.startswith("geneval:train: the model does not know the word(s)")  # a stream without end
 
@@ -186,7 +193,7 @@ def test_what_a_dry_run_finds_of_the_model(folder, capsys):
 def test_what_is_not_here_is_left_to_the_run_with_a_note(folder, capsys, monkeypatch):
     monkeypatch.setattr("unigrpo.resolve.checks.cached", lambda name: None)
     assert tiny_runs.unigrpo("train", "bagel/sft", "--dry-run", "--eval.prompts", "hf:owner/name") == 0
-    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    notes = [line for line in shown(capsys).out.splitlines() if line.startswith("note: ")]
     for name in ("model.path ByteDance-Seed/BAGEL-7B-MoT", "demonstrations.jsonl", "hf:owner/name"):
         assert f"note: {name} is not on this disk: only the run will check it" in notes
 
@@ -244,3 +251,14 @@ def test_a_picture_is_decoded_once_and_progress_is_told(folder, monkeypatch):
     for seen in ({}, seen_before := {}, seen_before):
         checking.check_prompts("p.jsonl", own_prompts("p.jsonl", 0).rows, lambda row: None, seen, advance=told.append)
     assert len(opened) == 2 and told == [64, 64, 22] * 3
+
+
+def test_what_follows_a_data_file_stays_when_its_path_becomes_absolute(folder):
+    (folder / "sub" / "saved").mkdir(parents=True)
+    (folder / "sub" / "saved" / "state.json").write_text("{}")
+    for name, whole in (("p.csv:caption", "p.csv"), ("saved:test:caption", "saved"), ("shapes:train", None)):
+        text = config.to_yaml(tiny_runs.tiny_recipe(data__prompts=name))
+        (folder / "sub" / "mine.yaml").write_text(text.replace(str(folder / name), name))
+        read = config.load_recipe("sub/mine.yaml").data.prompts
+        after = name.removeprefix(whole or name)
+        assert read == (f"{folder / 'sub' / whole}{after}" if whole else name)

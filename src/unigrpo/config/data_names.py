@@ -19,7 +19,7 @@ def split_name(name: str, base: Path = Path()) -> tuple[Path, list[str]] | None:
     parts = name.split(":")
     cuts = [(Path(":".join(parts[:end])), parts[end:]) for end in range(len(parts), 0, -1)]
     for path, rest in cuts:
-        there = base / path
+        there = base / path.expanduser()
         if (there.is_file() and path.suffix.lower() in SUFFIXES) or is_saved(there):
             return path, rest
     return next(((path, rest) for path, rest in cuts if path.suffix.lower() in SUFFIXES), None)

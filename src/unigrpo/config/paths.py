@@ -11,20 +11,19 @@ from typing import Any
 
 import yaml
 
+from unigrpo.config.data_names import HUB, SUFFIXES, split_name
 from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
 from unigrpo.config.ranges import ConfigError
 from unigrpo.config.references import reference, with_absolute_rewards
 
-HUB = "hf:"
-DATA_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _NO_PATHS = ("builtin:", "init:", "stage:")
 
 
-def split_path(key: str, name: str) -> tuple[str, str, str]:
+def split_path(key: str, name: str, base: Path = Path()) -> tuple[str, str, str]:
     """A name of a recipe as (before, path, after): the path is empty where the name is surely of no file.
 
     ``key``: model.path, data.prompts, data.demonstrations, eval.prompts, or reward (whose paths ``references`` makes
-    absolute).
+    absolute). Relative paths are looked up in ``base``.
     """
     if key == "reward":
         found = reference(name)
@@ -34,6 +33,8 @@ def split_path(key: str, name: str) -> tuple[str, str, str]:
     if name.startswith(HUB):
         path, colon, rest = name.removeprefix(HUB).partition(":")
         return HUB, path, colon + rest
+    if (found := split_name(name, base)) is not None:
+        return "", str(found[0]), "".join(f":{part}" for part in found[1])
     return "", name, ""
 
 
@@ -41,7 +42,7 @@ def _surely(key: str, path: str) -> bool:
     """Whether a name can only be a path: it is written as one, or ends as a file does."""
     if path in (".", "..") or path.startswith(("./", "../", "~", "/")):
         return True
-    return key != "model.path" and Path(path).suffix.lower() in DATA_FILES
+    return key != "model.path" and Path(path).suffix.lower() in SUFFIXES
 
 
 def _is_there(path: Path) -> bool:
@@ -59,7 +60,7 @@ def absolute_name(key: str, name: Any, base: Path, here: Path | None = None) -> 
     """
     if not isinstance(name, str):
         return name
-    before, path, after = split_path(key, name)
+    before, path, after = split_path(key, name, base)
     there = base / Path(path).expanduser()
     if not path or not (_surely(key, path) or _is_there(there)):
         if path and here is not None and _is_there(here / path):
