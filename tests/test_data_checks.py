@@ -174,7 +174,8 @@ def test_a_table_is_drawn_from(folder, capsys):
 def test_what_a_dry_run_finds_of_the_model(folder, capsys):
     model = shutil.copytree(tiny_runs.model_folder(), folder / "model")
     asked = ("train", "shapes/unigrpo", *tiny_runs.overrides(), "--dry-run", "--model.path")
-    assert "there is no folder .inf" in refused(capsys, *asked, ".inf")[0]
+    assert "model.path = inf is of the wrong type" in refused(capsys, *asked, ".inf")[0]
+    assert "there is no folder .inf" in refused(capsys, *asked, "'.inf'")[0]
     assert "does not fit this model" in refused(capsys, *asked, "model", "--rollout.image-size", 33)[0]
     assert "set rollout.image_size to 32" in refused(capsys, *asked, "model", "--rollout.image-size", 64)[0]
     weights = model / "model.safetensors"
@@ -239,9 +240,9 @@ def test_words_alone_need_thinking_in_every_row(folder, capsys):
     )
 
 
-def test_a_grid_whose_points_fall_together_is_refused(folder, capsys):
+def test_a_grid_whose_points_would_fall_together_is_refused(folder, capsys):
     words = reinforced("shapes:train", "--rollout.shift", "1e18")
-    assert "points of the timestep grid fall together" in refused(capsys, *words)[0]
+    assert "rollout.shift = 1e+18 is out of range" in refused(capsys, *words)[0]
 
 
 def test_a_picture_is_decoded_once_and_progress_is_told(folder, monkeypatch):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from unigrpo import config
 from unigrpo.config import ConfigError, Recipe
-from unigrpo.flow import timesteps
 from unigrpo.objectives import methods, settings
 from unigrpo.objectives.refl import late_steps
 from unigrpo.resolve import data
@@ -92,7 +91,6 @@ def _regulariser(term: config.Regulariser) -> settings.RegulariserSettings:
 def training_sampling(recipe: Recipe) -> Sampling:
     """How training samples are drawn; methods that do not score SDE steps draw by the ODE alone."""
     r, method = recipe.rollout, recipe.method
-    _check_grid("rollout.num_points", r.num_points, r.shift)
     draws = isinstance(method, config.WithSDE)
     return Sampling(
         num_points=r.num_points,
@@ -113,23 +111,12 @@ def training_sampling(recipe: Recipe) -> Sampling:
 def evaluation_sampling(recipe: Recipe) -> Sampling:
     """How evaluation pictures are drawn: the ODE, thinking sampled at temperature 1 (design: Words)."""
     e = recipe.eval
-    _check_grid("eval.num_points", e.num_points, recipe.rollout.shift)
     return Sampling(
         num_points=e.num_points,
         shift=recipe.rollout.shift,
         max_think_tokens=recipe.rollout.max_think_tokens,
         guidance=Guidance(text_scale=e.guidance, interval=e.interval, renorm=e.renorm),
     )
-
-
-def _check_grid(key: str, num_points: int, shift: float) -> None:
-    """ConfigError where points of the timestep grid round to the same number, so that a step would go nowhere."""
-    grid = timesteps(num_points, shift)
-    if not bool((grid[1:] < grid[:-1]).all()):
-        raise ConfigError(
-            f"rollout.shift = {shift:g} with {key} = {num_points}: points of the timestep grid fall together; set the "
-            "shift nearer to 1 (the paper: 3), or fewer points"
-        )
 
 
 def wants_reference(recipe: Recipe) -> bool:
