@@ -144,6 +144,24 @@ def test_what_a_run_of_before_did_not_record_is_said(home, monkeypatch, capsys):
     assert capsys.readouterr().out.count("nothing is known of what it was when the run began") == 2
 
 
+@pytest.mark.parametrize(("place", "works"), [("same.py:f", True), ("other.py:f", False), ("same.py:g", False)])
+def test_a_reward_s_file_may_move_too(tmp_path, place, works):
+    for name, text in (("mine.py", "def f(): ..."), ("same.py", "def f(): ..."), ("other.py", "def f(): 1")):
+        (tmp_path / name).write_text(text)
+
+    def named(place):
+        return tiny_runs.tiny_recipe(reward__train=f"[{{name: '{tmp_path}/{place}'}}]")
+
+    run = inputs.Resumed(named("mine.py:f"), named(place), tmp_path)
+    (tmp_path / runlog.RECIPE).write_text("")
+    runlog.write_json_atomic(tmp_path / runlog.ENVIRONMENT, {"inputs": inputs.recorded(run.begun)})
+    if works:
+        assert inputs.check_moved([run]) == []
+    else:
+        with pytest.raises(ConfigError, match=r"reward\.train\[0\]"):
+            inputs.check_moved([run])
+
+
 def test_a_large_file_is_hashed_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "WHOLE", 1000)
     monkeypatch.setattr(inputs, "BLOCKS", 4)
