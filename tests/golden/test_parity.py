@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from unigrpo.models.bagel import parity, transformer
 from unigrpo.models.bagel.blocks import CAUSAL, Block, RowBuilder, Tokens, allowed
+from unigrpo.models.bagel.golden import Check
 from unigrpo.models.bagel.layers import MoTLayer
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable, TimeEmbedder
@@ -67,7 +68,9 @@ def test_nan_does_not_pass(tmp_path):
     def spoil(weights):
         weights["llm2vae.bias"][0] = float("nan")
 
-    assert "t2i velocities" in failed(changed_folder(tmp_path, spoil))
+    with pytest.raises(ValueError, match=r"weights\.safetensors: llm2vae\.bias holds NaN"):
+        failed(changed_folder(tmp_path, spoil))
+    assert not Check("t2i velocities", float("nan"), 1.0).passed
 
 
 # ---------------------------------------------------------------- one mistake each, with its documented size

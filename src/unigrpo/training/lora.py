@@ -7,12 +7,14 @@ adapter_model.safetensors), so that ``peft.PeftModel.from_pretrained`` reads the
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -23,10 +25,12 @@ from torch import Tensor, nn
 
 from unigrpo import seeds
 from unigrpo.config import how_to_install
+from unigrpo.files import read_json_object
 from unigrpo.policy import Replayed, ReplayItem, Scorer
 from unigrpo.reports.runlog import write_bytes_atomic, write_text_atomic
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+COPY_AGAIN = "copy the adapter folder again"
 NAME, PREFIX = "default", "base_model.model."  # peft's name of the only adapter, and of the module inside its wrapper
 # What an adapter made elsewhere may set; anything else off its default is more than W x + s B A x.
 PLAIN = (
@@ -259,32 +263,73 @@ def _alternatives(patterns: Sequence[str]) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config of an adapter folder as plain data; ValueError where there is none or it is not LoRA's."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is no adapter folder: it has no {CONFIG}")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json_object(folder / CONFIG, COPY_AGAIN)
         kind = config["peft_type"]
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no adapter folder: it has no {CONFIG}") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder / CONFIG} is not a readable adapter config: {error!r}") from error
+    except (ValueError, KeyError) as error:
+        why = error if isinstance(error, ValueError) else "it has no peft_type"
+        raise ValueError(f"{folder / CONFIG} is not a readable adapter config: {why}") from error
     if kind != "LORA":
-        raise ValueError(f"the adapter in {folder} is of the kind {kind}: only LORA can be used")
+        raise ValueError(f"the adapter in {folder} is of the kind {str(kind)[:60]}: only LORA can be used")
+    for key, fits in _PLAUSIBLE.items():
+        if key in config and not fits(config[key]):
+            raise ValueError(
+                f"{folder / CONFIG} is damaged: it has {key} = {repr(config[key])[:60]}, which no adapter has"
+            )
     return config
+
+
+def _number(low: float, high: float, kind: type | UnionType = int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+_PLAUSIBLE: Mapping[str, Callable[[Any], bool]] = {
+    "r": _number(1, 2**20),
+    "lora_alpha": _number(-1e6, 1e6, int | float),
+    "lora_dropout": _number(0.0, 1.0, int | float),
+    "base_model_name_or_path": lambda value: value is None or (isinstance(value, str) and 0 < len(value) < 4096),
+    "target_modules": lambda value: value is None or _names(value),
+    "use_rslora": lambda value: isinstance(value, bool),
+    "rank_pattern": lambda value: isinstance(value, dict) and all(map(_number(1, 2**20), value.values())),
+    "alpha_pattern": lambda value: (
+        isinstance(value, dict) and all(map(_number(-1e6, 1e6, int | float), value.values()))
+    ),
+}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter folder; ValueError where there are none or they cannot be read."""
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} is no adapter folder: it has no {WEIGHTS} (pickled ones are not read)")
     try:
-        return load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no adapter folder: it has no {WEIGHTS} (pickled ones are not read)") from error
+        weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}") from error
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise ValueError(f"{folder / WEIGHTS} keeps {name} as {value.dtype}: weights are floating-point numbers")
+        # its smallest and largest number: NaN anywhere makes both NaN
+        if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):
+            raise ValueError(f"{folder / WEIGHTS}: {name} is not finite; {COPY_AGAIN}")
+    return weights
 
 
 def _plain_config(folder: Path) -> Any:
     """The peft config of a folder, trainable and without dropout; ValueError for what is more than W x + s B A x."""
     values, peft = read_config(folder), _peft()
-    config, defaults = peft.LoraConfig.from_pretrained(str(folder)), peft.LoraConfig().to_dict()
+    try:
+        config = peft.LoraConfig.from_pretrained(str(folder))
+        if isinstance(config.target_modules, str):
+            re.compile(config.target_modules)
+    except (TypeError, ValueError, AttributeError, KeyError, re.error) as error:
+        raise ValueError(f"{folder / CONFIG} is no config of an adapter that peft can read: {error}") from error
+    defaults = peft.LoraConfig().to_dict()
     for key, value in config.to_dict().items():
         known = value in PLAIN_STARTS if key == "init_lora_weights" else key in PLAIN.split() or value == defaults[key]
         if not known:

@@ -136,8 +136,8 @@ def test_the_first_name_that_is_there_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("{", "is not an index of weights"),
-        ("[]", "is not an index of weights"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
         ("{}", "is not an index of weights"),
         ('{"weight_map": {}}', "is damaged: its weight_map"),
         ('{"weight_map": {"a": 3}}', "is damaged: its weight_map"),
@@ -167,11 +167,11 @@ DAMAGED = {
     "cut in the data": (file_of({"a": ENTRY}, bytes(7)), r"it is cut short: it has \d+ bytes, and its header asks for"),
     "too long": (file_of({"a": ENTRY}, bytes(9)), r"it has \d+ bytes, and its header asks for \d+; copy"),
     "not JSON": (file_of(b"{{"), "Expecting property name"),
-    "not UTF-8": (file_of(b"\xff\xff"), "can't decode"),
+    "not UTF-8": (file_of(b"\xff\xff"), "its header is not UTF-8 text"),
     "a list": (file_of([]), "is not a readable"),
     "no dtype": (file_of({"a": {"shape": [2]}}), "its entry for a is damaged"),
     "other size": (file_of({"a": {**ENTRY, "shape": [3]}}, bytes(8)), r"a has shape \(3,\) of F32, but 8 bytes"),
-    "a negative size": (file_of({"a": {**ENTRY, "shape": [-1, -2]}}, bytes(8)), r"a has shape \(-1, -2\)"),
+    "a negative size": (file_of({"a": {**ENTRY, "shape": [-1, -2]}}, bytes(8)), r"a has shape \[-1, -2\]"),
     "a hole": (file_of({"a": {**ENTRY, "data_offsets": [8, 16]}}, bytes(16)), "a does not begin where"),
     "an overlap": (file_of({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12)), "b does not begin"),
 }

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unigrpo.models.bagel import limits
+
 
 class Autoencoder(Protocol):
     """Latents [B, channels, H / downsample, W / downsample] of pixels [B, 3, H, W] in [-1, 1]."""
@@ -32,6 +34,11 @@ class ConvAutoencoderConfig:
     channels: int = 4
     width: int = 20
     groups: int = 4
+
+    def __post_init__(self) -> None:
+        limits.check(vars(self), limits.AUTOENCODER)
+        if self.width % self.groups:
+            raise ValueError(f"width {self.width} is not a multiple of groups {self.groups}")
 
     def to_dict(self) -> dict[str, int]:
         """Plain values for ``autoencoder.json``."""

@@ -13,14 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unigrpo.files import read_json_object
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.flux import Memory
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.public import is_public, load_public, nothing_trained, save_public
 from unigrpo.models.bagel.public_config import VISION_PREFIXES
+from unigrpo.models.bagel.sound import require_sound
 from unigrpo.models.bagel.tensor_files import TensorFiles, copy_into, load_into, replacing, require_fit, write_stream
-from unigrpo.models.bagel.tokenizer import Tokenizer
+from unigrpo.models.bagel.tokenizer import ADVICE, Tokenizer, require_ids
 from unigrpo.models.bagel.transformer import BagelModel
 
 CONFIG, MODEL, WORDS = "config.json", "model.safetensors", "tokenizer.json"
@@ -30,12 +32,13 @@ AUTOENCODER_CONFIG, AUTOENCODER = "autoencoder.json", "ae.safetensors"
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[str]:
     """Load by exact name and shape; return the names of a vision tower that the module does not have.
 
-    ValueError names what is missing, unexpected or of another shape; nothing is loaded then.
+    ValueError names what is missing, unexpected or of another shape, or no weight; nothing is loaded then.
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     dropped = sorted(name for name in weights if name.startswith(VISION_PREFIXES) and name not in wanted)
     given = {name: value for name, value in weights.items() if name not in dropped}
     require_fit({name: tuple(value.shape) for name, value in given.items()}, wanted, source)
+    require_sound(given, source)
     module.load_state_dict(given, strict=True)
     return dropped
 
@@ -74,9 +77,13 @@ def load_autoencoder(folder: Path) -> ConvAutoencoder:
     """Read the convolutional autoencoder of a folder, frozen."""
     path = folder / AUTOENCODER_CONFIG
     try:
-        config = ConvAutoencoderConfig(**json.loads(path.read_text(encoding="utf-8")))
+        config = ConvAutoencoderConfig(**read_json_object(path, ADVICE))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not the config of an autoencoder: {error}") from error
+    files = TensorFiles.of(folder / AUTOENCODER)
+    with torch.device("meta"):  # sizes that do not fit are found before they take memory
+        wanted = {name: tuple(value.shape) for name, value in ConvAutoencoder(config).state_dict().items()}
+    require_fit(files.shapes, wanted, str(files.path))
     autoencoder = ConvAutoencoder(config)
     load_weights(autoencoder, read_weights(folder / AUTOENCODER), str(folder / AUTOENCODER))
     return autoencoder.requires_grad_(False).eval()
@@ -117,6 +124,7 @@ def load_policy(
     load_into(model, files, device=device, dtype_of=dtypes.__getitem__, ignore=unseen)
     autoencoder = load_autoencoder(folder).to(device) if (folder / AUTOENCODER_CONFIG).is_file() else None
     words = Tokenizer.load(folder / WORDS)
+    require_ids(words, config.vocab_size, folder)
     return Bagel(model, words, autoencoder, image_size=image_size, compute_dtype=compute_dtype)
 
 

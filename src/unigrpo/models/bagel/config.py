@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from unigrpo.files import read_json_object
+from unigrpo.models.bagel import limits
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -24,6 +27,13 @@ class VisionConfig:
     patch_size: int = 14
     max_patches_per_side: int = 70
     layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        limits.check(vars(self), limits.VISION)
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is less than one patch (patch_size {self.patch_size})")
 
     @property
     def num_positions(self) -> int:
@@ -76,6 +86,14 @@ class BagelConfig:
     max_think_tokens: int = 32
 
     def __post_init__(self) -> None:
+        limits.check(vars(self), limits.LANGUAGE)
+        limits.check_pair("guidance_interval", self.guidance_interval, limits.Limit(0.0, 1.0, whole=False))
+        for name in ("system_prompt", "answer_prompt"):
+            if not isinstance(words := vars(self)[name], str):
+                raise ValueError(f"{name} is {limits.shown(words)}, which should be a text")
+        for name in ("bos_token_id", "eos_token_id", "vision_start_id", "vision_end_id"):
+            if vars(self)[name] >= self.vocab_size:
+                raise ValueError(f"{name} is {vars(self)[name]}, but there are only {self.vocab_size} ids (vocab_size)")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.num_heads % self.num_kv_heads:
@@ -84,6 +102,9 @@ class BagelConfig:
             raise ValueError(f"the head size is {self.head_dim}; rotary positions need an even one")
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, as the position table needs")
+        if not isinstance(self.vision, VisionConfig | None):
+            raise ValueError(f"vision is {limits.shown(self.vision)}, which should be the sizes of a tower, or null")
+        limits.check_pair("image_size", self.image_size, limits.Limit(0, limits.SIDE.high))
         self.grid_of(self.image_size)
 
     @property
@@ -119,12 +140,11 @@ class BagelConfig:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown key(s) in the model config: {', '.join(unknown)}")
         ready = dict(values)
-        if "image_size" in ready:
-            ready["image_size"] = (int(ready["image_size"][0]), int(ready["image_size"][1]))
-        if "guidance_interval" in ready:
-            ready["guidance_interval"] = tuple(ready["guidance_interval"])
+        for name in ("image_size", "guidance_interval"):
+            if isinstance(ready.get(name), list):
+                ready[name] = tuple(ready[name])
         try:
-            if ready.get("vision") is not None:
+            if isinstance(ready.get("vision"), Mapping):
                 ready["vision"] = VisionConfig(**ready["vision"])
             return cls(**ready)
         except TypeError as error:
@@ -134,8 +154,8 @@ class BagelConfig:
     def load(cls, path: Path) -> BagelConfig:
         """Read ``config.json`` of a model folder; ValueError names a damaged one."""
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            return cls.from_dict(read_json_object(path, "copy the model folder again"))
+        except ValueError as error:
             raise ValueError(f"{path} is not the config of a BAGEL model: {error}") from error
 
     def to_json(self) -> str:

@@ -5,7 +5,6 @@ Layout: tests/golden/bagel_a/README.md.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import flow
+from unigrpo.files import read_json_object
 from unigrpo.models.bagel.blocks import lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.checkpoint import load_weights, read_weights
@@ -95,14 +95,15 @@ class Golden:
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ValueError(f"{folder} is not a parity folder: it has no {', '.join(missing)}")
         try:
-            self.values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            self.values = read_json_object(folder / "config.json")
             config = read_config(self.values)
             self.num_points, self.shift = int(self.values["num_timesteps"]), float(self.values["timestep_shift"])
             self.sample_lengths = [int(n) for n in self.values["meta"]["train_sample_lens"]]
             self.image_grids = [(int(r), int(c)) for r, c in self.values["meta"]["train_latent_shapes"]]
             self.edit_size = (int(self.values["edit_hw"][0]), int(self.values["edit_hw"][1]))
-        except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not a parity config: {error!r}") from error
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            why = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{folder / 'config.json'} is not a parity config: {why}") from error
         self.data = read_weights(folder / "golden.safetensors")
         model = BagelModel(config)
         source = str(folder / "weights.safetensors")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from unigrpo.files import parse_json_object
 from unigrpo.models.bagel.tensor_files import CODE_OF, CODES, TensorFiles
 
 NOTE = "unigrpo.origin"  # the key, in a weights file's metadata, of what a later export needs
@@ -41,12 +42,13 @@ class Origin:
             companions = _companions(folder, leave_out=index)
             return cls(folder, weights, files.dtypes, autoencoder.dtypes, files.metadata, companions)
         try:
-            said = json.loads(note)
+            said = parse_json_object(note, "it")
             usual, others = CODES[said["dtype"]], {name: CODES[code] for name, code in said["others"].items()}
             companions = {name: (folder / name).read_bytes() for name in said["companions"]}
             dtypes = {name: others.get(name, usual) for name in files.entries}
-            return cls(folder, weights, dtypes, autoencoder.dtypes, said["metadata"], companions)
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+            metadata = {str(key): str(text) for key, text in said["metadata"].items()}
+            return cls(folder, weights, dtypes, autoencoder.dtypes, metadata, companions)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ValueError(f"{files.path} is damaged: its note on where it came from says {error!r}") from error
 
     def note(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig, Memory
 from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.public_config import LANGUAGE, read_public_config
+from unigrpo.models.bagel.sound import require_sound
 from unigrpo.models.bagel.tensor_files import WEIGHTS, TensorFiles, load_into, replacing, write_stream
 from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.bagel.transformer import BagelModel
@@ -60,7 +61,9 @@ def load_public(
     with torch.device("meta"):
         model, autoencoder = BagelModel(config), FluxAutoencoder(sizes, autoencoder_memory)
     load_into(model, files, device=device, dtype_of=lambda name: torch.float32 if trained(name) else compute_dtype)
-    autoencoder.load_original({name: stored.read(name).to(device, torch.float32) for name in stored.names})
+    coder = {name: stored.read(name) for name in stored.names}
+    require_sound(coder, str(stored.path))
+    autoencoder.load_original({name: value.to(device, torch.float32) for name, value in coder.items()})
     return Bagel(
         model,
         tokenizer,

@@ -13,10 +13,12 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unigrpo.files import read_json_object
+from unigrpo.models.bagel import limits
 from unigrpo.models.bagel.config import BagelConfig, VisionConfig
 from unigrpo.models.bagel.flux import FluxConfig
 from unigrpo.models.bagel.tensor_files import Shape
-from unigrpo.models.bagel.tokenizer import SpecialTokens, Tokenizer, read_object, special_ids
+from unigrpo.models.bagel.tokenizer import ADVICE, SpecialTokens, Tokenizer, require_ids, special_ids
 
 LANGUAGE, VISION, WHOLE = "llm_config.json", "vit_config.json", "config.json"
 VISION_PREFIXES = ("vit_model.", "connector.", "vit_pos_embed.")
@@ -69,6 +71,7 @@ _VISION_7B: dict[str, Any] = {
 }
 _WHOLE_7B: dict[str, Any] = {
     "latent_patch_size": 2,
+    "max_latent_size": 64,
     "vit_max_num_patch_per_side": 70,
     "connector_act": "gelu_pytorch_tanh",
     "interpolate_pos": False,
@@ -91,25 +94,24 @@ class _File:
             if not optional:
                 raise ValueError(f"{path.parent} is not a public BAGEL folder: it has no {path.name}")
             return cls(path, {}, usual, shapes)
-        return cls(path, read_object(path), usual, shapes)
+        return cls(path, read_json_object(path, ADVICE), usual, shapes)
 
     def says(self, key: str) -> str:
         """How a message begins: the file, and what it says of a key."""
         if key in self.said:
-            return f"{self.path} says {key} {self.said[key]!r}"
+            return f"{self.path} says {key} {limits.shown(self.said[key])}"
         return f"{self.path} does not say {key} (so it is {self.usual[key]!r})"
 
     def value(self, key: str) -> Any:
         """What the file says, else the 7B value."""
         return self.said.get(key, self.usual[key])
 
-    def number(self, key: str, kind: type[int] | type[float] = int) -> Any:
-        """A number above 0."""
-        value = self.value(key)
-        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        if not fits or value <= 0:
-            raise ValueError(f"{self.says(key)}, which should be a {'whole ' * (kind is int)}number above 0")
-        return kind(value)
+    def number(self, key: str) -> Any:
+        """A number of the type and within the range that ``limits`` has for it."""
+        value, limit = self.value(key), limits.PUBLIC[key]
+        if not limit.allows(value):
+            raise ValueError(f"{self.says(key)}, which should be {limit}")
+        return value if limit.whole else float(value)
 
     def only(self, key: str) -> None:
         """Refuse all but the 7B value: this model has no other way to compute."""
@@ -128,8 +130,8 @@ class _File:
 
     def shape(self, tensor: str) -> Shape:
         """Shape of a tensor that every BAGEL has."""
-        if not self.shapes.get(tensor):
-            raise ValueError(f"the weights of {self.path.parent} are not those of a BAGEL: {tensor} is missing")
+        if not self.shapes.get(tensor) or 0 in self.shapes[tensor]:
+            raise ValueError(f"the weights of {self.path.parent} are not those of a BAGEL: {tensor} is missing or empty")
         return self.shapes[tensor]
 
 
@@ -149,6 +151,7 @@ def read_public_config(
     whole.only("interpolate_pos")
     side = _side(whole)
     patch = _latent_patch(whole, autoencoder)
+    whole.number("max_latent_size")  # not believed, but what is no number at all is a sign of damage
     stride = patch * autoencoder.downsample
     pixels = min(USUAL_SIDE // stride, side) * stride
     special = _special(tokenizer, language["vocab_size"], folder)
@@ -192,15 +195,17 @@ def _language(path: Path, shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "num_layers": file.agreed("num_hidden_layers", names["q"], _layers(shapes, "language_model.model.layers.")),
         "num_heads": file.agreed("num_attention_heads", names["q"], rows["q"] // head),
         "num_kv_heads": file.agreed("num_key_value_heads", names["k"], rows["k"] // head),
-        "rms_norm_eps": file.number("rms_norm_eps", float),
-        "rope_theta": file.number("rope_theta", float),
+        "rms_norm_eps": file.number("rms_norm_eps"),
+        "rope_theta": file.number("rope_theta"),
     }
 
 
 def _with_flat_rope(file: _File) -> _File:
     """Newer transformers write rope_theta inside ``rope_parameters``; a rope_type there is a kind of scaling."""
-    if not isinstance(inner := file.said.get("rope_parameters"), dict):
+    if (inner := file.said.get("rope_parameters")) is None:
         return file
+    if not isinstance(inner, dict):
+        raise ValueError(f"{file.says('rope_parameters')}, which should be an object with rope_theta")
     kind = inner.get("rope_type", "default")
     flat = {key: inner[key] for key in ("rope_theta",) if key in inner}
     return replace(file, said={**file.said, **flat, "rope_scaling": None if kind == "default" else kind})
@@ -237,7 +242,7 @@ def _vision(path: Path, whole: _File) -> VisionConfig:
         image_size=file.number("image_size"),
         patch_size=patch,
         max_patches_per_side=whole.agreed("vit_max_num_patch_per_side", places, math.isqrt(whole.shape(places)[0])),
-        layer_norm_eps=file.number("layer_norm_eps", float),
+        layer_norm_eps=file.number("layer_norm_eps"),
     )
 
 
@@ -270,4 +275,5 @@ def _special(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> SpecialToke
             f"{folder}: the tokenizer gives a special token the id {largest}, but the weights have {vocab_size} "
             "tokens: take both from one model"
         )
+    require_ids(tokenizer, vocab_size, folder)
     return special

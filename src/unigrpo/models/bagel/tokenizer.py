@@ -19,6 +19,10 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from unigrpo.files import read_json_object
+from unigrpo.models.bagel import limits
+
+ADVICE = "copy or download the model folder again"
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")  # bos, eos, then a picture's
 WHOLE, VOCABULARY, MERGES, CONFIG = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"
 NUM_BYTES = 256
@@ -57,6 +61,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """Read ``tokenizer.json``; ValueError names a damaged one."""
+        read_json_object(path, ADVICE)  # the library's own messages do not say where a file is broken
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises a bare Exception for whatever is wrong
@@ -159,6 +164,16 @@ def special_ids(tokenizer: Tokenizer) -> SpecialTokens:
     return SpecialTokens(*(index for _, index in found if index is not None))
 
 
+def require_ids(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
+    """ValueError where a token has an id that a model of ``vocab_size`` ids has no embedding for."""
+    token, index = max(tokenizer.inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    if index >= vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer gives {token!r} the id {index}, but the weights have {vocab_size} tokens: "
+            "take both from one model"
+        )
+
+
 def train_tiny_tokenizer(vocab_size: int = 512) -> Tokenizer:
     """Train a byte-level BPE of Qwen2's make on the package's own English text; the same one each time.
 
@@ -198,9 +213,13 @@ def _qwen2(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _read_bpe(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
-    ids = read_object(vocabulary)
-    if not all(isinstance(index, int) for index in ids.values()):
-        raise ValueError(f"{vocabulary} is not a vocabulary: it must give every token a whole number")
+    ids = read_json_object(vocabulary, ADVICE)
+    for token, index in ids.items():
+        if not limits.IDS.allows(index):
+            raise ValueError(
+                f"{vocabulary} is not a vocabulary: it gives {limits.shown(token)} the id {limits.shown(index)}, which "
+                f"should be {limits.IDS}"
+            )
     pairs = _read_merges(merges)
     try:
         return _qwen2(models.BPE(ids, pairs))
@@ -227,24 +246,19 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model folder; ValueError where it is not one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it should be a JSON object, not a {type(values).__name__}")
-    return values
-
-
 def _add_tokens(inner: tokenizers.Tokenizer, path: Path) -> None:
     """Add the ``added_tokens_decoder`` of a tokenizer_config.json, in the order of its ids, which must come out."""
-    entries = read_object(path).get("added_tokens_decoder", {})
+    entries = read_json_object(path, ADVICE).get("added_tokens_decoder", {})
     try:
         tokens = {int(index): _added_token(entries[index]) for index in sorted(entries, key=int)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: its added_tokens_decoder should map ids to tokens") from error
+    for index, token in tokens.items():
+        if not token.content or not limits.IDS.allows(index):
+            raise ValueError(
+                f"{path} is damaged: its added_tokens_decoder gives {token.content!r} the id {limits.shown(index)}, but "
+                f"a token has letters, and an id is {limits.IDS}"
+            )
     inner.add_tokens(list(tokens.values()))
     for index, token in tokens.items():
         if (got := inner.token_to_id(token.content)) != index:

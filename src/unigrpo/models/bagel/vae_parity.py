@@ -6,7 +6,6 @@ usually a ``config.json``, of which only the scale and the shift of the latents 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,9 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unigrpo.files import read_json_object
 from unigrpo.models.bagel.checkpoint import read_weights
 from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
 from unigrpo.models.bagel.golden import Check, difference
+from unigrpo.models.bagel.limits import finite
+from unigrpo.models.bagel.sound import require_sound
 
 TOLERANCE = 1e-4
 NAMES = ("image", "moments", "eps", "latent", "decoded")
@@ -37,16 +39,13 @@ def read_scaling(path: Path) -> dict[str, float]:
     """
     if not path.is_file():
         return {}
-    try:
-        waiting = deque([json.loads(path.read_text(encoding="utf-8"))])
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    waiting: deque[object] = deque([read_json_object(path)])
     found: dict[str, float] = {}
     while waiting:
         value = waiting.popleft()
         if isinstance(value, dict):
             for field, keys in _SCALING.items():
-                numbers = [value[key] for key in keys if isinstance(value.get(key), int | float)]
+                numbers = [value[key] for key in keys if finite(value.get(key))]
                 if numbers and field not in found:
                     found[field] = float(numbers[0])
             waiting.extend(value.values())
@@ -89,6 +88,7 @@ def load(folder: Path) -> FluxAutoencoder:
     path = folder / "ae.safetensors"
     weights: Mapping[str, Tensor] = read_weights(path)
     weights = {ours: weights[theirs] for theirs, ours in strip_prefix(weights, "encoder.conv_in.weight").items()}
+    require_sound(weights, str(path))
     config = FluxConfig.infer({name: tuple(value.shape) for name, value in weights.items()}, str(path))
     autoencoder = FluxAutoencoder(replace(config, **read_scaling(folder / "config.json")))
     autoencoder.load_original(weights, str(path))
