@@ -8,7 +8,16 @@ whole.
 from unigrpo.resolve.checks import check_data, check_drawn, check_here, check_suite
 from unigrpo.resolve.data import Suite, prompts, reward, suite
 from unigrpo.resolve.methods import check_rewards, evaluation_sampling, method, training_sampling
-from unigrpo.resolve.models import DTYPES, builtin_folder, device_of, export_dtype, lasting_name, model_folder, policy
+from unigrpo.resolve.models import (
+    DTYPES,
+    builtin_folder,
+    device_of,
+    export_dtype,
+    lasting_name,
+    model_folder,
+    policy,
+    started,
+)
 from unigrpo.resolve.runs import RecipeEvaluator, parts, source
 from unigrpo.resolve.sizes import sizes
 from unigrpo.resolve.trial import drawn_size, try_reward, try_rewards
@@ -36,6 +45,7 @@ __all__ = [
     "reward",
     "sizes",
     "source",
+    "started",
     "suite",
     "training_sampling",
     "try_reward",

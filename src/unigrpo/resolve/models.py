@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
@@ -18,8 +19,8 @@ from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.public import AUTOENCODER, fetch, is_public, nothing_trained
 from unigrpo.models.bagel.tensor_files import TensorFiles
 from unigrpo.models.micro import build_micro
+from unigrpo.resolve import bases
 from unigrpo.training import checkpoint
-from unigrpo.training.lora import CONFIG as ADAPTER
 from unigrpo.training.lora import Adapter
 from unigrpo.worlds import shapes
 
@@ -44,6 +45,8 @@ def model_folder(path: str) -> Path:
     if path.startswith("builtin:"):
         return builtin_folder(path.removeprefix("builtin:"))
     folder = Path(path)
+    if (what := checkpoint.gone(folder)) is not None:
+        raise ConfigError(f"the model {path} is {what}: name another one, or the run's folder (its newest)")
     if not folder.is_dir():
         try:
             return fetch(path)
@@ -67,8 +70,8 @@ def device_of(model: config.Model) -> torch.device:
     if model.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = cuda, but torch sees no CUDA device here: set it to cpu or auto")
     folder = model_folder(model.path) if Path(model.path).is_dir() else Path(model.path)
-    if (folder / ADAPTER).is_file() and (base := Adapter.base_of(folder)) is not None:
-        return device_of(replace(model, path=base))
+    if bases.is_adapter(folder) and (base := bases.base_of(folder)) is not None:
+        return device_of(replace(model, path=base.path))
     small = model.path.startswith(("builtin:", "init:"))
     if model.device == "cpu" or (model.device == "auto" and (small or not torch.cuda.is_available())):
         return torch.device("cpu")
@@ -95,7 +98,7 @@ def policy(
         made.model.to(device)
         return made if size is None else made.at_size(size)
     folder = model_folder(model.path)
-    if (folder / ADAPTER).is_file():
+    if bases.is_adapter(folder):
         return _with_adapter(model, folder, seed, image_side, trained, merge)
     loaded = load_policy(
         folder,
@@ -119,32 +122,25 @@ def _with_adapter(
     trained: Callable[[str], bool],
     merge: bool,
 ) -> Bagel:
-    base = _base_of(folder)
+    base = bases.base_of(folder)
     if base is None:
         raise ConfigError(f"the adapter in {folder} does not name the model it belongs to (base_model_name_or_path)")
-    loaded = policy(replace(model, path=base), seed=seed, image_side=image_side, trained=trained, merge=True)
+    if not base.path.startswith("init:"):
+        bases.require_same(folder, base, model_folder(base.path))
+    made_of = seed if base.seed is None else base.seed
+    below = replace(model, path=base.path)
+    loaded = policy(below, seed=made_of, image_side=image_side, trained=trained, merge=True)
     adapter = Adapter.load(loaded.model, folder)
     if merge:
         adapter.merge()
     return loaded
 
 
-def _base_of(folder: Path) -> str | None:
-    """The base that an adapter names; ConfigError where that is a folder (no hub id or shipped model), and is gone."""
-    base = Adapter.base_of(folder)
-    if base is not None and (Path(base).is_absolute() or base.startswith(".")) and not Path(base).is_dir():
-        raise ConfigError(
-            f"the adapter in {folder} needs its base {base}, which is not there: put that folder back, or, if it was "
-            f"moved, write its new place as base_model_name_or_path into {folder / ADAPTER}"
-        )
-    return base
-
-
 def export_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
     """The precision in which an export loses nothing: bfloat16 where the source is, which needs half the memory."""
-    if (folder / ADAPTER).is_file():
-        base = _base_of(folder)
-        return "float32" if base is None else export_dtype(model_folder(base))
+    if bases.is_adapter(folder):
+        base = bases.base_of(folder)
+        return "float32" if base is None or base.path.startswith("init:") else export_dtype(model_folder(base.path))
     if not is_public(folder):
         return "float32"
     source = Origin.of(folder, TensorFiles.open(folder), TensorFiles.of(folder / AUTOENCODER))
@@ -156,3 +152,17 @@ def lasting_name(path: str) -> str:
     if path.startswith(("builtin:", "init:")) or not Path(path).is_dir():
         return path
     return str(model_folder(path).resolve())
+
+
+def base_key(path: str, seed: int) -> str:
+    """A hash of the weights that a name means, for the adapter that is trained on them."""
+    if path.startswith("init:"):
+        return hashlib.sha256(f"{path} of seed {seed}".encode()).hexdigest()
+    return bases.key_of(model_folder(path))
+
+
+def started(recipe: config.Recipe) -> config.Recipe:
+    """The recipe of a run about to start: a start in another run is fixed to one checkpoint, which is kept there."""
+    if not Path(recipe.model.path).is_dir() and checkpoint.gone(Path(recipe.model.path)) is None:
+        return recipe
+    return bases.held(recipe, model_folder(recipe.model.path))

@@ -12,7 +12,7 @@ from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.models.bagel.checkpoint import restore_weights, save_policy
 from unigrpo.models.bagel.policy import Bagel, is_denoising
 from unigrpo.policy import Policy, Scorer
-from unigrpo.resolve import data, models
+from unigrpo.resolve import bases, data, models
 from unigrpo.resolve.checks import check_size
 from unigrpo.resolve.methods import (
     check_rewards,
@@ -149,6 +149,7 @@ def adapter_training(recipe: Recipe, lora: config.Lora) -> Trained:
         alpha=lora.alpha,
         seed=recipe.seed,
         base_name=models.lasting_name(recipe.model.path),
+        base_key=models.base_key(recipe.model.path, recipe.seed),
     )
     return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
 
@@ -166,6 +167,7 @@ def parts(recipe: Recipe) -> Parts:
         made = full_training(recipe, wants_reference=wants_reference(recipe))
     else:
         made = adapter_training(recipe, recipe.model.lora)
+    bases.require_start(recipe.model.path)
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)

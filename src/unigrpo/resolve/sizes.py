@@ -22,9 +22,8 @@ from unigrpo.models.bagel.public_config import read_public_config
 from unigrpo.models.bagel.tensor_files import TensorFiles
 from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
+from unigrpo.resolve import bases
 from unigrpo.resolve.models import builtin_folder, model_folder
-from unigrpo.training.lora import CONFIG as ADAPTER
-from unigrpo.training.lora import Adapter
 from unigrpo.worlds import shapes
 
 
@@ -37,8 +36,8 @@ def sizes(model: config.Model) -> tuple[ModelSizes, str | None]:
     if not model.path.startswith("builtin:") and not Path(model.path).is_dir():
         return BAGEL_7B, f"model.path {model.path} is not a folder here: the sizes of BAGEL-7B-MoT are assumed"
     folder = model_folder(model.path)
-    if (folder / ADAPTER).is_file() and (base := Adapter.base_of(folder)) is not None:
-        return sizes(config.Model(base))
+    if bases.is_adapter(folder) and (base := bases.base_of(folder)) is not None:
+        return sizes(config.Model(base.path))
     if not is_public(folder):
         return _small(BagelConfig.load(folder / "config.json"), load_autoencoder(folder)), None
     files, stored = TensorFiles.open(folder), TensorFiles.of(folder / AUTOENCODER)

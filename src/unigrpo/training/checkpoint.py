@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from unigrpo.files import read_json_object
 from unigrpo.reports import schema
 
 PREFIX, PARTIAL = "iteration-", ".partial-"
+KEPT = "kept.txt"
 STATE_TENSORS, STATE_JSON = "training_state.safetensors", "training_state.json"
 _NAME = re.compile(rf"{PREFIX}[0-9]{{6,9}}")
 
@@ -45,7 +47,10 @@ def folder_of(run_dir: Path, done: int) -> Path:
 
 
 def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None], *, keep: int) -> Path:
-    """Write one checkpoint so that a kill at any moment leaves the older ones whole; then drop all but ``keep``."""
+    """Write one checkpoint so that a kill at any moment leaves the older ones whole; then drop all but ``keep``.
+
+    Those that another run started from (:func:`hold`) stay, too.
+    """
     final = folder_of(run_dir, state.done)
     partial = final.with_name(PARTIAL + final.name)
     shutil.rmtree(partial, ignore_errors=True)
@@ -55,6 +60,8 @@ def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None]
     (partial / STATE_TENSORS).write_bytes(serialise(tensors))
     facts = json.dumps({"done": state.done, **state.facts}, indent=1)
     (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
+    if (final / KEPT).is_file():  # the same iteration, made again after a resume
+        shutil.copyfile(final / KEPT, partial / KEPT)
     for path in partial.iterdir():
         _sync(path)
     _sync(partial)
@@ -62,7 +69,8 @@ def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None]
     os.replace(partial, final)
     _sync(final.parent)
     for old in complete(run_dir)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if not (old / KEPT).is_file():
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -78,6 +86,35 @@ def complete(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     folders = [path for path in (run_dir / "checkpoints").glob(f"{PREFIX}*") if _NAME.fullmatch(path.name)]
     return sorted((path for path in folders if (path / STATE_JSON).is_file()), key=_count)
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder is a complete checkpoint in a run's folder, which that run may delete."""
+    return folder.resolve().parent.name == "checkpoints" and (folder / STATE_JSON).is_file()
+
+
+def hold(folder: Path, who: str) -> None:
+    """Mark a checkpoint as one that a run starts from, so that its own run does not delete it.
+
+    A folder that cannot be written to belongs to somebody else; that is said, and it is used as it is.
+    """
+    if (folder / KEPT).is_file():
+        return
+    text = f"A run of {who} started from this checkpoint and needs it. Without this file, it may be deleted.\n"
+    try:
+        (folder / KEPT).write_text(text, encoding="utf-8")
+    except OSError as error:
+        warnings.warn(f"{folder} cannot be marked as needed ({error.strerror}): its run may delete it", stacklevel=2)
+
+
+def gone(path: Path) -> str | None:
+    """What a folder that is not there was, if it was a checkpoint of a run: for messages, after its name."""
+    if path.exists() or path.parent.name != "checkpoints" or not path.name.startswith(PREFIX):
+        return None
+    run_dir = path.parent.parent
+    left = ", ".join(folder.name for folder in complete(run_dir))
+    kept = f"; of that run there are {left}" if left else ""
+    return f"a checkpoint of the run {run_dir} that was deleted (a run keeps its newest few: checkpoint.keep){kept}"
 
 
 def finished(run_dir: Path) -> int:

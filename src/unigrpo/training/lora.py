@@ -7,30 +7,24 @@ adapter_model.safetensors), so that ``peft.PeftModel.from_pretrained`` reads the
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from unigrpo import seeds
 from unigrpo.config import how_to_install
-from unigrpo.files import read_json_object
 from unigrpo.policy import Replayed, ReplayItem, Scorer
 from unigrpo.reports.runlog import write_bytes_atomic, write_text_atomic
+from unigrpo.training.adapter_files import CONFIG, WEIGHTS, Base, read_config, read_weights
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-COPY_AGAIN = "copy the adapter folder again"
 NAME, PREFIX = "default", "base_model.model."  # peft's name of the only adapter, and of the module inside its wrapper
 # What an adapter made elsewhere may set; anything else off its default is more than W x + s B A x.
 PLAIN = (
@@ -48,14 +42,14 @@ class Adapter:
     run under autocast. Made by :meth:`create` or :meth:`load`.
     """
 
-    def __init__(self, module: nn.Module, config: Any) -> None:
+    def __init__(self, module: nn.Module, config: Any, base: Base | None = None) -> None:
         if adapted(module):
             raise ValueError("the model has a LoRA adapter already: merge that one first")
-        self.module, self.config = module, config
-        base, config.base_model_name_or_path = config.base_model_name_or_path, None  # else peft warns that it renames
+        self.module, self.config, self.base = module, config, base
+        name, config.base_model_name_or_path = config.base_model_name_or_path, None  # else peft warns that it renames
         # low_cpu_mem_usage: on the meta device nothing is drawn, so the global generator is left alone
         self.wrapper = _peft().get_peft_model(module, config, NAME, low_cpu_mem_usage=True)
-        config.base_model_name_or_path = base
+        config.base_model_name_or_path = name
         self.layers = adapted(module)
         for name, layer in self.layers.items():
             if not isinstance(layer.get_base_layer(), nn.Linear):
@@ -69,13 +63,21 @@ class Adapter:
 
     @classmethod
     def create(
-        cls, module: nn.Module, targets: Sequence[str], *, rank: int, alpha: float, seed: int, base_name: str | None
+        cls,
+        module: nn.Module,
+        targets: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        seed: int,
+        base_name: str | None,
+        base_key: str | None = None,
     ) -> Adapter:
         """Add a new adapter to the linear layers that ``targets`` names in full: A ~ N(0, 1 / rank^2), B = 0.
 
         The A of a name has a generator of its own, so neither the order nor the number of targets matters.
-        ``base_name`` (a hub id or folder) is what the saved adapter says it belongs to. ValueError for a target that is
-        no linear layer.
+        ``base_name`` (a hub id or folder) is what the saved adapter says it belongs to, and ``base_key`` a hash of that
+        base's weights, by which it is known again. ValueError for a target that is no linear layer.
         """
         kinds = {name: type(layer) for name, layer in module.named_modules()}
         if odd := [target for target in targets if not issubclass(kinds.get(target, nn.Module), nn.Linear)]:
@@ -91,7 +93,8 @@ class Adapter:
             bias="none",
             base_model_name_or_path=base_name,
         )
-        adapter = cls(module, config)
+        base = None if base_name is None or base_key is None else Base(base_name, base_key, seed=seed)
+        adapter = cls(module, config, base)
         weights = {name: torch.zeros(tensor.shape) for name, tensor in adapter.state().items()}
         for target in targets:
             name, draws = f"{PREFIX}{target}.lora_A.weight", seeds.generator(seed, 0, 0, 0, f"lora {target}")
@@ -107,7 +110,7 @@ class Adapter:
         """
         weights, config = read_weights(folder), _plain_config(folder)
         try:
-            adapter = cls(module, config)
+            adapter = cls(module, config, Base.read(folder))
         except ValueError as error:  # peft found no target, or one that is not linear
             raise ValueError(f"the adapter in {folder} does not fit the model: {error}") from error
         try:
@@ -140,6 +143,8 @@ class Adapter:
         values = self.config.to_dict() | {"inference_mode": True, "auto_mapping": origin}
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
         write_text_atomic(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True))
+        if self.base is not None:
+            self.base.write(folder)
 
     @staticmethod
     def base_of(folder: Path) -> str | None:
@@ -259,65 +264,6 @@ def _alternatives(patterns: Sequence[str]) -> str:
         shared += 1
     tails = [r"\.".join(parts[shared:]) for parts in split]
     return r"\.".join([*split[0][:shared], tails[0] if len(tails) == 1 else f"({'|'.join(tails)})"])
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config of an adapter folder as plain data; ValueError where there is none or it is not LoRA's."""
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} is no adapter folder: it has no {CONFIG}")
-    try:
-        config = read_json_object(folder / CONFIG, COPY_AGAIN)
-        kind = config["peft_type"]
-    except (ValueError, KeyError) as error:
-        why = error if isinstance(error, ValueError) else "it has no peft_type"
-        raise ValueError(f"{folder / CONFIG} is not a readable adapter config: {why}") from error
-    if kind != "LORA":
-        raise ValueError(f"the adapter in {folder} is of the kind {str(kind)[:60]}: only LORA can be used")
-    for key, fits in _PLAUSIBLE.items():
-        if key in config and not fits(config[key]):
-            raise ValueError(
-                f"{folder / CONFIG} is damaged: it has {key} = {repr(config[key])[:60]}, which no adapter has"
-            )
-    return config
-
-
-def _number(low: float, high: float, kind: type | UnionType = int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-_PLAUSIBLE: Mapping[str, Callable[[Any], bool]] = {
-    "r": _number(1, 2**20),
-    "lora_alpha": _number(-1e6, 1e6, int | float),
-    "lora_dropout": _number(0.0, 1.0, int | float),
-    "base_model_name_or_path": lambda value: value is None or (isinstance(value, str) and 0 < len(value) < 4096),
-    "target_modules": lambda value: value is None or _names(value),
-    "use_rslora": lambda value: isinstance(value, bool),
-    "rank_pattern": lambda value: isinstance(value, dict) and all(map(_number(1, 2**20), value.values())),
-    "alpha_pattern": lambda value: (
-        isinstance(value, dict) and all(map(_number(-1e6, 1e6, int | float), value.values()))
-    ),
-}
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter folder; ValueError where there are none or they cannot be read."""
-    if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"{folder} is no adapter folder: it has no {WEIGHTS} (pickled ones are not read)")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a readable safetensors file: {error}") from error
-    for name, value in weights.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{folder / WEIGHTS} keeps {name} as {value.dtype}: weights are floating-point numbers")
-        # its smallest and largest number: NaN anywhere makes both NaN
-        if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):
-            raise ValueError(f"{folder / WEIGHTS}: {name} is not finite; {COPY_AGAIN}")
-    return weights
 
 
 def _plain_config(folder: Path) -> Any:

@@ -89,6 +89,15 @@ def ready(staged: StagedRecipe, number: int, run_dir: Path | None) -> Recipe:
     return replace(recipe, model=replace(recipe.model, path=str(start.resolve()), device=device))
 
 
+def started(staged: StagedRecipe) -> StagedRecipe:
+    """The recipe with one checkpoint as the start of its first stage where it names a run, whose newest changes."""
+    first = staged.stages[0]
+    fixed = resolve.started(first).model.path
+    if fixed == first.model.path:
+        return staged
+    return config.staged_recipe(config.with_overrides(staged.written, [f"--stages.1.model.path={fixed}"]))
+
+
 def report(run_dir: Path) -> int:
     """Write the report of a run; of one of several stages those of all that have begun."""
     folders = config.stage_folders(run_dir) if begun(run_dir) else []

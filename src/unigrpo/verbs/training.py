@@ -60,6 +60,7 @@ def train_one(recipe: Recipe, verb: cli.Train, run_dir: Path) -> int:
             f"--iterations {recipe.iterations}: {run_dir} has {finished} finished iterations; ask for more"
         )
     resolve.check_data([recipe])
+    recipe = resolve.started(recipe)
     parts = resolve.parts(recipe)
     trainer = Trainer(recipe, parts, run_dir, Stop())
     start = trainer.resume() if verb.resume else 0
@@ -74,7 +75,7 @@ def train_stages(staged: StagedRecipe, verb: cli.Train, run_dir: Path) -> int:
     if verb.resume:
         stages.check_iterations(staged, run_dir)
     stages.check_data(staged, run_dir if verb.resume else None)
-    stop, count = Stop(), len(staged.stages)
+    staged, stop, count = stages.started(staged), Stop(), len(staged.stages)
     for number, name in enumerate(staged.names):
         if verb.resume and stages.finished(staged, number, run_dir):
             print(f"stage {number + 1} of {count}, {name}: finished before")

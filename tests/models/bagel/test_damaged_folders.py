@@ -95,7 +95,11 @@ def test_no_number_of_a_public_config_is_believed(public, tmp_path, name):
 
 
 def test_no_fraction_of_a_public_config_is_believed(public, tmp_path):
-    keys = (("llm_config.json", "rms_norm_eps"), ("llm_config.json", "rope_theta"), ("vit_config.json", "layer_norm_eps"))
+    keys = (
+        ("llm_config.json", "rms_norm_eps"),
+        ("llm_config.json", "rope_theta"),
+        ("vit_config.json", "layer_norm_eps"),
+    )
     legal = {("rope_theta", "a fraction"), ("rope_theta", "2^31")}
     cases = [
         (f"{key}: {label}", name, with_value(public / name, key, raw))

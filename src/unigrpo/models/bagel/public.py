@@ -25,6 +25,7 @@ from unigrpo.models.bagel.transformer import BagelModel
 
 AUTOENCODER = "ae.safetensors"
 HUB_ID = r"[\w.-]+/[\w.-]+"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SMALL_FILES = ("*.json", "*.txt", "*.md", "*.jinja", "LICENSE*", "NOTICE*", ".gitattributes", AUTOENCODER)
 
 
@@ -123,8 +124,9 @@ def fetch(name: str) -> Path:
             + how_to_install("bagel")
         ) from error
     try:
-        found = Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, "ema*.safetensors"]))
-        if not any(found.glob("ema*.safetensors")):
+        wanted = [*SMALL_FILES, "ema*.safetensors", ADAPTER_FILES[1]]
+        found = Path(snapshot_download(name, allow_patterns=wanted))
+        if not any(found.glob("ema*.safetensors")) and not (found / ADAPTER_FILES[1]).is_file():
             found = Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, "model*.safetensors"]))
     except Exception as error:  # the hub's client has its own kinds of faults, over those of its network library
         why = str(error).strip().splitlines() or [type(error).__name__]

@@ -131,7 +131,8 @@ class _File:
     def shape(self, tensor: str) -> Shape:
         """Shape of a tensor that every BAGEL has."""
         if not self.shapes.get(tensor) or 0 in self.shapes[tensor]:
-            raise ValueError(f"the weights of {self.path.parent} are not those of a BAGEL: {tensor} is missing or empty")
+            where = self.path.parent
+            raise ValueError(f"the weights of {where} are not those of a BAGEL: {tensor} is missing or empty")
         return self.shapes[tensor]
 
 

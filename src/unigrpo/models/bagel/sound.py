@@ -21,7 +21,8 @@ def require_floating(dtypes: Mapping[str, torch.dtype], source: str) -> None:
     """ValueError names a tensor that is kept as whole numbers: its header is damaged, or it is no weight."""
     for name, dtype in dtypes.items():
         if not dtype.is_floating_point:
-            raise ValueError(f"{source} keeps {name} as {_name(dtype)}, but weights are floating-point numbers: {ADVICE}")
+            kind = _name(dtype)
+            raise ValueError(f"{source} keeps {name} as {kind}, but weights are floating-point numbers: {ADVICE}")
 
 
 class Sound:

@@ -5,6 +5,7 @@ A model is one file, or several with ``NAME.safetensors.index.json`` that says w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from unigrpo.models.bagel.tensor_headers import CODE_OF, CODES, Shape, Stored, r
 WEIGHTS = ("ema.safetensors", "model.safetensors")
 _RANK = {dtype: rank for rank, dtype in enumerate(CODES.values())}
 PYTORCH = {"format": "pt"}
+PIECE = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,22 @@ class TensorFiles:
     def names(self) -> list[str]:
         """All names, in the order in which they lie on the disk."""
         return sorted(self.entries, key=lambda name: (self.entries[name].path, self.entries[name].start, name))
+
+    def key(self) -> str:
+        """A hash of names, dtypes, shapes and numbers: of each tensor at most ``3 * PIECE`` bytes, spread over it.
+
+        Training moves every tensor almost everywhere, so that is enough to tell two models of one shape apart, and
+        29 GB need not be read for it. Which files hold the tensors does not matter.
+        """
+        digest = hashlib.sha256()
+        for name, stored in sorted(self.entries.items()):
+            digest.update(f"{name} {CODE_OF[stored.dtype]} {list(stored.shape)}\n".encode())
+            size, last = stored.num_bytes, max(stored.num_bytes - PIECE, 0)
+            with stored.path.open("rb") as file:
+                for start in sorted({0, last // 2, last}):
+                    file.seek(stored.start + start)
+                    digest.update(file.read(min(PIECE, size)))
+        return digest.hexdigest()
 
     def read(self, name: str) -> Tensor:
         """Read one tensor into new memory on the CPU (no mapping of the file stays behind)."""

@@ -256,8 +256,8 @@ def _add_tokens(inner: tokenizers.Tokenizer, path: Path) -> None:
     for index, token in tokens.items():
         if not token.content or not limits.IDS.allows(index):
             raise ValueError(
-                f"{path} is damaged: its added_tokens_decoder gives {token.content!r} the id {limits.shown(index)}, but "
-                f"a token has letters, and an id is {limits.IDS}"
+                f"{path} is damaged: its added_tokens_decoder gives {token.content!r} the id {limits.shown(index)}, "
+                f"but a token has letters, and an id is {limits.IDS}"
             )
     inner.add_tokens(list(tokens.values()))
     for index, token in tokens.items():
