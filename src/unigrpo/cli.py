@@ -149,7 +149,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model as others load it: adapters merged, in the layout and precision that it came in."""
+    """Write a trained model as others load it, with a model card: adapters merged, in the layout that it came in."""
 
     model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run folder (its newest checkpoint), a checkpoint, or a model folder."""
@@ -157,16 +157,27 @@ class Export:
     """A new folder."""
     adapter: bool = False
     """Write only the LoRA adapter, in peft's format."""
+    dtype: Literal["source", "float32", "bfloat16"] = "source"
+    """Precision of the weights: as the model came, or another; what rounding changed is measured and said."""
+    push_to_hub: str | None = None
+    """Upload the finished folder to this OWNER/NAME on the Hugging Face hub, as a private repository."""
+    public: bool = False
+    """With --push-to-hub: let everybody see it."""
 
 
 @dataclass(frozen=True)
 class MakeTinyBagel:
-    """Write a random BAGEL of a few MB in exactly the public layout, with samples to try recipes on."""
+    """Write a random BAGEL of a few MB in the public layout, with samples to try recipes on.
+
+    Its autoencoder is smaller than BAGEL's: unigrpo opens it, but the original code needs --full-autoencoder.
+    """
 
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
     """A new folder."""
     seed: int = 0
     """Of the random weights."""
+    full_autoencoder: bool = False
+    """Give the autoencoder the sizes of the real one (335 MB), as the original code's loader has them built in."""
 
 
 @dataclass(frozen=True)

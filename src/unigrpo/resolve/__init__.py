@@ -12,11 +12,12 @@ from unigrpo.resolve.models import (
     DTYPES,
     builtin_folder,
     device_of,
-    export_dtype,
     lasting_name,
     model_folder,
     policy,
     started,
+    stored,
+    with_adapter,
 )
 from unigrpo.resolve.runs import RecipeEvaluator, parts, source
 from unigrpo.resolve.sizes import sizes
@@ -35,7 +36,6 @@ __all__ = [
     "device_of",
     "drawn_size",
     "evaluation_sampling",
-    "export_dtype",
     "lasting_name",
     "method",
     "model_folder",
@@ -46,8 +46,10 @@ __all__ = [
     "sizes",
     "source",
     "started",
+    "stored",
     "suite",
     "training_sampling",
     "try_reward",
     "try_rewards",
+    "with_adapter",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unigrpo.config import ConfigError, Recipe
+from unigrpo.files import read_json_object
 from unigrpo.models.bagel.checkpoint import MODEL
 from unigrpo.models.bagel.public import HUB_ID, is_public
 from unigrpo.models.bagel.tensor_files import WEIGHTS, TensorFiles
@@ -60,6 +61,11 @@ def base_of(folder: Path, depth: int = 0) -> Found | None:
         f"the adapter in {folder} needs its base {name}, which is {what or 'not there'}: put that folder back, or, if "
         f"it was moved, write its new place as base_model_name_or_path into {folder / CONFIG}"
     )
+
+
+def note_of(folder: Path) -> dict[str, object]:
+    """What an adapter's folder says of its base beside the name."""
+    return dict(read_json_object(folder / BASE))
 
 
 def key_of(folder: Path) -> str:

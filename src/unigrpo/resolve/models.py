@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,8 @@ import torch
 from unigrpo import config
 from unigrpo.config import ConfigError
 from unigrpo.models.bagel.checkpoint import load_autoencoder, load_policy
-from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.public import AUTOENCODER, fetch, is_public, nothing_trained
+from unigrpo.models.bagel.public import fetch, is_public, nothing_trained
 from unigrpo.models.bagel.tensor_files import TensorFiles
 from unigrpo.models.micro import build_micro
 from unigrpo.resolve import bases
@@ -99,7 +98,10 @@ def policy(
         return made if size is None else made.at_size(size)
     folder = model_folder(model.path)
     if bases.is_adapter(folder):
-        return _with_adapter(model, folder, seed, image_side, trained, merge)
+        adapted, adapter = with_adapter(model, folder, seed=seed, image_side=image_side, trained=trained)
+        if merge:
+            adapter.merge()
+        return adapted
     loaded = load_policy(
         folder,
         device=device,
@@ -114,14 +116,15 @@ def policy(
     return loaded
 
 
-def _with_adapter(
+def with_adapter(
     model: config.Model,
     folder: Path,
-    seed: int,
-    image_side: int | None,
-    trained: Callable[[str], bool],
-    merge: bool,
-) -> Bagel:
+    *,
+    seed: int = 0,
+    image_side: int | None = None,
+    trained: Callable[[str], bool] = nothing_trained,
+) -> tuple[Bagel, Adapter]:
+    """The base of the adapter in ``folder``, with that adapter beside it; ``model`` says where and how it is held."""
     base = bases.base_of(folder)
     if base is None:
         raise ConfigError(f"the adapter in {folder} does not name the model it belongs to (base_model_name_or_path)")
@@ -130,21 +133,33 @@ def _with_adapter(
     made_of = seed if base.seed is None else base.seed
     below = replace(model, path=base.path)
     loaded = policy(below, seed=made_of, image_side=image_side, trained=trained, merge=True)
-    adapter = Adapter.load(loaded.model, folder)
-    if merge:
-        adapter.merge()
-    return loaded
+    return loaded, Adapter.load(loaded.model, folder)
 
 
-def export_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
-    """The precision in which an export loses nothing: bfloat16 where the source is, which needs half the memory."""
+@dataclass(frozen=True)
+class Stored:
+    """The precision in which a model is kept in its files, and how to hold it so that nothing is lost."""
+
+    dtype: Literal["float32", "bfloat16"]
+    wide: frozenset[str] = frozenset()
+
+    def trained(self, name: str) -> bool:
+        """Whether a weight is held in fp32 although the rest is not."""
+        return name in self.wide
+
+
+def stored(folder: Path) -> Stored:
+    """How a model folder (of an adapter, its base) keeps its weights; to hold them so is the least memory."""
     if bases.is_adapter(folder):
         base = bases.base_of(folder)
-        return "float32" if base is None or base.path.startswith("init:") else export_dtype(model_folder(base.path))
+        made = base is None or base.path.startswith("init:")
+        return Stored("float32") if base is None or made else stored(model_folder(base.path))
     if not is_public(folder):
-        return "float32"
-    source = Origin.of(folder, TensorFiles.open(folder), TensorFiles.of(folder / AUTOENCODER))
-    return "bfloat16" if set(source.dtypes.values()) == {torch.bfloat16} else "float32"
+        return Stored("float32")
+    dtypes = TensorFiles.open(folder).dtypes
+    if not set(dtypes.values()) <= {torch.bfloat16, torch.float32}:
+        return Stored("float32")
+    return Stored("bfloat16", frozenset(name for name, dtype in dtypes.items() if dtype == torch.float32))
 
 
 def lasting_name(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What the verbs do: training · drawing (generate) · judging (eval) · models (parity, export,
+"""What the verbs do: training · drawing (generate) · judging (eval) · exporting · models (parity,
 make-tiny-bagel) · recipes · reproduce."""
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from unigrpo import cli
 from unigrpo.verbs import recipes, stages
 from unigrpo.verbs.drawing import generate
+from unigrpo.verbs.exporting import export
 from unigrpo.verbs.judging import evaluate_model
-from unigrpo.verbs.models import check_parity, export, make_tiny
+from unigrpo.verbs.models import check_parity, make_tiny
 from unigrpo.verbs.ranks import refuse_ranks
 from unigrpo.verbs.reproduce import reproduce
 from unigrpo.verbs.training import train

@@ -54,8 +54,11 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     write_stream(path, weights)
 
 
-def save_policy(policy: Bagel, folder: Path) -> None:
-    """Write a complete model folder that :func:`load_policy` reads, every tensor in the dtype that it is held in."""
+def save_policy(policy: Bagel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a complete model folder that :func:`load_policy` reads, every tensor in the dtype that it is held in.
+
+    ``dtype``: another one for all weights of a model in this package's own layout (the autoencoder's stay).
+    """
     if policy.origin is not None:
         return save_public(policy, folder, dtype="held")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ def save_policy(policy: Bagel, folder: Path) -> None:
     if isinstance(policy.autoencoder, ConvAutoencoder):
         _write_text(folder / AUTOENCODER_CONFIG, json.dumps(policy.autoencoder.config.to_dict()) + "\n")
         write_weights(folder / AUTOENCODER, policy.autoencoder.state_dict())
-    write_weights(folder / MODEL, policy.model.state_dict())
+    write_stream(folder / MODEL, policy.model.state_dict(), dtype_of=None if dtype is None else lambda name: dtype)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ In: ``llm_config.json``, ``vit_config.json``, ``config.json`` (optional), the to
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 
 from unigrpo.config import how_to_install
+from unigrpo.files import parse_json_object
 from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig, Memory
 from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.policy import Bagel
@@ -75,11 +77,12 @@ def load_public(
     )
 
 
-def save_public(policy: Bagel, folder: Path, *, dtype: Literal["source", "held"] = "source") -> None:
+def save_public(policy: Bagel, folder: Path, *, dtype: Literal["source", "held"] | torch.dtype = "source") -> None:
     """Write the folder that the model came from again, with the weights that it has now.
 
     ``dtype``: "source" keeps every tensor as the source did (rounding what was trained in more); "held" as it is in
-    memory, so that training resumes bit for bit, and notes in the file what the source had, for a later "source".
+    memory, so that training resumes bit for bit, and notes in the file what the source had, for a later "source"; a
+    dtype keeps all weights (the autoencoder's are as in the source) so, and says it in llm_config.json.
     Each file is written whole or not at all, the weights last. Nothing is needed of the source folder, which must not
     be the one written to. ValueError says why a model cannot be written so.
     """
@@ -99,12 +102,22 @@ def save_public(policy: Bagel, folder: Path, *, dtype: Literal["source", "held"]
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in origin.companions.items():
         with replacing(folder / name) as file:
-            file.write(content)
+            file.write(_saying(content, dtype) if name == LANGUAGE and isinstance(dtype, torch.dtype) else content)
     write_stream(folder / AUTOENCODER, autoencoder.original_tensors(), dtype_of=origin.autoencoder_dtypes.__getitem__)
-    if dtype == "held":
+    if isinstance(dtype, torch.dtype):
+        write_stream(folder / origin.weights, state, dtype_of=lambda name: dtype, metadata=origin.metadata)
+    elif dtype == "held":
         write_stream(folder / origin.weights, state, metadata=origin.note())
     else:
         write_stream(folder / origin.weights, state, dtype_of=origin.dtypes.__getitem__, metadata=origin.metadata)
+
+
+def _saying(content: bytes, dtype: torch.dtype) -> bytes:
+    """A config in which the precision of the weights, where it is said, is this one."""
+    said = parse_json_object(content, LANGUAGE)
+    named = str(dtype).removeprefix("torch.")
+    changed = {key: named if key in ("torch_dtype", "dtype") else value for key, value in said.items()}
+    return (json.dumps(changed, indent=2) + "\n").encode()
 
 
 def fetch(name: str) -> Path:

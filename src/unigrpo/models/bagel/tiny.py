@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from unigrpo.models.bagel.public_config import LANGUAGE, VISION, WHOLE
 from unigrpo.models.bagel.tensor_files import WEIGHTS, Shape, replacing, write_stream
 from unigrpo.models.bagel.tokenizer import special_ids, train_tiny_tokenizer
 from unigrpo.models.bagel.transformer import BagelModel, sincos_table
+from unigrpo.models.bagel.whole_folders import whole_folder
 from unigrpo.seeds import generator
 
 NUM_TOKENS, PADDING = 512, 64  # like the real one, the model scores more ids than the tokenizer has
@@ -46,27 +47,39 @@ class TinyBagel:
         )
 
 
-def make_tiny_bagel(folder: Path, *, seed: int = 0) -> TinyBagel:
+def full_autoencoder_bytes() -> int:
+    """Bytes of an autoencoder in the real sizes, in fp32."""
+    return 4 * sum(math.prod(shape) for shape in original_shapes(FluxConfig()).values())
+
+
+def make_tiny_bagel(folder: Path, *, seed: int = 0, full_autoencoder: bool = False) -> TinyBagel:
     """Write a random BAGEL (bf16, and an fp32 autoencoder) and ``samples``; one seed gives the same bytes each time.
 
-    It thinks nonsense (with some seeds, nothing) and draws noise, but every program that opens the real folder can open
-    it. ValueError if the folder has anything in it.
+    It thinks nonsense (with some seeds, nothing) and draws noise, but its files are those of the real folder. Programs
+    that take all sizes from the files open it; the original code's autoencoder has the real sizes built in, so for that
+    one ``full_autoencoder`` gives the autoencoder those (335 MB). The folder is there whole or not at all; ValueError
+    if it has anything in it, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: give a new one, so that nothing is overwritten")
-    folder.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as draft:
+        made = _make(draft, seed, FluxConfig() if full_autoencoder else AUTOENCODER_SIZES)
+    return replace(made, folder=folder)
+
+
+def _make(folder: Path, seed: int, sizes: FluxConfig) -> TinyBagel:
     tokenizer = train_tiny_tokenizer(NUM_TOKENS)
     special = special_ids(tokenizer)
     config = _sizes((special.bos, special.eos, special.vision_start, special.vision_end))
     tokenizer.save_files(folder)
     for name, values in _configs(config).items():
         _write(folder / name, json.dumps(values, indent=2) + "\n")
-    _write(folder / "README.md", README.format(seed=seed))
+    _write(folder / "README.md", README.format(seed=seed) + (SMALL_AUTOENCODER if sizes == AUTOENCODER_SIZES else ""))
     _write_samples(folder / "samples")
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in BagelModel(config).state_dict().items()}
     weights = {name: _draw(name, shape, config, seed) for name, shape in shapes.items()}
-    coder = {name: _draw_autoencoder(name, shape, seed) for name, shape in original_shapes(AUTOENCODER_SIZES).items()}
+    coder = {name: _draw_autoencoder(name, shape, seed) for name, shape in original_shapes(sizes).items()}
     write_stream(folder / AUTOENCODER, coder)
     write_stream(folder / WEIGHTS[0], weights, dtype_of=lambda name: torch.bfloat16)
     return TinyBagel(
@@ -199,6 +212,10 @@ README = """# tiny-bagel
 
 A random BAGEL (seed {seed}) of a few MB in the public layout, for trying programs and recipes: it thinks nonsense and
 draws noise. `samples/` has prompts and demonstrations of its size.
+"""
+SMALL_AUTOENCODER = """
+Its autoencoder is a small one. unigrpo takes the sizes from the file; a program that has those of the real autoencoder
+built in, as the original BAGEL code, cannot load it: `unigrpo make-tiny-bagel --full-autoencoder` makes one for it.
 """
 PROMPTS: Mapping[str, str] = {
     "a photo of a red circle": "single_object",
