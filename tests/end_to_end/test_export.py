@@ -72,7 +72,9 @@ def test_the_card_is_of_this_model(home, tmp_path, kind):
 def test_what_a_card_does_not_know_it_does_not_say():
     assert figures_of({}) == [] and figures_of({"before": {"score": 0.1}, "after": {}}) == []
     both = {"before": {"score": 0.5, "follow": None}, "after": {"score": 0.75, "follow": None}}
-    assert figures_of(both) == [["score", "0.500", "0.750", "+0.250", "none: too few prompts"]]
+    assert figures_of(both) == [["score", "0.500", "0.750", "+0.250", "none: not measured in pairs"]]
+    few = {"paired": {"score": {"difference": 0.2, "low": None, "high": None, "why": "2 prompts"}}}
+    assert figures_of(both | few)[0][-2:] == ["+0.200", "none: 2 prompts"]
     paired = {"paired": {"score": {"difference": 0.25, "low": 0.1, "high": 0.4}}}
     assert figures_of(both | paired)[0][-1] == "+0.100 to +0.400"
     assert license_of("---\ntags: [a]\nlicense: mit\n---\n") == "mit"

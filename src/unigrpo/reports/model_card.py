@@ -48,7 +48,9 @@ class Card:
             lstrip_blocks=True,
         )
         hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", self.base) is not None
-        made = environment.from_string(text).render(vars(self) | {"base_is_hub_id": hub_id})
+        folder = not self.base.startswith(("builtin:", "init:")) and "/checkpoints/" not in self.base
+        known = {"base_is_hub_id": hub_id, "base_is_folder": folder}
+        made = environment.from_string(text).render(vars(self) | known)
         return re.sub(r"\n{3,}", "\n\n", made).rstrip() + "\n"
 
 
@@ -66,8 +68,10 @@ def figures_of(summary: Mapping[str, Any]) -> list[list[str]]:
         entry = paired.get(key) or {}
         low, high = entry.get("low"), entry.get("high")
         known = isinstance(low, int | float) and isinstance(high, int | float)
-        interval = f"{low:+.3f} to {high:+.3f}" if known else "none: too few prompts"
-        rows.append([name, f"{first:.3f}", f"{last:.3f}", f"{last - first:+.3f}", interval])
+        interval = f"{low:+.3f} to {high:+.3f}" if known else f"none: {entry.get('why') or 'not measured in pairs'}"
+        change = entry.get("difference")  # over what both sides have
+        change = last - first if not isinstance(change, int | float) else change
+        rows.append([name, f"{first:.3f}", f"{last:.3f}", f"{change:+.3f}", interval])
     return rows
 
 

@@ -229,7 +229,7 @@ def test_a_torn_file_is_named(folder, name):
 
 def test_a_config_that_is_no_object_is_named(folder):
     (folder / "vit_config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"vit_config\.json is not a JSON object \(\[1\]\)"):
+    with pytest.raises(ValueError, match=r"vit_config\.json is not a JSON object"):
         load_policy(folder)
 
 
