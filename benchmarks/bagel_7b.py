@@ -118,7 +118,7 @@ def trainer_of(recipe: config.Recipe, policy: Bagel, folder: Path) -> Trainer:
     parts = Parts(
         policy=policy,
         reference=WithoutAdapter(policy, adapter),
-        method=resolve.method(recipe.method),
+        method=resolve.method(recipe, policy.decode_image),
         source=resolve.source(recipe),
         evaluator=resolve.RecipeEvaluator(recipe, suite, reward),
         save_model=adapter.save,
@@ -174,7 +174,7 @@ def measure(recipe: config.Recipe, sizes: ModelSizes, policy: Bagel, arguments: 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, for a CPU")
+    parser.add_argument("--tiny", "--quick", action="store_true", help="small sizes, for a CPU")
     parser.add_argument("--iterations", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=2, help="prompts per iteration")
     parser.add_argument("--think-tokens", type=int, default=None, help="default 256, tiny 8")

@@ -1,6 +1,6 @@
 """How much signal the image half gets: the reward's variance by source, and how clear the gradient is.
 
-    OMP_NUM_THREADS=1 python benchmarks/image_signal.py [--part variance|gradient] [--towards RUN ...] [--out FILE]
+    OMP_NUM_THREADS=1 python benchmarks/image_signal.py [--part variance|gradient] [--towards RUN ...] [--quick]
 
 variance: of the reward in groups of 12 where the plan, the initial noise or the SDE noise differ, the rest is shared.
 gradient: of the image term at the first update, on the denoising parameters, over batches of 96 independent rollouts.
@@ -117,13 +117,14 @@ def spread(rewards: Sequence[float]) -> Row:
     }
 
 
-def variances(case: Case, count: int) -> Iterator[Row]:
+def variances(case: Case, count: int, quick: bool) -> Iterator[Row]:
     """Every source for every window, noise level and kind; the ODE first, which has no SDE noise."""
     prompts = case.prompts.batch(0, count)
     plain = replace(case.sampling, window=None, window_size=0)
     for source in ("all", "plan", "image"):
         yield {"kind": "ode", "source": source, **variance(case, plain, SHARED[source], prompts)}
-    for kind, window, level in [(k, w, a) for k in KINDS for w in WINDOWS for a in LEVELS]:
+    settings = [(kind, window, level) for kind in KINDS for window in WINDOWS for level in LEVELS]
+    for kind, window, level in settings[: 1 if quick else None]:
         sampling = replace(case.sampling, window=WINDOWS[window], window_size=3, noise_level=level, sde=kind)
         setting = {"kind": kind, "window": window, "noise_level": level}
         for source, shared in SHARED.items():
@@ -198,14 +199,15 @@ def signal(case: Case, setting: Setting, batches: int) -> Iterator[Row]:
         yield row | {"rms_per_weight": float(stack.square().mean().sqrt())}
 
 
-def signals(case: Case, batches: int) -> Iterator[Row]:
+def signals(case: Case, batches: int, quick: bool) -> Iterator[Row]:
     """Group sizes, and a shared plan; then windows and noise levels at the recipe's group size."""
     base, own = case.sampling, SHARED["all"]
-    for size, plan in [(size, "own") for size in SIZES] + [(6, "shared")]:
+    groups = [(size, "own") for size in SIZES] + [(6, "shared")]
+    for size, plan in groups[: 1 if quick else None]:
         tag = {"size": size, "plan": plan, "window": "recipe", "noise_level": base.noise_level, "kind": base.sde}
         setting = Setting(base, size, SHARED["image"] if plan == "shared" else own, WAYS)
         yield from ({**tag, **row} for row in signal(case, setting, batches))
-    for window, level in STEP_SETTINGS:
+    for window, level in STEP_SETTINGS[: 0 if quick else None]:
         sampling = replace(base, window=WINDOWS[window], window_size=3, noise_level=level)
         tag = {"size": 6, "plan": "own", "window": window, "noise_level": level, "kind": base.sde}
         yield from ({**tag, **row} for row in signal(case, Setting(sampling, 6, own, WAYS[:1]), batches))
@@ -276,8 +278,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the figures; what it holds already is kept")
     parser.add_argument("--runs", type=Path, help="folder of training runs to list; nothing is measured")
     parser.add_argument("--figure", type=Path, help="PNG file to draw")
+    parser.add_argument("--quick", action="store_true", help="the first settings only: the same code in seconds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    count, batches = (2, 3) if arguments.quick else (arguments.prompts, arguments.batches)
     figures = {"benchmark": "image_signal", "model": arguments.model, "reward": arguments.reward}
     figures |= runlog.read_json(arguments.out) if arguments.out else {}
     if arguments.runs:
@@ -286,9 +290,9 @@ def main() -> None:
         figures |= {"environment": runlog.environment()}
         case = demo(arguments.model, arguments.reward, arguments.seed, arguments.towards)
         if arguments.part != "gradient":
-            figures |= {"prompts": arguments.prompts, "variance": shown(variances(case, arguments.prompts))}
+            figures |= {"prompts": count, "variance": shown(variances(case, count, arguments.quick))}
         if arguments.part != "variance":
-            figures |= {"gradient": shown(signals(case, arguments.batches))}
+            figures |= {"gradient": shown(signals(case, batches, arguments.quick))}
     if arguments.out:
         runlog.write_json_atomic(arguments.out, figures)
     if arguments.figure:

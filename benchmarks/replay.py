@@ -1,6 +1,6 @@
 """What packing is worth: the demo's 96 trajectories scored in one forward, against separate passes, in CPU seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/replay.py [--model builtin:shapes-sft] [--repeat 3]
+    OMP_NUM_THREADS=1 python benchmarks/replay.py [--model builtin:shapes-sft] [--repeat 3] [--quick]
 
 Packed: one forward over [prompts | thinking | image at each of K window steps]: a prompt is read once per group, the
 thinking once for all steps, and the padding of words is left out. Separate: one text pass, then K passes over context +
@@ -45,16 +45,18 @@ class Case:
     temperature: float
 
 
-def demo(model: str) -> Case:
+def demo(model: str, quick: bool) -> Case:
     """The first iteration of the demo, with random advantages (a weak model's rewards may all be equal)."""
     recipe = config.load_recipe(RECIPE)
     data = recipe.data
     assert isinstance(data, PromptData)
-    policy, method = resolve.policy(replace(recipe.model, path=model)), resolve.method(recipe.method)
-    prompts = resolve.prompts(data.prompts, recipe.seed).batch(0, data.prompts_per_iteration)
+    policy = resolve.policy(replace(recipe.model, path=model))
+    method = resolve.method(recipe, policy.decode_image)
+    number, group = (2, 2) if quick else (data.prompts_per_iteration, data.group_size)
+    prompts = resolve.prompts(data.prompts, recipe.seed).batch(0, number)
     assert isinstance(method, PolicyGradient)
     sampling, episode = resolve.training_sampling(recipe), single_round(think=recipe.rollout.think)
-    sampled = rollout(policy, episode, prompts, sampling, group_size=data.group_size, draws=Draws(recipe.seed, 0))
+    sampled = rollout(policy, episode, prompts, sampling, group_size=group, draws=Draws(recipe.seed, 0))
     generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
     advantages = torch.randn(len(sampled), generator=generator).tolist()
     ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]
@@ -134,13 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:shapes-sft")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the same code in seconds: its figures mean nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    case = demo(arguments.model)
+    case, repeat = demo(arguments.model, arguments.quick), 1 if arguments.quick else arguments.repeat
     through = replace(case, method=replace(case.method, image_grad_through_context=True))
     difference = max(worst_difference(case), worst_difference(through))
-    one, many = measure(case, arguments.repeat)
-    one_through, many_through = measure(through, arguments.repeat)
+    one, many = measure(case, repeat)
+    one_through, many_through = measure(through, repeat)
     tokens = statistics.fmean(t.sampled_texts[0].num_actions for t in case.batch.trajectories)
     count, steps = len(case.batch), len(case.batch.draws[0][0].t)
     print(
@@ -158,7 +161,7 @@ def main() -> None:
         "window_steps": steps,
         "mean_think_tokens": tokens,
         "image_grad_through_context": case.method.image_grad_through_context,
-        "repeat": arguments.repeat,
+        "repeat": repeat,
         "packed_cpu_s": one,
         "separate_cpu_s": many,
         "ratio": many / one,

@@ -1,6 +1,6 @@
 """What batching is worth: the demo's 96 rollouts together against one by one, in CPU seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/rollout.py [--model builtin:shapes-sft] [--repeat 3]
+    OMP_NUM_THREADS=1 python benchmarks/rollout.py [--model builtin:shapes-sft] [--repeat 3] [--quick]
 
 Both ways take the recipe's sampling settings and the same draws; one by one is a call per sample, with its own prefill.
 First both are run once and compared: the same ids, but for draws within 1e-5 of a boundary, and latents to rounding.
@@ -61,11 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:shapes-sft")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the same code in seconds: its figures mean nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, recipe, prompts = demo(arguments.model)
     assert isinstance(recipe.data, PromptData)
-    group = recipe.data.group_size
+    group, repeat = recipe.data.group_size, arguments.repeat
+    if arguments.quick:
+        prompts, group, repeat = prompts[:2], 2, 1
     sampling, episode = resolve.training_sampling(recipe), single_round(think=recipe.rollout.think)
     draws = Draws(recipe.seed, 0)
 
@@ -81,7 +84,7 @@ def main() -> None:
 
     sampled = together()
     other = differing(sampled, one_by_one())
-    pairs = [(cpu_seconds(together), cpu_seconds(one_by_one)) for _ in range(arguments.repeat)]
+    pairs = [(cpu_seconds(together), cpu_seconds(one_by_one)) for _ in range(repeat)]
     batched, single = (statistics.median(column) for column in zip(*pairs, strict=True))
     tokens = statistics.fmean(t.sampled_texts[0].num_actions for t in sampled)
     count, ratio = len(sampled), single / batched
@@ -93,7 +96,7 @@ def main() -> None:
         "benchmark": "rollout",
         "model": arguments.model,
         "rollouts": count,
-        "repeat": arguments.repeat,
+        "repeat": repeat,
         "batched_cpu_s": batched,
         "single_cpu_s": single,
         "ratio": ratio,

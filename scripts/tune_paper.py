@@ -98,7 +98,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     tries = [(recipe, values) for recipe, some in TRIES.items() for values in some]
     with ThreadPoolExecutor(options.jobs) as pool:
-        entries = list(pool.map(lambda t: attempt(*t, options.work, options.iterations), tries))
+        entries = list(pool.map(lambda t: attempt(t[0], t[1], options.work, options.iterations), tries))
     for recipe in TRIES:
         ran = [e for e in entries if e["method"] == recipe and e["score"] is not None]
         if ran:

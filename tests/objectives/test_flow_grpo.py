@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tolerances import rounding
 from unigrpo import flow, seeds
 from unigrpo.objectives.flow_grpo import flow_grpo, resolve_clip_range
 from unigrpo.objectives.regularizers import latent_kl, velocity_mse
@@ -57,7 +58,8 @@ def test_raw_ratio_is_that_of_the_log_probs():
     path, v = PATHS[0], NEW[0]
     mean, std = flow.sde_transition(path.x, v, path.t, path.t_next, noise_level=0.8, t_second=path.t_second)
     log_ratio = flow.log_prob(path.x_next, mean, std) - path.log_prob
-    torch.testing.assert_close(term.stats["flow/log_ratio"][0], log_ratio, atol=3e-7, rtol=0)  # log_prob is fp32
+    bound = rounding(path.log_prob, terms=path.x[0].numel())  # log_prob is a mean, kept in fp32
+    torch.testing.assert_close(term.stats["flow/log_ratio"][0], log_ratio, atol=bound, rtol=0)
 
 
 def test_grad_reweight():
@@ -79,8 +81,10 @@ def test_latent_kl_is_the_kl_per_element():
     mean, std = flow.sde_transition(path.x, NEW[1], path.t, path.t_next, **settings)
     reference, _ = flow.sde_transition(path.x, OLD[1], path.t, path.t_next, **settings)
     expected = (mean - reference).square().flatten(1).mean(1) / (2 * std**2)
-    torch.testing.assert_close(term.stats["flow/latent_kl"][1], expected, rtol=1e-4, atol=0)  # means stored in fp32
-    torch.testing.assert_close(term.loss[1], expected.mean(), rtol=1e-4, atol=0)
+    apart = (mean - reference).square().mean().sqrt()  # means are kept in fp32, and their difference is small
+    bound = 2 * rounding(mean, terms=1) / float(apart)
+    torch.testing.assert_close(term.stats["flow/latent_kl"][1], expected, rtol=bound, atol=0)
+    torch.testing.assert_close(term.loss[1], expected.mean(), rtol=bound, atol=0)
     assert float(latent_kl(OLD, PATHS, OLD).loss.abs().max()) == 0.0
 
 

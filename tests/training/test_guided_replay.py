@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from small_models import TRAINING, normal, prompts, sample, small_policy
+from tolerances import assert_same_answers
 from unigrpo import flow
 from unigrpo.objectives.advantage import assign_advantages
 from unigrpo.objectives.flow_grpo import flow_grpo
@@ -72,7 +73,7 @@ def test_log_probs_are_those_of_an_unguided_replay():
     batch = batch_of(policy, GUIDED["image"])
     bare = Batch(batch.trajectories, [() for _ in batch.draws])
     for guided, plain in zip(replay(policy, batch, 1.0), replay(policy, bare, 1.0), strict=True):
-        torch.testing.assert_close(guided.log_probs, plain.log_probs, rtol=0, atol=1e-6)
+        assert_same_answers(guided.log_probs, plain.log_probs, policy)
 
 
 def test_fpo_is_on_policy_through_the_whole_path():
@@ -103,7 +104,7 @@ def test_refl_keeps_a_late_state_of_the_ode():
             query = VelocityQuery(index, visit.x[None], torch.tensor([visit.t]))
             (answer,) = policy.replay([ReplayItem(trajectory.segments, (query,))])
             end = flow.ode_step(visit.x[None], answer.velocities[0], visit.t, 0.0)
-            torch.testing.assert_close(end[0], trajectory.images[-1].latents, rtol=0, atol=1e-5)
+            assert_same_answers(end[0], trajectory.images[-1].latents, policy)
 
 
 def test_a_sliding_window_moves_and_begins_again():

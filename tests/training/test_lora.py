@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from small_models import gradients, mixed_items, normal, relative, sample, small_policy
+from tolerances import assert_same_sums, gradient_bound
 from unigrpo import seeds
 from unigrpo.config import Optimizer
 from unigrpo.objectives.methods import PolicyGradient
@@ -154,7 +155,7 @@ def test_an_adapter_beside_fp64_weights():
     move(adapter)
     a, b = (p.detach().double() for p in adapter.parameters().values())
     base = module["a"].base_layer
-    assert torch.allclose(module["a"](x), base(x) + 2.0 * x @ a.T @ b.T, atol=1e-6)
+    assert_same_sums(module["a"](x), base(x) + 2.0 * x @ a.T @ b.T, terms=3 * 2, dtype=torch.float32)
 
 
 # ---------------------------------------------------------------- names
@@ -271,7 +272,7 @@ def test_an_adapter_that_peft_made_from_a_list_of_suffixes_is_loaded(tmp_path):
     assert torch.equal(answers(ours), answers(theirs))  # in train mode: the dropout is gone
     assert len(loaded.layers) == 4
     loaded.merge()
-    assert relative(answers(ours), answers(theirs)) < 1e-5
+    assert relative(answers(ours), answers(theirs)) < gradient_bound(ours)
 
 
 def test_load_weights_resumes_in_place(tmp_path):

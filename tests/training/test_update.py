@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small_models import TRAINING, gradients, prompts, relative, sample, small_policy
+from tolerances import assert_same_answers, gradient_bound, rounding, terms_of
 from unigrpo import seeds
 from unigrpo.config import Optimizer
 from unigrpo.objectives.flow_grpo import resolve_clip_range
@@ -60,6 +61,11 @@ def gradients_of_loss(policy, method, batch, name):
     losses = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
     {"text": losses.text_loss, "image": losses.image_loss}[name].sum().div(len(batch)).backward()
     return gradients(policy)
+
+
+def log_ratio_bound(policy):
+    """A log-ratio of 0 is the difference of two log-probs near -4."""
+    return rounding(4.0, terms=terms_of(policy))
 
 
 def assert_close(ours, theirs, names, tolerance):
@@ -114,7 +120,7 @@ def test_micro_batches_add_up_to_the_whole(through_context):
     for size in (1, 4):
         pieces = gradients_of(policy, method, batch, micro_batch=size)
         assert pieces.keys() == whole.keys()
-        assert_close(pieces, whole, present(whole, whole), 1e-5)
+        assert_close(pieces, whole, present(whole, whole), gradient_bound(policy))
 
 
 def test_statistics_do_not_depend_on_the_micro_batch():
@@ -122,8 +128,9 @@ def test_statistics_do_not_depend_on_the_micro_batch():
     batch = true_batch(policy)
     whole, pieces = (update(policy, still(policy), METHOD, batch, micro_batch=size, temperature=1.0) for size in (6, 1))
     assert whole.stats.keys() == pieces.stats.keys()
+    near_0 = {"text/log_ratio_max": log_ratio_bound(policy)}
     for name in whole.stats:
-        assert pieces.stats[name] == pytest.approx(whole.stats[name], rel=1e-4, abs=1e-6), name
+        assert pieces.stats[name] == pytest.approx(whole.stats[name], rel=1e-4, abs=near_0.get(name, 1e-6)), name
     assert pieces.entropy == pytest.approx(whole.entropy, rel=1e-5)
     assert pieces.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
 
@@ -155,7 +162,7 @@ def test_denoising_gradients_are_those_of_the_joint_backward():
     image = gradients_of_loss(policy, METHOD, batch, "image")
     text = gradients_of_loss(policy, METHOD, batch, "text")
     for name in present(image, policy.reasoning_parameters()):
-        assert relative(joint[name], text.get(name, 0.0) + image[name]) <= 1e-5, name
+        assert relative(joint[name], text.get(name, 0.0) + image[name]) <= gradient_bound(policy), name
 
 
 @pytest.mark.parametrize("through_context", [False, True])
@@ -200,7 +207,7 @@ def test_a_true_rollout_passes_the_check_and_is_learnt_from():
     batch, before = true_batch(policy), weights(policy)
     stats = checked_update(policy, batch).stats
     assert stats["text/log_ratio_max"] <= 1e-5 and stats["flow/log_ratio_max"] <= 1e-7
-    assert stats["text/ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert stats["text/ratio"] == pytest.approx(1.0, abs=log_ratio_bound(policy))
     assert any(not torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
 
 
@@ -323,8 +330,8 @@ def test_rescoring_in_fp32_says_what_the_rollout_said():
     again, gap = rescore(policy, batch, micro_batch=4, temperature=1.0)
     assert gap["text"] <= 1e-5 and gap["image"] <= 1e-7
     for old, new in zip(batch.trajectories, again.trajectories, strict=True):
-        assert torch.allclose(old.sampled_texts[0].log_probs, new.sampled_texts[0].log_probs, atol=1e-5)
-        assert torch.allclose(old.images[-1].path.mean, new.images[-1].path.mean, atol=1e-5)
+        assert_same_answers(old.sampled_texts[0].log_probs, new.sampled_texts[0].log_probs, policy)
+        assert_same_answers(old.images[-1].path.mean, new.images[-1].path.mean, policy)
         assert torch.equal(old.images[-1].path.x_next, new.images[-1].path.x_next)
         assert (old.advantage, old.prompt, old.reference) == (new.advantage, new.prompt, new.reference)
 
