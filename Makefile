@@ -11,17 +11,29 @@ RECIPE ?= shapes/unigrpo
 # Two processes of one thread each: the tests use at most two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+# The 7B sizes need a GPU; where there is none, that script measures the tiny ones.
+ON_CPU := $(if $(shell nvidia-smi --list-gpus 2>/dev/null),,--tiny)
+# Other orders of the same sums: what rounds differently and must not fail (tests/tolerances.py).
+SETTINGS := MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 
-.PHONY: help demo test check lint bench base
+.PHONY: help demo test test-settings check lint bench base
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train a model that thinks, then draws (minutes on a CPU; RECIPE=... for another recipe)
 	@$(BIN)/unigrpo train $(RECIPE)
 
 test: $(READY)  ## the tests (without the slow ones)
 	@$(PYTEST)
+
+test-settings: $(READY)  ## the tests in five settings of the machine, one after another
+	@failed=""; for setting in $(SETTINGS); do \
+		workers=2; [ $$setting != OMP_NUM_THREADS=2 ] || workers=1; \
+		if output=$$(env OMP_NUM_THREADS=1 $$setting $(BIN)/pytest -q -n $$workers 2>&1); then verdict=passed; \
+		else verdict=FAILED; failed="$$failed $$setting"; echo "$$output"; fi; \
+		echo "$$setting: $$verdict: $$(tail -n 1 <<< "$$output")"; \
+	done; [ -z "$$failed" ] || { echo "failed in:$$failed"; exit 1; }
 
 check: lint test  ## everything that must hold before a commit: lint, format, types, import contracts, tests
 
@@ -31,8 +43,12 @@ lint: $(READY)  ## check without the tests
 	@$(BIN)/pyright
 	@PYTHONPATH=src $(BIN)/lint-imports --no-cache --no-logo
 
-bench: $(READY)  ## the benchmarks, one after another
-	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(READY)  ## the benchmarks, one after another (QUICK=1: in small, to see that they run)
+	@failed=""; for script in $(BENCHMARKS); do \
+		echo "== $$script"; options="$(if $(QUICK),--quick)"; \
+		case $$script in */bagel_7b.py) options="$$options $(ON_CPU)";; esac; \
+		$(BIN)/python $$script $$options || failed="$$failed $$script"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 base: $(READY)  ## make the shipped base checkpoints again, from nothing
 	@$(BIN)/python scripts/make_base.py

@@ -205,7 +205,7 @@ def signals(case: Case, batches: int, quick: bool) -> Iterator[Row]:
     groups = [(size, "own") for size in SIZES] + [(6, "shared")]
     for size, plan in groups[: 1 if quick else None]:
         tag = {"size": size, "plan": plan, "window": "recipe", "noise_level": base.noise_level, "kind": base.sde}
-        setting = Setting(base, size, SHARED["image"] if plan == "shared" else own, WAYS)
+        setting = Setting(base, size, SHARED["image"] if plan == "shared" else own, WAYS[: 1 if quick else None])
         yield from ({**tag, **row} for row in signal(case, setting, batches))
     for window, level in STEP_SETTINGS[: 0 if quick else None]:
         sampling = replace(base, window=WINDOWS[window], window_size=3, noise_level=level)

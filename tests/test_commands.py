@@ -1,0 +1,260 @@
+"""Every command that README.md and docs/*.md name is run, in small, with the document's own words.
+
+A command that is new in a document fails here until a line of RULES fits it. The first line whose pattern is found in
+the command decides: ``small(words)`` runs it with words behind it that make it small, ``script(words)`` does so for a
+script of ours, ``usage`` checks the options of a summary such as `unigrpo eval [--model DIR]`, ``covered(test)`` names
+the test that runs it already.
+"""
+
+import functools
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny_runs
+
+ROOT = Path(__file__).parents[1]
+STARTS = ("unigrpo ", "make ", "python ", "pytest ")
+NAMES = {"MODEL": "tiny", "BAGEL": "tiny", "RUN": "run", "RUN_DIR": "run", "DIR": "new", "FOLDER": "golden", "N": "3"}
+NAMES |= {"tests/golden/bagel_a": "golden", "KEY": "--optimizer.lr-denoising", "VALUE": "1e-4"}
+_KEPT = tempfile.TemporaryDirectory(prefix="unigrpo-commands-")
+
+
+# ---------------------------------------------------------------- what the documents say
+
+
+def commands_in(text):
+    """The commands of a document: lines of its code blocks, and pieces of code in its sentences."""
+    block = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = "\n".join(block.findall(text)).replace("\\\n", " ").splitlines()
+    pieces = re.findall(r"`([^`]+)`", block.sub("", text))
+    cut = (re.split(r"\s#\s", line)[0] for line in [*lines, *pieces])
+    said = (re.sub(r"\s+", " ", line).strip().replace(".venv/bin/", "") for line in cut)
+    said = (re.sub(r"^(OMP_NUM_THREADS=\d+|python -m(?= unigrpo)) ", "", line) for line in said)
+    return list(dict.fromkeys(line for line in said if line.startswith(STARTS)))
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = list(dict.fromkeys(line for path in DOCUMENTS for line in commands_in(path.read_text(encoding="utf-8"))))
+
+
+# ---------------------------------------------------------------- ways to run a command in small
+
+
+def small(extra=""):
+    """In this process, the words of ``extra`` behind the document's: of options that stand twice the last one holds."""
+
+    def run(command, monkeypatch):
+        verb, *words = [NAMES.get(word, word) for word in shlex.split(command)[1:]]
+        assert tiny_runs.unigrpo(verb, *words, *[word.replace("MICRO", micro()) for word in shlex.split(extra)]) == 0
+
+    return run
+
+
+def script(extra=""):
+    """A Python file of ours, as ``python FILE`` runs it, but in this process."""
+
+    def run(command, monkeypatch):
+        file, *words = [NAMES.get(word, word) for word in shlex.split(command.removeprefix("python "))]
+        monkeypatch.setattr(sys, "argv", [file, *words, *shlex.split(extra)])
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # it would hold for all tests after it
+        try:
+            runpy.run_path(file, run_name="__main__")
+        except SystemExit as left:
+            assert not left.code
+
+    return run
+
+
+def covered(test):
+    """Another test runs it: ``file::function``."""
+
+    def run(command, monkeypatch):
+        file, function = test.split("::")
+        assert f"\ndef {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"there is no test {test}"
+
+    return run
+
+
+def usage(command, monkeypatch):
+    """A summary of options: the verb exists, and its help has every option but keys of recipes."""
+    verb = command.split()[1]
+    done = subprocess.run([sys.executable, "-m", "unigrpo", verb, "--help"], capture_output=True, text=True, check=True)
+    named = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*(?![\w.-])", command))
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*(?![\w.-])", done.stdout))
+    assert named <= known, f"`unigrpo {verb} --help` knows no {sorted(named - known)}"
+
+
+def paths_exist(command, monkeypatch):
+    """``pytest PATHS``: they are part of the suite, which runs them."""
+    paths = [word for word in shlex.split(command)[1:] if word.startswith("tests")]
+    assert all((ROOT / path.split("::")[0]).exists() for path in paths)
+    assert paths or "slow" in command
+
+
+def make(command, monkeypatch):
+    """``make TARGET`` with stand-ins for the tools: it starts what it should, and what that does other tests show."""
+    done = make_with_stand_ins(Path("bin"), *shlex.split(command)[1:])
+    assert done.returncode == 0 and "ran " in done.stdout, done.stdout + done.stderr
+
+
+def make_with_stand_ins(folder, *words):
+    """Run make with tools that print their names; a word ``fails`` in their arguments makes them fail."""
+    folder.mkdir(parents=True)
+    for tool in ("python", "pytest", "unigrpo", "ruff", "pyright", "lint-imports"):
+        body = f'#!/bin/sh\necho "ran {tool} $@ (threads $OMP_NUM_THREADS)"\ncase "$*" in *fails*) exit 3;; esac\n'
+        (folder / tool).write_text(body)
+        (folder / tool).chmod(0o755)
+    (folder / "ready").touch()  # newer than pyproject.toml, so that nothing is installed
+    tools = [f"BIN={folder.resolve()}", f"READY={folder.resolve() / 'ready'}"]
+    return subprocess.run(
+        ["make", "--no-print-directory", "-C", str(ROOT), *tools, *words], capture_output=True, text=True, check=False
+    )
+
+
+TRAIN = shlex.join([*tiny_runs.overrides(model__path="MICRO", iterations=1, eval__every=1)])
+BAGEL = "tests/end_to_end/test_bagel.py"
+DRAWN = "--size 64x48 --steps 4 --max-think-tokens 4"
+RULES = [
+    (r"^make ", make),
+    (r"^pytest ", paths_exist),
+    (r"bagel_7b.py", script("--tiny --iterations 1 --prompts 1 --think-tokens 2")),
+    (r"^python benchmarks/", script("--quick")),
+    (r"^python scripts/collect_results.py", script()),
+    (r"^unigrpo reproduce .*\|", usage),
+    (r"^unigrpo reproduce ", covered("tests/end_to_end/test_reproduce.py::test_results_say_how_they_were_made")),
+    (
+        r"^unigrpo train RECIPE --dry-run",
+        covered("tests/test_cli.py::test_a_dry_run_writes_nothing_and_prints_a_recipe"),
+    ),
+    (r"\[-|\bRECIPE\b|\bFILE\b|\bDIR$", usage),
+    (r"^unigrpo train bagel/\S+ --out .*--resume", covered(f"{BAGEL}::test_a_resumed_run_is_the_uninterrupted_one")),
+    (r"^unigrpo train .*--dry-run", small()),
+    (r"^unigrpo train bagel/sft ", covered(f"{BAGEL}::test_fine_tuning_20_steps_learns")),
+    (r"^unigrpo train bagel/unigrpo ", covered(f"{BAGEL}::test_rl_trains_and_every_first_ratio_is_1")),
+    (r"^unigrpo train bagel/", covered(f"{BAGEL}::test_the_other_recipes_run")),
+    (r"^unigrpo train .*--resume", small()),
+    (r"^unigrpo train ", small(TRAIN)),
+    (r"^unigrpo export .*(--adapter)", covered(f"{BAGEL}::test_an_adapter_loads_in_plain_peft")),
+    (r"^unigrpo export ", covered(f"{BAGEL}::test_the_export_is_the_public_folder_again")),
+    (r"^unigrpo eval ", small("--prompts 6 --samples 1")),
+    (r"^unigrpo generate .*--understand", small("--max-think-tokens 4")),
+    (r"^unigrpo generate .*--model", small(DRAWN)),
+    (r"^unigrpo generate ", small()),
+    (r"^unigrpo (report|recipes|parity|make-tiny-bagel)", small()),
+]
+
+
+# ---------------------------------------------------------------- where they run
+
+
+@functools.cache
+def micro():
+    return str(tiny_runs.model_folder())
+
+
+@functools.cache
+def tiny_bagel():
+    """The folder that `unigrpo make-tiny-bagel` makes."""
+    folder = Path(_KEPT.name) / "tiny"
+    assert tiny_runs.unigrpo("make-tiny-bagel", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A function that makes an empty working directory with what a command's words name."""
+
+    def prepare(command):
+        monkeypatch.chdir(tmp_path)
+        for place in ("scripts", "benchmarks"):  # copies: what they write beside themselves is not the repository's
+            shutil.copytree(ROOT / place, place, ignore=shutil.ignore_patterns("results", "__pycache__"))
+        Path("golden").symlink_to(ROOT / "tests" / "golden" / "bagel_a")
+        words = [NAMES.get(word, word) for word in shlex.split(command)]
+        if "tiny" in words and "make-tiny-bagel" not in words:
+            Path("tiny").symlink_to(tiny_bagel())
+        for word in (word for word in words if word.endswith((".png", ".txt"))):
+            if words[words.index(word) - 1] in ("--image", "--prompts"):
+                make_input(Path(word))
+        if {"--resume", "--towards", "report", "run"} & set(words):
+            tiny_runs.copied_run(Path("run"))
+            Path("runs").mkdir()
+            for name in ("mine", "lr1e-4", "lr1e-4-late"):
+                Path("runs", name).symlink_to("../run")
+
+    return prepare
+
+
+def make_input(path):
+    if path.suffix == ".png":
+        Image.new("RGB", (64, 48), (200, 30, 30)).save(path)
+    else:
+        path.write_text("a red cup\n")
+
+
+# ---------------------------------------------------------------- the tests
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_the_documents_name_works(command, here, monkeypatch):
+    found = [way for pattern, way in RULES if re.search(pattern, command)]
+    assert found, f"the documents name `{command}`: add a line to RULES that says how it is run in small"
+    here(command)
+    found[0](command, monkeypatch)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in RULES])
+def test_no_rule_is_left_over(pattern):
+    first = {next((p for p, _ in RULES if re.search(p, command)), None) for command in COMMANDS}
+    assert pattern in first, "no document names such a command: remove the line"
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    block = "```\n.venv/bin/unigrpo eval \\\n  --model a  # says\nx = 1\n```\n"
+    text = f"Try `unigrpo recipes`,\n`unigrpo` or `make\ntest`.\n{block}"
+    assert commands_in(text) == ["unigrpo eval --model a", "unigrpo recipes", "make test"]
+
+
+def test_a_command_that_nobody_runs_is_noticed(here, monkeypatch):
+    with pytest.raises(AssertionError, match="add a line to RULES"):
+        test_what_the_documents_name_works("unigrpo conquer", here, monkeypatch)
+    with pytest.raises(AssertionError, match="knows no"):
+        usage("unigrpo eval [--modle DIR]", monkeypatch)
+    with pytest.raises(AssertionError, match="there is no test"):
+        covered("tests/test_commands.py::test_of_nothing")("", monkeypatch)
+
+
+# Benchmarks and make
+
+
+UNNAMED = [p.name for p in sorted((ROOT / "benchmarks").glob("*.py")) if not any(p.name in c for c in COMMANDS)]
+
+
+@pytest.mark.parametrize("file", UNNAMED)
+def test_benchmarks_that_only_make_bench_names_run_in_small(file, here, monkeypatch):
+    here("")
+    script("--quick")(f"benchmarks/{file}", monkeypatch)
+
+
+def test_all_benchmarks_run_though_one_fails_and_it_is_named(tmp_path):
+    scripts = "BENCHMARKS=benchmarks/fails.py benchmarks/bagel_7b.py benchmarks/last.py"
+    done = make_with_stand_ins(tmp_path / "bin", "bench", scripts)
+    assert done.returncode != 0 and "failed: benchmarks/fails.py\n" in done.stdout
+    assert done.stdout.count("ran python") == 3 and "ran python benchmarks/last.py" in done.stdout
+
+
+def test_the_suite_runs_in_five_settings_and_a_line_says_of_each(tmp_path):
+    done = make_with_stand_ins(tmp_path / "bin", "test-settings")
+    settings = ("MKL_CBWR=COMPATIBLE", "MKL_CBWR=AVX2", "ATEN_CPU_CAPABILITY=default", "OMP_NUM_THREADS=1")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and [line.split(":")[0] for line in lines] == [*settings, "OMP_NUM_THREADS=2"]
+    assert "(threads 2)" in lines[-1] and all("passed" in line and "(threads 1)" in line for line in lines[:-1])
