@@ -33,14 +33,17 @@ def figures(run_dir: Path) -> dict[str, Any]:
 
 def row(result: dict[str, Any]) -> str:
     """One line of the table: before -> after, and the difference with its interval, for every measure."""
-    cells = [str(result["seed"])]
-    for key in MEASURES:
-        d = result["paired"][key]
-        cells.append(
-            f"{result['before'][key]:.3f} → **{result['after'][key]:.3f}** "
-            f"({d['difference']:+.3f}, {d['low']:+.3f} to {d['high']:+.3f})"
-        )
-    return "| " + " | ".join([*cells, f"{result['training_seconds']:.0f} s"]) + " |"
+    cells = [cell(result, key) for key in MEASURES]
+    return "| " + " | ".join([str(result["seed"]), *cells, f"{result['training_seconds']:.0f} s"]) + " |"
+
+
+def cell(result: dict[str, Any], key: str) -> str:
+    """One measure; a dash where it was not measured, and no interval where there is none."""
+    before, after, paired = result["before"].get(key), result["after"].get(key), result["paired"].get(key)
+    if before is None or after is None or paired is None:
+        return "–"
+    interval = "" if paired["low"] is None else f", {paired['low']:+.3f} to {paired['high']:+.3f}"
+    return f"{before:.3f} → **{after:.3f}** ({paired['difference']:+.3f}{interval})"
 
 
 def main() -> None:

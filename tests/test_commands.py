@@ -121,11 +121,12 @@ def make_with_stand_ins(folder, *words):
     )
 
 
-TRAIN = shlex.join([*tiny_runs.overrides(model__path="MICRO", iterations=1, eval__every=1)])
+TRAIN = shlex.join([*tiny_runs.overrides(model__path="MICRO", iterations=1, eval__limit=2, eval__compare_limit=2)])
 BAGEL = "tests/end_to_end/test_bagel.py"
-DRAWN = "--size 64x48 --steps 4 --max-think-tokens 4"
+DRAWN = "--size 64x48 --steps 2 --max-think-tokens 2"
 RULES = [
     (r"^make ", make),
+    (r"^unigrpo parity( DIR)?$", usage),
     (r"^pytest ", paths_exist),
     (r"bagel_7b.py", script("--tiny --iterations 1 --prompts 1 --think-tokens 2")),
     (r"^python benchmarks/", script("--quick")),
