@@ -32,19 +32,29 @@ _KEPT = tempfile.TemporaryDirectory(prefix="unigrpo-commands-")
 # ---------------------------------------------------------------- what the documents say
 
 
+BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
 def commands_in(text):
     """The commands of a document: lines of its code blocks, and pieces of code in its sentences."""
-    block = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    lines = "\n".join(block.findall(text)).replace("\\\n", " ").splitlines()
-    pieces = re.findall(r"`([^`]+)`", block.sub("", text))
+    lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
+    pieces = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
     cut = (re.split(r"\s#\s", line)[0] for line in [*lines, *pieces])
     said = (re.sub(r"\s+", " ", line).strip().replace(".venv/bin/", "") for line in cut)
     said = (re.sub(r"^(OMP_NUM_THREADS=\d+|python -m(?= unigrpo)) ", "", line) for line in said)
     return list(dict.fromkeys(line for line in said if line.startswith(STARTS)))
 
 
+def files_in(text):
+    """The files that a document shows: code blocks that begin with ``# name.py``."""
+    named = ((re.match(r"# ([\w-]+\.\w+)\n", block), block) for block in BLOCK.findall(text))
+    return {name[1]: block for name, block in named if name}
+
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = list(dict.fromkeys(line for path in DOCUMENTS for line in commands_in(path.read_text(encoding="utf-8"))))
+TEXTS = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+COMMANDS = list(dict.fromkeys(line for text in TEXTS for line in commands_in(text)))
+FILES = {name: block for text in TEXTS for name, block in files_in(text).items()}
 
 
 # ---------------------------------------------------------------- ways to run a command in small
@@ -186,6 +196,8 @@ def here(tmp_path, monkeypatch):
         for word in (word for word in words if word.endswith((".png", ".txt"))):
             if words[words.index(word) - 1] in ("--image", "--prompts"):
                 make_input(Path(word))
+        for name in (name for name in FILES if name in command):
+            Path(name).write_text(FILES[name], encoding="utf-8")
         if {"--resume", "--towards", "report", "run"} & set(words):
             tiny_runs.copied_run(Path("run"))
             Path("runs").mkdir()
