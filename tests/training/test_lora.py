@@ -208,7 +208,7 @@ def test_a_second_adapter_is_refused():
 
 def test_without_peft_the_user_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r'needs the package peft: pip install '):
+    with pytest.raises(ValueError, match=r"needs the package peft: pip install "):
         adapted_policy()
 
 

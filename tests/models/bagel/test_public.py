@@ -509,7 +509,7 @@ def test_a_fault_names_both_readings(hub):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r'needs the package huggingface_hub: pip install '):
+    with pytest.raises(ValueError, match=r"needs the package huggingface_hub: pip install "):
         fetch("o/n")
 
 
