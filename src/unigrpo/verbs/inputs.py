@@ -16,6 +16,7 @@ from typing import Any
 from unigrpo import config, resolve
 from unigrpo.config import ConfigError, Recipe
 from unigrpo.reports import runlog
+from unigrpo.training import checkpoint
 
 MOVABLE = re.compile(
     r"--(stages\.[^.]+\.)?(model\.path|data\.(prompts|demonstrations)|eval\.prompts|reward\.(train|validation))"
@@ -153,7 +154,8 @@ def _check_one(key: str, before: str, now: str, kept: Any, *, begun: bool) -> li
         raise ConfigError(f"{key}: {now} is not there, and with --resume only a file that has moved gets a new place")
     if found is None and path is not None and path.is_absolute():
         option = key.partition("[")[0]
-        raise ConfigError(f"{key}: {path} is not there: put it back, or say where it is now, --{option} PLACE")
+        what = checkpoint.gone(path) or "not there"
+        raise ConfigError(f"{key}: {path} is {what}: put it back, or say where it is now, --{option} PLACE")
     expected = kept.get("sha256") if isinstance(kept, dict) else None
     if found is None or found == expected or not begun:
         return []
