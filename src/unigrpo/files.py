@@ -7,6 +7,7 @@ the line and what to do. This module knows nothing of the package and imports no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import numbers
@@ -38,18 +39,28 @@ def write_bytes_atomic(path: Path | str, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "xb") as file:  # not mkstemp: its files are readable by their owner only
+        # not mkstemp: its files are readable by their owner only
+        with naming(path), open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
         raise
     sync_folder(path.parent)
     return path
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Give an OSError from inside the name of what was written: a full disk does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text_atomic(path: Path | str, text: str) -> Path:

@@ -9,21 +9,20 @@ from these. The live display of a run is :class:`unigrpo.reports.progress.Progre
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from unigrpo import version
 from unigrpo.files import (
     REPAIR,
     json_line,
+    naming,
     parse_json_object,
     read_bytes,
     read_json_object,
@@ -87,7 +86,7 @@ def append_metrics(run_dir: Path | str, line: Mapping[str, Any]) -> None:
     path = Path(run_dir) / METRICS
     path.parent.mkdir(parents=True, exist_ok=True)
     created = not path.exists()
-    with open(path, "a+b") as file:
+    with naming(path), open(path, "a+b") as file:
         _mend_tail(file)
         file.write(text)
         file.flush()
@@ -241,11 +240,11 @@ def environment() -> dict[str, Any]:
 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unigrpo": _version("unigrpo"),
-        "git_commit": _git_commit(),
+        "unigrpo": version.of("unigrpo"),
+        "git_commit": version.git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": _version("numpy"),
+        "numpy": version.of("numpy"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only",
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -253,25 +252,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": " ".join(sys.argv),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """Return the commit this file belongs to, "-dirty" with uncommitted changes; None outside of its checkout.
-
-    The file must be tracked: a package installed below somebody else's checkout has no part in their history.
-    """
-    here = Path(__file__).resolve()
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        for arguments in (["ls-files", "--error-unmatch", here.name], describe):
-            command = ["git", "-C", str(here.parent), *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip() or None
-    return None

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from unigrpo.files import read_json_object
+from unigrpo.files import naming, read_json_object
 from unigrpo.reports import schema
 
 PREFIX, PARTIAL = "iteration-", ".partial-"
@@ -55,16 +55,17 @@ def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None]
     partial = final.with_name(PARTIAL + final.name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_model(partial)
-    tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
-    (partial / STATE_TENSORS).write_bytes(serialise(tensors))
-    facts = json.dumps({"done": state.done, **state.facts}, indent=1)
-    (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
-    if (final / KEPT).is_file():  # the same iteration, made again after a resume
-        shutil.copyfile(final / KEPT, partial / KEPT)
-    for path in partial.iterdir():
-        _sync(path)
-    _sync(partial)
+    with naming(final):
+        save_model(partial)
+        tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
+        (partial / STATE_TENSORS).write_bytes(serialise(tensors))
+        facts = json.dumps({"done": state.done, **state.facts}, indent=1)
+        (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
+        if (final / KEPT).is_file():  # the same iteration, made again after a resume
+            shutil.copyfile(final / KEPT, partial / KEPT)
+        for path in partial.iterdir():
+            _sync(path)
+        _sync(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     _sync(final.parent)

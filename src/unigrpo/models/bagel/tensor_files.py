@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from unigrpo.files import naming
 from unigrpo.models.bagel.sound import Sound, require_floating
 from unigrpo.models.bagel.tensor_headers import CODE_OF, CODES, Shape, Stored, read_header, read_index
 
@@ -186,7 +187,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file whole or not at all: under a temporary name beside it, flushed to the disk, then renamed."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
