@@ -1,11 +1,12 @@
 """Keep the figures of finished runs in docs/results, and print the README's table of them.
 
-python scripts/collect_results.py RUN_DIR [RUN_DIR ...]
+python scripts/collect_results.py RUN_DIR [RUN_DIR ...] [--out DIR] [--overwrite]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,28 @@ def cell(result: dict[str, Any], key: str) -> str:
     return f"{before:.3f} → **{after:.3f}** ({paired['difference']:+.3f}{interval})"
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_dirs", type=Path, nargs="+")
-    results = [figures(run_dir) for run_dir in parser.parse_args().run_dirs]
+def name_of(result: dict[str, Any]) -> str:
+    """The file of a result: its recipe and its seed."""
+    return f"{result['command'].split()[2].replace('/', '-')}-seed{result['seed']}.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; nothing is replaced that was not to be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go (default: docs/results)")
+    parser.add_argument("--overwrite", action="store_true", help="replace figures that are there")
+    args = parser.parse_args(argv)
+    results = [figures(run_dir) for run_dir in args.run_dirs]
+    places = [args.out / name_of(result) for result in results]
+    there = [str(place) for place in places if place.exists()]
+    if there and not args.overwrite:
+        parser.error(f"{', '.join(there)} would be replaced: add --overwrite, or name another --out")
+    if len(set(places)) < len(places):
+        parser.error("two of these runs have the same recipe and seed: collect them one by one, each with its --out")
     print("| seed | " + " | ".join(MEASURES.values()) + " | training |\n|" + "---|" * (len(MEASURES) + 2))
-    for result in results:
-        name = result["command"].split()[2].replace("/", "-")
-        runlog.write_json_atomic(RESULTS / f"{name}-seed{result['seed']}.json", result)
+    for result, place in zip(results, places, strict=True):
+        runlog.write_json_atomic(place, result)
         print(row(result))
 
 
