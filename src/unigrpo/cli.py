@@ -6,8 +6,6 @@ Exit codes: 0 done (or saved after SIGTERM or SIGHUP), 1 a check failed (parity)
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,22 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg, subcommand
 
+from unigrpo import output, version
 from unigrpo.rewards import loading
 
 
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every verb takes."""
+
+    quiet: Annotated[bool, arg(aliases=("-q",))] = False
+    """Print only errors and the result: figures, or where they were written."""
+    json: bool = False
+    """Print one JSON object and nothing else; notes go to stderr."""
+
+
 @dataclass(frozen=True)
-class Train:
+class Train(Common):
     """Train by a recipe: unigrpo train shapes/unigrpo [--dotted.key value ...].
 
     Any key of the recipe can be set, for example --iterations 50 --method.flow.clip-range 1e-5.
@@ -44,7 +53,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Drawing(Common):
     """What the verbs that draw have in common; what is not set, the model (or for eval the convention) decides."""
 
     model: str = "builtin:shapes-sft"
@@ -62,7 +71,7 @@ class Drawing:
     interval: tuple[float, float] | None = None
     """Guidance is on where LOW < t <= HIGH (generate on BAGEL: 0.4 1; edits, shapes and eval: 0 1)."""
     steps: int | None = None
-    """Points of the timestep grid (default: the model's own); M points are M - 1 forwards."""
+    """Points of the timestep grid, as num_points in recipes (default: the model's own): 50 points are 49 forwards."""
     temperature: float | None = None
     """Of the thinking; 0 always takes the likeliest word (generate: shapes 1, BAGEL 0; eval: 1)."""
     max_think_tokens: int | None = None
@@ -85,7 +94,7 @@ class Generate(Drawing):
     """What to draw, for example "a red circle left of a blue square"; with --image, what to change or to answer."""
     prompts: Path | None = None
     """Prompts from a file in place of PROMPT: .txt, one a line, or .jsonl, .json, .csv, .tsv or .parquet with prompt
-    (FILE:COLUMN: another column) and images."""
+    (FILE:COLUMN: another column) and images; - is stdin, one a line."""
     image: Annotated[tuple[Path, ...], UseAppendAction] = ()
     """A picture to edit or to talk about; may be given several times (the prompt may place them with <image>)."""
     understand: bool = False
@@ -95,6 +104,10 @@ class Generate(Drawing):
     Default: generated.png, with --prompts the folder generated; answers are only printed."""
     num: int | None = None
     """How many to draw of each prompt (default: shapes 4, BAGEL 1)."""
+    go_on: Annotated[bool, arg(name="continue")] = False
+    """Go on in the folder --out: what is there is not drawn again."""
+    overwrite: bool = False
+    """Replace what an earlier generate wrote into the folder --out, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +115,9 @@ class Eval(Drawing):
     """Draw for held-out prompts and print score, exam score, plan right and follow."""
 
     suite: str = "shapes"
-    """The prompts: shapes (held-out), shapes:train, geneval, a file as in generate --prompts, or hf:owner/name."""
-    prompts: int = 504
-    """How many prompts."""
+    """The prompts: shapes (held-out), shapes:train, geneval, a file as in generate --prompts, hf:owner/name, or -."""
+    limit: int = 504
+    """How many of these prompts, from the first."""
     samples: int = 4
     """Pictures per prompt."""
     reward: str | None = None
@@ -114,7 +127,7 @@ class Eval(Drawing):
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Common):
     """Write report.html for a run folder."""
 
     run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -122,12 +135,12 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Recipes:
+class Recipes(Common):
     """List the recipes that ship with the package."""
 
 
 @dataclass(frozen=True)
-class RecipeToEdit:
+class RecipeToEdit(Common):
     """Write a recipe to edit, every key with one line of explanation: unigrpo recipe shapes/unigrpo --out my.yaml.
 
     Any key can be set, as with train: --iterations 50.
@@ -140,7 +153,7 @@ class RecipeToEdit:
 
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Common):
     """Check this BAGEL against reference numbers of the original code; exit 1 if any is out of tolerance."""
 
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
@@ -148,7 +161,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Common):
     """Write a trained model as others load it, with a model card: adapters merged, in the layout that it came in."""
 
     model: Annotated[Positional[str], arg(metavar="RUN")]
@@ -166,7 +179,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class MakeTinyBagel:
+class MakeTinyBagel(Common):
     """Write a random BAGEL of a few MB in the public layout, with samples to try recipes on.
 
     Its autoencoder is smaller than BAGEL's: unigrpo opens it, but the original code needs --full-autoencoder.
@@ -181,7 +194,7 @@ class MakeTinyBagel:
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class Reproduce(Common):
     """Make a table or a figure of the paper in the shapes world: runs what is missing, skips what is there."""
 
     target: Annotated[Positional[Literal["table1", "table2", "fig3", "fig4", "fig5", "traces"]], arg(metavar="TARGET")]
@@ -217,50 +230,69 @@ Verb = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The ``unigrpo`` command, for programs and notebooks too: run it and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a word that the terminal cannot show must not lose a picture
-            stream.reconfigure(errors="backslashreplace")
     return run(list(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: list[str]) -> int:
     """Run one command line and return its exit code; user errors become one message on stderr and code 2."""
     loading.stop_if_loading()
+    with output.safe_streams() as out:
+        code = run_verb(argv)
+        if (why := out.lost()) is not None:
+            return fail(f"what was printed has not arrived ({why}): files that were to be written are there", code or 2)
+    return code
+
+
+def run_verb(argv: list[str]) -> int:
+    """Find out which verb is meant, and run it."""
+    if argv in (["--version"], ["-V"]):
+        print(version.describe())
+        return 0
     try:
         verb, overrides = parsed(argv)
     except SystemExit as left:  # after --help, and where the parser has said what it refuses
         return left.code if isinstance(left.code, int) else 2 * bool(left.code)
     if overrides and not isinstance(verb, Train | RecipeToEdit):
-        return fail(f"{type(verb).__name__.lower()} has no option {overrides[0]!r}: see unigrpo {argv[0]} --help")
+        return fail(unknown(verb, argv[0], overrides))
     return guarded(lambda: _run(verb, overrides))
 
 
-def parsed(argv: list[str]) -> tuple[object, list[str]]:
+def parsed(argv: list[str]) -> tuple[Common, list[str]]:
     """The verb with its options, and the overrides of a recipe; SystemExit where there is none to run."""
     return tyro.cli(
         Verb,  # type: ignore[arg-type]
         prog="unigrpo",
-        description="Reinforcement learning for models that think, then draw (UniGRPO, arXiv 2603.23500).",
+        description="Reinforcement learning for models that think, then draw (UniGRPO, arXiv 2603.23500). "
+        "unigrpo --version says which one this is.",
         args=argv,
         return_unknown_args=True,
         config=(FlagCreatePairsOff,),  # --no-think has no --no-no-think
     )
 
 
-def _run(verb: object, overrides: Sequence[str]) -> int:
+def unknown(verb: object, name: str, words: Sequence[str]) -> str:
+    """What to say of words that a verb does not know."""
+    if name.startswith("-"):
+        return f"{name} stands before the verb: write it after, as in unigrpo recipes --json"
+    if isinstance(verb, Eval) and words[0].partition("=")[0] == "--prompts":
+        return "eval has no --prompts: how many prompts is --limit, and a file of prompts is --suite FILE"
+    return f"{name} has no option {words[0]!r}: see unigrpo {name} --help"
+
+
+def _run(verb: Common, overrides: Sequence[str]) -> int:
     from unigrpo import verbs  # here, because it takes torch along
 
-    return verbs.run(verb, overrides)
+    with output.speaking(quiet=verb.quiet, json=verb.json):
+        return verbs.run(verb, overrides)
 
 
 def guarded(action: Callable[[], int]) -> int:
     """Run an action; a ValueError (reward and training faults are some) or a file error is told, not traced back."""
     try:
         return action()
-    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return fail(output.told(error))
+    except ValueError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail("stopped", code=130)

@@ -23,6 +23,8 @@ import yaml
 from unigrpo.config import sources
 from unigrpo.config.arithmetic import batch_arithmetic
 from unigrpo.config.editing import written_out
+from unigrpo.config.figures import scaling_figures
+from unigrpo.config.keys import figures as keys_figures
 from unigrpo.config.keys import listing as keys_listing
 from unigrpo.config.keys import page as keys_page
 from unigrpo.config.methods import (
@@ -126,6 +128,7 @@ __all__ = [
     "from_yaml",
     "how_to_install",
     "is_recipe_file",
+    "keys_figures",
     "keys_listing",
     "keys_page",
     "list_recipes",
@@ -134,6 +137,7 @@ __all__ = [
     "load_stages",
     "parse",
     "reference",
+    "scaling_figures",
     "scaling_report",
     "split_path",
     "stage_folders",

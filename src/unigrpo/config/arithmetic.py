@@ -30,8 +30,8 @@ def _counted(number: int, noun: str) -> str:
 def _forwards(num_points: int, guidance: float) -> str:
     steps = num_points - 1
     if guidance == 1:
-        return f"{steps} forwards"
-    return f"{2 * steps} forwards ({steps} steps x 2 for guidance {guidance:g})"
+        return f"{num_points} grid points = {steps} forwards"
+    return f"{num_points} grid points = {2 * steps} forwards ({steps} steps x 2 for guidance {guidance:g})"
 
 
 def _supervised_arithmetic(recipe: Recipe) -> list[str]:
@@ -51,7 +51,7 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
     prompts, group = data.prompts_per_iteration, data.group_size
     trajectories = prompts * group
     thinking = f"up to {rollout.max_think_tokens} thinking tokens, then " if rollout.think else ""
-    drawing = f"{rollout.num_points} grid points = {_forwards(rollout.num_points, rollout.guidance)}"
+    drawing = _forwards(rollout.num_points, rollout.guidance)
     lines = [
         f"trajectories: {prompts} prompts x {group} samples = {trajectories} per iteration",
         f"rollout: {thinking}{drawing} per image",

@@ -145,6 +145,18 @@ def listing(recipe: Recipe) -> list[str]:
     return lines
 
 
+def figures(recipe: Recipe) -> list[dict[str, Any]]:
+    """The same for programs; values as YAML says them, and a key without a default or a value has none here either."""
+    rows = []
+    for key in keys_of(recipe.method.name):
+        row: dict[str, Any] = {"key": key.name, "allowed": key.allowed, "meaning": key.line}
+        for name, value in (("value", value_of(recipe, key.name)), ("default", key.default)):
+            if value is not UNSET:
+                row[name] = in_line(value)
+        rows.append(row)
+    return rows
+
+
 def page() -> str:
     """docs/recipe-keys.md."""
     words = [

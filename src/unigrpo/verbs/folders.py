@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,14 @@ from unigrpo.files import clear_temporaries, is_temporary
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
 from unigrpo.verbs.locks import LOCK, hold
+from unigrpo.verbs.places import refused, try_folder
 
 
-def must_be_new(folder: Path) -> None:
-    """Refuse a folder with anything in it: nothing of the user's is overwritten."""
+def must_be_new(folder: Path, option: str = "--out") -> None:
+    """Refuse a folder with anything in it (nothing of the user's is overwritten), and one that cannot be written."""
+    try_folder(folder, option)
     if folder.exists() and not is_fresh(folder):
-        raise ConfigError(f"--out {folder} is there and not empty: name a new or an empty folder")
+        raise ConfigError(f"{option} {folder} is there and not empty: name a new or an empty folder")
 
 
 def is_fresh(folder: Path) -> bool:
@@ -28,14 +29,13 @@ def is_fresh(folder: Path) -> bool:
     return folder.is_dir() and all(path.name == LOCK or is_temporary(path.name) for path in folder.iterdir())
 
 
-def usable(folder: Path) -> None:
+def usable(folder: Path, option: str = "--out") -> None:
     """Make a folder, or say why it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"cannot write to {folder} (no permission): choose another --out")
+        raise refused(option, folder, error.strerror) from error
+    try_folder(folder, option)
 
 
 # The folders of runs
@@ -45,6 +45,7 @@ def usable(folder: Path) -> None:
 def new_run(out: Path | None, name: str) -> Iterator[Path]:
     """The folder of a new run, locked; ``name`` is its recipe's. What was made is gone again if nothing was written."""
     root = Path("runs") if out is None else out
+    try_folder(root)
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     if out is None:
         out = new_folder(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unigrpo import cli
+from unigrpo import cli, output
 from unigrpo.models.bagel import parity
 from unigrpo.models.bagel.tiny import full_autoencoder_bytes, make_tiny_bagel
 from unigrpo.verbs.folders import must_be_new
@@ -19,7 +19,9 @@ def check_parity(folder: Path) -> int:
             f"tolerance {check.tolerance:.0e}"
         )
     failed = [check.group for check in checks if not check.passed]
-    print(f"{len(checks) - len(failed)} of {len(checks)} groups within tolerance")
+    rows = [{"group": c.group, "error": c.error, "tolerance": c.tolerance, "passed": c.passed} for c in checks]
+    passed = len(checks) - len(failed)
+    output.result(f"{passed} of {len(checks)} groups within tolerance", checks=rows, passed=passed, failed=failed)
     return 1 if failed else 0
 
 
@@ -29,5 +31,6 @@ def make_tiny(verb: cli.MakeTinyBagel) -> int:
     if verb.full_autoencoder:
         size = full_autoencoder_bytes()
         print(f"its autoencoder in the sizes of FLUX takes {size / 1e6:.0f} MB", flush=True)
-    print(make_tiny_bagel(verb.folder, seed=verb.seed, full_autoencoder=verb.full_autoencoder))
+    told = make_tiny_bagel(verb.folder, seed=verb.seed, full_autoencoder=verb.full_autoencoder)
+    output.result(str(told), wrote=str(verb.folder))
     return 0

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unigrpo import config, resolve
+from unigrpo import config, output, resolve
 from unigrpo.config import ConfigError, Recipe, StagedRecipe
 from unigrpo.reports import runlog
 from unigrpo.reports.html import write_report
 from unigrpo.training import checkpoint
+from unigrpo.verbs.places import try_file
 
 
 def check_names(staged: StagedRecipe) -> None:
@@ -102,8 +103,13 @@ def report(run_dir: Path) -> int:
     """Write the report of a run; of one of several stages those of all that have begun."""
     folders = config.stage_folders(run_dir) if begun(run_dir) else []
     for folder in folders or [run_dir]:
+        if begun(folder):
+            try_file(folder / runlog.REPORT, "RUN")
+    written: list[str] = []
+    for folder in folders or [run_dir]:
         if folder in folders and not begun(folder):
             print(f"{folder} has not begun: no report yet")
         else:
-            print(f"wrote {write_report(folder)}")
+            written.append(str(write_report(folder)))
+            output.result(f"wrote {written[-1]}", wrote=written)
     return 0

@@ -8,11 +8,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from unigrpo import cli, config, resolve
+from unigrpo import cli, config, output, resolve
 from unigrpo.config import ConfigError, Recipe, StagedRecipe
 from unigrpo.evaluation.evaluator import describe_comparison
 from unigrpo.reports import runlog
@@ -88,7 +88,7 @@ def train_stages(staged: StagedRecipe, verb: cli.Train, run_dir: Path) -> int:
         if stop.requested and number + 1 < count:
             print(f"stopped after stage {name}; to go on: {to_go_on(verb, staged.name, run_dir)}")
             return exit_code(stop)
-    print(f"all {count} stages are finished: {run_dir}")
+    output.result(f"all {count} stages are finished: {run_dir}", run=str(run_dir))
     return 0
 
 
@@ -122,17 +122,19 @@ def parts_of_stage(recipe: Recipe, verb: cli.Train, name: str, run_dir: Path) ->
 def dry_run(asked: Recipe | StagedRecipe, verb: cli.Train) -> int:
     """Check what is here, and print the recipe and what an iteration of it costs; of several stages, of each."""
     recipes = asked.stages if isinstance(asked, StagedRecipe) else (asked,)
-    notes = resolve.check_here(recipes)
+    notes, text, figures = resolve.check_here(recipes), [], []
     for number, recipe in enumerate(recipes, start=1):
         if isinstance(asked, StagedRecipe):
-            print(f"# stage {number} of {len(recipes)}")
+            text.append(f"# stage {number} of {len(recipes)}")
         resolve.check_rewards(recipe)
-        print(config.to_yaml(recipe))
-        print("\n".join(config.batch_arithmetic(recipe)))
+        text += [config.to_yaml(recipe), *config.batch_arithmetic(recipe)]
         sized = replace(recipe, model=replace(recipe.model, path=recipes[0].model.path))  # all are of the same size
-        print("\n".join(costs(sized, verb)), end="\n" if recipe is recipes[-1] else "\n\n")
-    for note in notes:
-        print(f"\nnote: {note}")
+        text += costs(sized, verb) + ([] if recipe is recipes[-1] else [""])
+        sizes, _ = resolve.sizes(sized.model)
+        cost = config.scaling_figures(sized, sizes, tflops=verb.tflops, mfu=verb.mfu)
+        figures.append({"recipe": asdict(recipe), **cost})
+    text += [f"\nnote: {note}" for note in notes]
+    output.result("\n".join(text), stages=figures, notes=notes, tflops=verb.tflops, mfu=verb.mfu)
     return 0
 
 
@@ -203,11 +205,13 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
             raise
     report = write_report(trainer.run_dir)
     if not finished:
-        print(f"saved after {trainer.done} iterations; to go on: {again}")
+        saved = f"saved after {trainer.done} iterations; to go on: {again}"
+        output.result(saved, run=str(trainer.run_dir), finished=False, iterations=trainer.done, resume=again)
         return False
     print(f"finished in {time.perf_counter() - began:.0f} s, {trainer.trained_seconds:.0f} s of it training")
     print_comparison(trainer.run_dir)
-    print(f"report: {report}")
+    done = {"run": str(trainer.run_dir), "finished": True, "iterations": trainer.done, "report": str(report)}
+    output.result(f"report: {report}", **done, **runlog.read_json(trainer.run_dir / runlog.SUMMARY))
     return True
 
 

@@ -10,29 +10,37 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from unigrpo import cli, config
+from unigrpo import cli, config, output
 from unigrpo.config import ConfigError
 from unigrpo.reports import paper, paper_figures, paper_pictures, paper_tables, paper_words, runlog
 from unigrpo.verbs.folders import usable
+from unigrpo.verbs.places import try_file, try_folder
 from unigrpo.verbs.reproduce.cells import Cell, cells_of
 from unigrpo.verbs.reproduce.running import Runner
 from unigrpo.verbs.reproduce.traces import traces
 
 TABLES = {"table1": paper_tables.table1_markdown, "table2": paper_tables.table2_markdown}
 FIGURES = ("fig3", "fig4", "fig5")
+MOST = 1000
+"""Seeds, and runs at a time."""
 UPDATES = 2
 """Optimizer steps per iteration of the recipes paper/* (optimizer.ppo_epochs)."""
 
 
 def reproduce(verb: cli.Reproduce) -> int:
     """Make what is missing of a target and write its results; 1 if a cell failed."""
-    if (verb.seeds is not None and verb.seeds < 1) or (verb.jobs is not None and verb.jobs < 1):
-        raise ConfigError("--seeds and --jobs must be at least 1")
+    for option, value in (("--seeds", verb.seeds), ("--jobs", verb.jobs)):
+        if value is not None and not 1 <= value <= MOST:
+            raise ConfigError(f"{option} {value}: it must be from 1 to {MOST}")
     seeds = range(verb.seeds or (1 if verb.scale == "quick" else 3))
     work, jobs = verb.work.resolve(), verb.jobs or os.cpu_count() or 1
-    usable(work)
-    usable(verb.results)
+    try_folder(work, "--work")
+    try_folder(verb.results, "--results")
+    for suffix in (".json", ".md", ".png"):
+        try_file(verb.results / f"{stem(verb)}{suffix}", "--results")
     keep_larger(verb, seeds)
+    usable(work, "--work")
+    usable(verb.results, "--results")
     cells = cells_of(verb.target, seeds, verb.scale, verb.reward, work)
     runner = Runner(work, jobs, lambda line: print(line, flush=True))
     made = runner.make(cells)
@@ -48,7 +56,8 @@ def reproduce(verb: cli.Reproduce) -> int:
     write(verb, results, runner, cells)
     failed = [f"{c['row']} seed {c['seed']} ({c['reason']})" for c in results["cells"] if c["status"] == "failed"]
     if failed:
-        print(f"{len(failed)} cells failed and are tried again by the same command: {'; '.join(failed)}")
+        again = f"{len(failed)} cells failed and are tried again by the same command: {'; '.join(failed)}"
+        output.result(again, failed=failed)
     return 1 if failed else 0
 
 
@@ -113,7 +122,8 @@ def write(verb: cli.Reproduce, results: dict[str, Any], runner: Runner, cells: l
         if verb.target in FIGURES and all(paper.ran([cell]) for cell in results["cells"]):
             words = paper_words.figure_markdown(results, f"{name}.png", paper_tables.about(results))
             written.append(runlog.write_text_atomic(folder / f"{name}.md", words))
-    print("wrote " + ", ".join(str(path) for path in written))
+    names = [str(path) for path in written]
+    output.result("wrote " + ", ".join(names), **results, wrote=names)
 
 
 def write_traces(verb: cli.Reproduce, runner: Runner, cell: Cell) -> list[Path]:

@@ -164,9 +164,10 @@ def _evaluation(row: Row, seed: int, group: str, scale: Scale, judge: Judge, wor
     assert model is not None
     prompts, samples = PROMPTS[scale]
     thinks = () if row.think else ("--no-think",)
-    options = ("--seed", str(seed), "--prompts", prompts, "--samples", samples, "--reward", f"shapes/{judge}")
+    options = ("--seed", str(seed), "--limit", prompts, "--samples", samples, "--reward", f"shapes/{judge}")
     exact = ("--device", "cpu", "--dtype", "float32")  # as the runs are, also where there is an accelerator
-    lasting = (weights_digest(), model if base is None else base.fingerprint, *thinks, *options)
+    hashed = ["--prompts" if word == "--limit" else word for word in options]  # its name when the first ones were made
+    lasting = (weights_digest(), model if base is None else base.fingerprint, *thinks, *hashed)
     return Cell(row, seed, group, ("eval", "--model", model, *thinks, *options, *exact), _hash(" ".join(lasting)))
 
 
