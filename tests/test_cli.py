@@ -125,32 +125,32 @@ REFUSED = [
     (("train", "bagel/unigrpo", "--resume", "--out", "RUN"), "is a run of shapes/unigrpo, not of bagel/unigrpo"),
     # generate
     (("generate",), "PROMPT"),
-    ((*DRAW, *MODEL, "--num", "0"), "--num 0: draw at least one picture"),
+    ((*DRAW, *MODEL, "--num", "0"), "--num 0: it must be at least 1"),
     ((*DRAW, *MODEL, "--num", "some"), "--num"),
     ((*DRAW, *MODEL, "--out", "picture.jpg"), "picture.jpg: pictures are written as .png"),
     ((*DRAW, *MODEL, "--colour", "red"), "generate has no option '--colour': see unigrpo generate --help"),
     ((*DRAW, *MODEL, "--interval", "0.5", "0.1"), "it must be 0 <= LOW < HIGH <= 1"),
     ((*DRAW, *MODEL, "--steps", "1"), "--steps 1: a timestep grid needs at least 2 points"),
-    ((*DRAW, *MODEL, "--guidance", "0.5"), "--guidance 0.5: it must be at least 1"),
-    ((*DRAW, *MODEL, "--temperature", "nan"), "--temperature nan: it must be at least 0"),
+    ((*DRAW, *MODEL, "--guidance", "0.5"), "--guidance 0.5: it must be a number from 1 to 1,000"),
+    ((*DRAW, *MODEL, "--temperature", "nan"), "--temperature nan: it must be a number from 0 to 1,000"),
     ((*DRAW, *MODEL, "--max-think-tokens", "0"), "--max-think-tokens 0: it must be at least 1"),
     ((*DRAW, *MODEL, "--renorm", "none"), "'none'"),
     ((*DRAW, "--model", "builtin:shapes"), "did you mean builtin:shapes-sft"),
     ((*DRAW, "--model", "EMPTY"), "is not a model folder"),
     (("generate", "a purple elephant", *MODEL), "'elephant' stands where a shape should"),
-    (("generate", "", *MODEL), "cannot understand the prompt ''"),
+    (("generate", "", *MODEL), "PROMPT is empty"),
     (("generate", *MODEL), "say what to draw"),
     ((*DRAW, *MODEL, "--prompts", "more.txt"), "give a PROMPT, or a file of them"),
     (("generate", "--prompts", "geneval:fixed", *MODEL), "prompts to draw are read from a file (.txt, .jsonl"),
-    ((*DRAW, *MODEL, "--guidance", "inf"), "--guidance inf: it must be a finite number"),
+    ((*DRAW, *MODEL, "--guidance", "inf"), "--guidance inf: it must be a number from 1 to 1,000"),
     ((*DRAW, *MODEL, "--size", "big"), "--size big: write it as WIDTHxHEIGHT"),
     ((*DRAW, *MODEL, "--size", "30x32"), "each side must be a multiple of 8"),
     ((*DRAW, *MODEL, "--image", "none.png"), "none.png"),
-    ((*DRAW, *MODEL, "--batch", "0"), "--batch 0: draw at least one picture at a time"),
+    ((*DRAW, *MODEL, "--batch", "0"), "--batch 0: it must be at least 1"),
     ((*DRAW, *MODEL, "--device", "cuda"), "torch sees no CUDA device"),
     # eval
     (("eval", *MODEL, "--suite", "geneval"), "has no judge of its own: name a reward"),
-    (("eval", *MODEL, "--prompts", "0"), "must be at least 1"),
+    (("eval", *MODEL, "--limit", "0"), "must be at least 1"),
     (("eval", *MODEL, "--samples", "0"), "must be at least 1"),
     (("eval", *MODEL, "--num", "3"), "eval has no option '--num': see unigrpo eval --help"),
     (("eval", "--model", "nowhere"), "'nowhere' is not a folder"),
@@ -198,14 +198,14 @@ def test_a_folder_with_something_in_it_is_not_written_to(here, tmp_path, capsys,
     out = tmp_path / "mine"
     out.mkdir()
     (out / "notes.txt").write_text("keep me")
-    words = TRAIN if verb == "train" else ("eval", "--prompts", "1", "--samples", "1")
+    words = TRAIN if verb == "train" else ("eval", "--limit", "1", "--samples", "1")
     message = refused(capsys, *words, "--out", str(out))
     assert "not empty" in message and [p.name for p in out.iterdir()] == ["notes.txt"]
 
 
 def test_a_place_that_cannot_be_written_is_named(here, tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
-    message = refused(capsys, "eval", "--prompts", "1", "--samples", "1", "--out", str(tmp_path / "file" / "below"))
+    message = refused(capsys, "eval", "--limit", "1", "--samples", "1", "--out", str(tmp_path / "file" / "below"))
     assert "cannot write to" in message and "choose another --out" in message
 
 
@@ -266,9 +266,11 @@ def test_generate_draws_a_picture(here, capsys, options, pictures):
     words = ("--model", tiny_runs.model_folder(), "--max-think-tokens", 6, "--out", "sub/drawn.png")
     assert tiny_runs.unigrpo("generate", "A red circle left of a blue square.", *words, *options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "wrote sub/drawn.png" and len(lines) == pictures + 1
-    assert all(line.startswith(("right  ", "wrong  ")) for line in lines[:-1])
-    assert all("(did not think)" in line for line in lines[:-1]) == ("--no-think" in options)
+    points, forwards = (4, 3) if "--steps" in options else (9, 8)
+    assert lines[0].startswith(f"drawing with {points} grid points ({forwards} forwards), guidance ")
+    assert lines[-1] == "wrote sub/drawn.png" and len(lines) == pictures + 2
+    assert all(line.startswith(("right  ", "wrong  ")) for line in lines[1:-1])
+    assert all("(did not think)" in line for line in lines[1:-1]) == ("--no-think" in options)
     with Image.open("sub/drawn.png") as picture:
         assert picture.format == "PNG" and picture.width > picture.height / 4 > 8
     assert tiny_runs.listed(here) == ["sub", "sub/drawn.png"]
@@ -282,7 +284,9 @@ def test_generate_repeats_itself_and_follows_its_seed(here, capsys):
 
     first, again, other, guided = drawn(), drawn(), drawn("--seed", 1), drawn("--guidance", 3)
     assert first == again and first != other
-    assert first[0] == guided[0] and first[1] != guided[1]  # the same thinking, drawn otherwise
+    assert (
+        first[0].splitlines()[1:] == guided[0].splitlines()[1:] and first[1] != guided[1]
+    )  # the same thinking, drawn otherwise
 
 
 def test_generate_reads_the_newest_checkpoint_of_a_run(here, capsys):
@@ -296,7 +300,7 @@ def test_generate_reads_the_newest_checkpoint_of_a_run(here, capsys):
 
 
 def test_eval_prints_and_writes(here, capsys):
-    words = ("eval", "--model", tiny_runs.model_folder(), "--prompts", 6, "--samples", 2, "--max-think-tokens", 6)
+    words = ("eval", "--model", tiny_runs.model_folder(), "--limit", 6, "--samples", 2, "--max-think-tokens", 6)
     assert tiny_runs.unigrpo(*words) == 0
     printed = capsys.readouterr().out
     assert "score 0." in printed and "exam score 0." in printed and "12 pictures" in printed
@@ -313,6 +317,6 @@ def test_eval_prints_and_writes(here, capsys):
 
 
 def test_eval_without_thinking_says_nothing_of_plans(capsys):
-    words = ("--prompts", 6, "--samples", 1, "--no-think", "--guidance", 2, "--steps", 3)
+    words = ("--limit", 6, "--samples", 1, "--no-think", "--guidance", 2, "--steps", 3)
     assert tiny_runs.unigrpo("eval", "--model", tiny_runs.model_folder(), *words) == 0
     assert "plan" not in capsys.readouterr().out

@@ -58,6 +58,22 @@ def test_a_file_of_prompts_makes_a_folder(tiny, tmp_path):
     assert all(picture(tmp_path / "out" / r["picture"])[0] == (64, 48) for r in records)
 
 
+def test_results_keep_what_the_file_said_and_how_it_was_drawn(tiny, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
+    row = {"prompt": "make it blue", "images": ["x.png"], "tag": "edit", "objects": [{"shape": "cup"}]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + '{"prompt": "a cup"}\n')
+    options = ["--model", tiny, *DRAWN, "--seed", "3", "--out", tmp_path / "out"]
+    unigrpo("generate", "--prompts", tmp_path / "p.jsonl", *options)
+    edit, drawing = runlog.read_records(tmp_path / "out" / "results.jsonl")
+    assert edit["metadata"] == {"tag": "edit", "category": "edit", "objects": [{"shape": "cup"}]}
+    assert edit["sources"] == [str(tmp_path / "x.png")] and drawing["sources"] == [] and drawing["metadata"] == {}
+    expected = {"model": str(tiny), "num_points": 4, "size": "64x48", "max_think_tokens": 6, "think": True}
+    for record, guidance, renorm in ((edit, 2.0, "text_channel"), (drawing, 1.0, "global")):
+        assert record["seed"] == 3 and expected.items() <= record["settings"].items()
+        assert record["settings"]["guidance"] == 4.0 and record["settings"]["dtype"] == "float32"
+        assert record["settings"]["image_guidance"] == guidance and record["settings"]["renorm"] == renorm
+
+
 def test_edit(tiny, tmp_path):
     given = sorted((tiny / "samples").glob("*.png"))[0]
     options = ["--steps", "3", "--max-think-tokens", "6", "--size", "64x64"]

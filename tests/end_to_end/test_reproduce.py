@@ -4,6 +4,7 @@ import fcntl
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_made(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(("table1", "--seeds", "0"), "at least 1"), (("table1", "--jobs", "0"), "at least 1")]
+    ("words", "says"), [(("table1", "--seeds", "0"), "from 1 to"), (("table1", "--jobs", "0"), "from 1 to")]
 )
 def test_bad_input(words, says, tmp_path, capsys):
     assert tiny_runs.unigrpo("reproduce", *words, "--work", tmp_path / "w", "--results", tmp_path / "r") == 2
@@ -268,3 +269,12 @@ class TestCollapse:
 def test_quick_table1_whole(tmp_path):
     assert run(tmp_path, "table1") == 0
     assert {cell["status"] for cell in results_of(tmp_path)["cells"]} == {"done"}
+
+
+def test_evaluations_of_before_the_option_was_called_limit_count_still(tmp_path):
+    """What decides an evaluation's numbers has not changed, so its hash must not: else finished ones were refused."""
+    results = Path(__file__).parents[2] / "docs" / "results" / "table1.json"
+    hashes = {(c["row"], c["seed"]): c["recipe_hash"] for c in json.loads(results.read_text())["cells"]}
+    cells = [cell for cell in cells_of("table1", [0, 1], "full", "preference", tmp_path) if cell.row.model is not None]
+    assert len(cells) == 8 and all("--limit" in cell.arguments for cell in cells)
+    assert [cell.fingerprint for cell in cells] == [hashes[cell.row.id, cell.seed] for cell in cells]

@@ -128,7 +128,7 @@ def test_report_is_written_again_from_the_folder(tmp_path, capsys):
 
 def test_a_checkpoint_is_a_model_folder(run_dir, capsys):
     folder = checkpoint.complete(run_dir)[-1]
-    words = ("--prompts", 6, "--samples", 1, "--max-think-tokens", 8)
+    words = ("--limit", 6, "--samples", 1, "--max-think-tokens", 8)
     assert tiny_runs.unigrpo("eval", "--model", folder, *words) == 0
     score = runlog.read_json(run_dir / runlog.SUMMARY)["after"]["score"]
     assert f"score {score:.3f}" in capsys.readouterr().out  # as the run itself measured it

@@ -2,118 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from unigrpo import cli, resolve
+from unigrpo import cli, output, resolve
 from unigrpo.config import ConfigError
-from unigrpo.config.data_names import SUFFIXES
-from unigrpo.models.bagel.opening import Opened, UnknownWords
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.pictures import read_picture
-from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
 from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.trajectory import Prompt
-from unigrpo.verbs.folders import must_be_new, usable
-from unigrpo.verbs.sampling import Defaults, batch_size, editing, load, own, sampling
+from unigrpo.verbs.asking import Asked, asked, in_the_world
+from unigrpo.verbs.picture_folder import Drawn, PictureFolder, as_png, picture_name
+from unigrpo.verbs.places import no_source, try_file
+from unigrpo.verbs.sampling import (
+    Defaults,
+    batch_size,
+    check,
+    check_numbers,
+    described,
+    editing,
+    in_words,
+    load,
+    own,
+    sampling,
+)
 from unigrpo.worlds import shapes
-from unigrpo.worlds.prompt_files import Row
-from unigrpo.worlds.records import names_records
+from unigrpo.worlds.prompt_files import Source
 from unigrpo.worlds.shapes import tasks
-
-ALL = 10**9  # prompts of a file
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One picture uint8 [3, H, W] with what led to it; ``correct`` is None where no rules can judge."""
-
-    prompt: Prompt
-    sample: int
-    thinking: str | None
-    picture: Tensor
-    correct: bool | None
 
 
 def generate(verb: cli.Generate) -> int:
     """Draw (or answer) one prompt or a file of them."""
-    prompts = asked(verb)
-    if verb.num is not None and verb.num < 1:
-        raise ConfigError(f"--num {verb.num}: draw at least one picture")
+    asking = asked(verb)
+    check(verb)
+    check_numbers(num=verb.num)
     if verb.understand:
-        return answer(verb, prompts)
+        return answer(verb, asking)
     out = verb.out or Path("generated" if verb.prompts else "generated.png")
-    folder = out.suffix.lower() != ".png"
-    if folder and out.suffix:
-        raise ConfigError(f"--out {out}: pictures are written as .png, or into a folder")
-    if verb.prompts is not None and not folder:
+    if out.suffix.lower() != ".png":
+        return generate_folder(verb, asking, out)
+    if verb.prompts is not None:
         raise ConfigError(f"--out {out}: the pictures of a file of prompts go into a folder; name one without .png")
-    if folder:
-        must_be_new(out)
+    refuse_folder_options(verb, out)
+    try_file(out)
+    no_source([out], asking.files)
     policy = load(verb)
-    prompts = [in_the_world(policy, prompt) for prompt in prompts]
-    number = verb.num or (4 if policy.origin is None else 1)
-    usable(out if folder else out.parent)
-    parts = (draw(policy, part, verb, number) for part in together(policy, prompts, verb))
-    if folder:
-        return write_folder(out, parts, verb)
-    return write_png(out, [one for part in parts for one in part], bare=policy.origin is not None)
+    prompts = [in_the_world(policy, prompt) for prompt in asking.prompts]
+    planned, drawn = list(calls(policy, prompts, verb, number_of(policy, verb))), []
+    say_how(planned, verb)
+    for call in planned:
+        made = draw(policy, call, verb)
+        drawn += made
+        tell(made)
+    write_png(out, drawn, bare=policy.origin is not None)
+    output.result(f"wrote {out}", wrote=str(out), thinking=[one.thinking for one in drawn])
+    return 0
 
 
-def asked(verb: cli.Generate) -> list[Prompt]:
-    """The prompts that the options name, with their pictures."""
-    if (verb.prompt is None) == (verb.prompts is None):
-        raise ConfigError("say what to draw: give a PROMPT, or a file of them with --prompts (one of the two)")
-    images = tuple(read_picture(path) for path in verb.image)
-    if verb.prompt is not None:
-        return [Prompt(0, verb.prompt, images=images)]
-    assert verb.prompts is not None
-    name = str(verb.prompts)
-    if not names_records(name):  # the lists of worlds have no end
-        raise ConfigError(
-            f"--prompts {name}: prompts to draw are read from a file ({', '.join(SUFFIXES)}) or a data set"
-        )
-    resolve.check_drawn(name, verb.model, lambda model, row: readable(model, row, len(images)))
-    found = resolve.suite(name).prompts(ALL)
-    if images and any(prompt.images for prompt in found):
-        raise ConfigError(
-            f"--image with {verb.prompts}, whose prompts have pictures of their own: leave one of them out"
-        )
-    return [replace(prompt, images=images) for prompt in found] if images else found
+def generate_folder(verb: cli.Generate, asking: Asked, out: Path) -> int:
+    """Every picture by itself as soon as it is drawn, and results.jsonl with what led to it."""
+    if out.suffix and not out.is_dir():
+        raise ConfigError(f"--out {out}: pictures are written as .png, or into a folder")
+    folder = PictureFolder.open(out, go_on=verb.go_on, overwrite=verb.overwrite)
+    verb = replace(verb, model=lasting_model(verb.model))
+    policy = load(verb)
+    prompts = [in_the_world(policy, prompt) for prompt in asking.prompts]
+    planned = list(calls(policy, prompts, verb, number_of(policy, verb)))
+    plan = {name: row for call in planned for name, row in call.plan(policy, verb, asking.pictures).items()}
+    folder.prepare(dict(sorted(plan.items(), key=lambda item: place(item[0]))), asking.files)
+    kept = len(folder.records)
+    say_how(planned, verb)
+    if kept:
+        print(f"{kept} of {len(plan)} pictures are there")
+    for call in planned:
+        if not folder.has(call.names):
+            made = draw(policy, call, verb)
+            folder.write(made)
+            tell(made)
+    wrote = f"wrote {len(plan) - kept} pictures and results.jsonl to {out}"
+    output.result(wrote, wrote=str(out), pictures=len(plan), drawn=len(plan) - kept)
+    return 0
 
 
-def readable(model: Opened, row: Row, images: int) -> None:
-    """ValueError for a prompt that the model cannot read; of the shapes world other spellings are understood too."""
-    try:
-        model.read(row.text, images or len(row.pictures))
-    except UnknownWords:
-        if model.public or images or row.pictures:
-            raise
-        shapes.parse_prompt(row.text)  # explains what can be asked for
+def say_how(planned: Sequence[Call], verb: cli.Generate) -> None:
+    """Print the settings; edits and drawings of one file have different ones."""
+    for how in dict.fromkeys(in_words(call.how) for call in planned):
+        print(f"drawing with {how}, seed {verb.seed}", flush=True)
 
 
-def in_the_world(policy: Bagel, prompt: Prompt) -> Prompt:
-    """The prompt as the model reads it; of the shapes world also with the requirements to judge it by."""
-    if policy.origin is not None or prompt.images:
-        return prompt
-    plain = shapes.normalise_prompt(prompt.text)
-    try:
-        policy.encode_text(prompt.text)
-    except ValueError:
-        metadata = shapes.parse_prompt(prompt.text)  # explains what can be asked for
-        return replace(prompt, text=plain, metadata=dict(metadata))
-    if policy.config.image_size != (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
-        return prompt
-    return replace(prompt, text=plain, metadata=dict(shapes.parse_prompt(prompt.text)))
+def refuse_folder_options(verb: cli.Generate, out: Path) -> None:
+    """--continue and --overwrite are about folders; a single file is always written anew."""
+    for option, given in (("--continue", verb.go_on), ("--overwrite", verb.overwrite)):
+        if given:
+            raise ConfigError(f"{option} is for a folder of pictures, and --out {out} is a file: leave {option} out")
+
+
+def number_of(policy: Bagel, verb: cli.Generate) -> int:
+    """How many pictures of each prompt."""
+    return verb.num or (4 if policy.origin is None else 1)
+
+
+def lasting_model(name: str) -> str:
+    """The model's name; of a run the checkpoint, since the newest one of tomorrow is another model."""
+    return str(resolve.model_folder(name)) if Path(name).is_dir() else name
+
+
+@dataclass(frozen=True)
+class Call:
+    """Samples ``first`` ... ``first + count - 1`` of some prompts of one size, drawn together as ``how`` says."""
+
+    prompts: Sequence[Prompt]
+    first: int
+    count: int
+    how: Sampling
+    size: tuple[int, int]
+
+    @property
+    def names(self) -> list[str]:
+        """The files of its pictures in a folder."""
+        samples = range(self.first, self.first + self.count)
+        return [picture_name(prompt.position, sample) for prompt in self.prompts for sample in samples]
+
+    def plan(
+        self, policy: Bagel, verb: cli.Generate, pictures: Sequence[Sequence[Source]]
+    ) -> dict[str, dict[str, Any]]:
+        """What is known of every picture before it is drawn."""
+        height, width = self.size
+        settings = {**described(self.how), "size": f"{width}x{height}", "think": not verb.no_think}
+        settings |= {"model": verb.model, "dtype": str(policy.compute_dtype).removeprefix("torch.")}
+        rows = {}
+        for prompt in self.prompts:
+            sources = [str(s) if isinstance(s, Path) else "(in the table)" for s in pictures[prompt.position]]
+            row = {"prompt": prompt.text, "metadata": prompt.metadata, "sources": sources, "seed": verb.seed}
+            for sample in range(self.first, self.first + self.count):
+                rows[picture_name(prompt.position, sample)] = {**row, "settings": settings}
+        return rows
+
+
+def place(name: str) -> tuple[int, ...]:
+    """Position and sample of a picture's name, to sort by."""
+    return tuple(int(part) for part in name.removesuffix(".png").split("-"))
+
+
+def calls(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Generate, number: int) -> Iterator[Call]:
+    """All that is to be drawn, ``number`` pictures of every prompt, at most a batch at once."""
+    most = batch_size(policy, verb)
+    for part in together(policy, prompts, verb):
+        defaults: Defaults = editing(policy) if part[0].images else own(policy)
+        how, size = sampling(policy, verb, defaults), drawn_size(policy, part[0], verb)
+        at_once = max(1, most // len(part))
+        for first in range(0, number, at_once):
+            yield Call(part, first, min(at_once, number - first), how, size)
 
 
 def together(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Drawing) -> Iterator[list[Prompt]]:
@@ -136,26 +182,12 @@ def drawn_size(policy: Bagel, prompt: Prompt, verb: cli.Drawing) -> tuple[int, i
     return policy.spec.image_size
 
 
-def draw(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Generate, number: int) -> list[Drawn]:
-    """Draw every prompt ``number`` times, at most a batch at once."""
-    sized = policy.at_size(drawn_size(policy, prompts[0], verb))
-    defaults: Defaults = editing(policy) if prompts[0].images else own(policy)
-    how, most = sampling(policy, verb, defaults), batch_size(policy, verb)
-    at_once = max(1, most // len(prompts))
-    drawn: list[Drawn] = []
-    for first in range(0, number, at_once):
-        drawn += draw_part(sized, prompts, how, verb, first, min(at_once, number - first))
-    return sorted(drawn, key=lambda one: one.prompt.position)  # stable: samples stay in order
-
-
-def draw_part(
-    policy: Policy, prompts: Sequence[Prompt], how: Sampling, verb: cli.Generate, first: int, count: int
-) -> list[Drawn]:
-    """One call: samples first ... first + count - 1 of some prompts, judged where rules can."""
-    episode, draws = single_round(think=not verb.no_think), Draws(verb.seed, 0)
-    made = rollout(policy, episode, prompts, how, group_size=count, draws=draws, first_sample=first)
-    pictures = decode_pictures(policy, made)
-    thinking = [thinking_of(policy, trajectory) for trajectory in made]
+def draw(policy: Bagel, call: Call, verb: cli.Generate) -> list[Drawn]:
+    """Draw the pictures of a call, judged where rules can."""
+    sized, episode, draws = policy.at_size(call.size), single_round(think=not verb.no_think), Draws(verb.seed, 0)
+    made = rollout(sized, episode, call.prompts, call.how, group_size=call.count, draws=draws, first_sample=call.first)
+    pictures = decode_pictures(sized, made)
+    thinking = [thinking_of(sized, trajectory) for trajectory in made]
     drawn = []
     for trajectory, words, picture in zip(made, thinking, pictures, strict=True):
         correct = None
@@ -163,72 +195,62 @@ def draw_part(
             (record,) = tasks.judge_pictures(picture[None].float() / 255.0, [trajectory.prompt], [words])
             correct = record["correct"]
         drawn.append(Drawn(trajectory.prompt, trajectory.sample, words, picture, correct))
-        said = "(did not think)" if words is None else words or "(thought nothing)"
-        print({True: "right  ", False: "wrong  ", None: ""}[correct] + said, flush=True)
     return drawn
 
 
-def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> int:
+def tell(drawn: Sequence[Drawn]) -> None:
+    """Print what was thought, and whether the picture is right where that is known."""
+    for one in drawn:
+        said = "(did not think)" if one.thinking is None else one.thinking or "(thought nothing)"
+        print({True: "right  ", False: "wrong  ", None: ""}[one.correct] + said, flush=True)
+
+
+def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> None:
     """A single picture as it is, if it is to be ``bare``; else a grid, with the thinking under each."""
     if bare and len(drawn) == 1:
         save_png_atomic(as_png(drawn[0].picture), out)
-    else:
-        sheet = contact_sheet(
-            torch.stack([one.picture for one in drawn]).permute(0, 2, 3, 1).numpy(),
-            [one.prompt.text for one in drawn],
-            [one.correct for one in drawn],
-            columns=min(4, len(drawn)),
-            thinking=[one.thinking or "" for one in drawn],
-        )
-        save_png_atomic(sheet, out)
-    print(f"wrote {out}")
-    return 0
-
-
-def write_folder(out: Path, parts: Iterable[Sequence[Drawn]], verb: cli.Generate) -> int:
-    """Every picture by itself as soon as it is drawn, and results.jsonl with what led to it."""
-    records: list[dict[str, Any]] = []
-    for part in parts:
-        for one in part:
-            name = f"{one.prompt.position:05d}-{one.sample}.png"
-            save_png_atomic(as_png(one.picture), out / name)
-            record = {"picture": name, "prompt": one.prompt.text, "thinking": one.thinking, "sample": one.sample}
-            records.append({**record, "seed": verb.seed} | ({} if one.correct is None else {"correct": one.correct}))
-        runlog.write_records_atomic(out / "results.jsonl", records)  # whole after every part, whatever comes next
-    print(f"wrote {len(records)} pictures and results.jsonl to {out}")
-    return 0
-
-
-def as_png(picture: Tensor):
-    """A picture uint8 [3, H, W] as Pillow's image."""
-    from PIL import Image
-
-    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+        return
+    sheet = contact_sheet(
+        torch.stack([one.picture for one in drawn]).permute(0, 2, 3, 1).numpy(),
+        [one.prompt.text for one in drawn],
+        [one.correct for one in drawn],
+        columns=min(4, len(drawn)),
+        thinking=[one.thinking or "" for one in drawn],
+    )
+    save_png_atomic(sheet, out)
 
 
 # Answers
 
 
 @torch.no_grad()
-def answer(verb: cli.Generate, prompts: Sequence[Prompt]) -> int:
+def answer(verb: cli.Generate, asking: Asked) -> int:
     """Answer questions about pictures in words (spec/bagel.md 6: pictures are only seen)."""
-    if verb.out is not None and verb.out.suffix.lower() != ".jsonl":
-        raise ConfigError(f"--out {verb.out}: answers are written as .jsonl")
-    if verb.out is not None:
-        usable(verb.out.parent)
+    out = verb.out
+    if out is not None:
+        if out.suffix.lower() != ".jsonl":
+            raise ConfigError(f"--out {out}: answers are written as .jsonl")
+        try_file(out)
+        no_source([out], asking.files)
+    refuse_folder_options(verb, out or Path("answers.jsonl"))
     policy = load(verb)
     how, records = sampling(policy, verb, own(policy)), []
-    for prompt in prompts:
+    for prompt, pictures in zip(asking.prompts, asking.pictures, strict=True):
         context = policy.prefill([policy.question_segments(prompt.text, prompt.images, think=not verb.no_think)])
         uniforms = torch.rand(
             how.max_think_tokens, generator=Draws(verb.seed, 0).generator(prompt.position, 0, "think")
         )
         (text,), _ = policy.think(context, uniforms=uniforms[None], temperature=how.temperature)
         words = policy.decode_text(text.ids)
-        print(words or "(said nothing)", flush=True)
-        records.append({"prompt": prompt.text, "answer": words, "ended": text.ended})
-        if verb.out is not None:
-            runlog.write_records_atomic(verb.out, records)  # after every answer, whatever comes next
-    if verb.out is not None:
-        print(f"wrote {verb.out}")
+        row = {"prompt": prompt.text, "answer": words, "ended": text.ended, "metadata": prompt.metadata}
+        settings = {"model": verb.model, "temperature": how.temperature, "max_think_tokens": how.max_think_tokens}
+        records.append({**row, "sources": [str(p) for p in pictures], "seed": verb.seed, "settings": settings})
+        if out is not None:
+            runlog.write_records_atomic(out, records)  # after every answer, whatever comes next
+        if out is not None:
+            print(words or "(said nothing)", flush=True)
+        else:
+            output.result(words or "(said nothing)", answers=records)
+    if out is not None:
+        output.result(f"wrote {out}", wrote=str(out), answers=records)
     return 0

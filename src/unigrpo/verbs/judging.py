@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from unigrpo import cli, config, resolve
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unigrpo import cli, config, output, resolve
 from unigrpo.config import ConfigError
-from unigrpo.evaluation.evaluator import describe_summary, evaluate, summarise
+from unigrpo.evaluation.evaluator import Evaluation, describe_summary, evaluate, summarise, unjudged
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
+from unigrpo.verbs.asking import STDIN, stdin_rows
 from unigrpo.verbs.folders import must_be_new, usable
-from unigrpo.verbs.sampling import EVALUATION, batch_size, load, sampling
+from unigrpo.verbs.sampling import EVALUATION, batch_size, check, check_numbers, described, in_words, load, sampling
+from unigrpo.worlds.prompt_files import RowPrompts
+
+FILES = ("records.jsonl", "summary.json", "sheet.png")
 
 
 def evaluate_model(verb: cli.Eval) -> int:
     """Evaluate a model on a suite and print its figures."""
-    if verb.prompts < 1 or verb.samples < 1:
-        raise ConfigError("--prompts and --samples must be at least 1")
-    suite = resolve.suite(verb.suite)
+    check(verb)
+    check_numbers(limit=verb.limit, samples=verb.samples)
+    suite = suite_of(verb.suite)
     if not suite.judged and verb.reward is None:
         raise ConfigError(
             f"--suite {verb.suite} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
@@ -25,16 +33,14 @@ def evaluate_model(verb: cli.Eval) -> int:
     reward = resolve.reward(scorers) if scorers else None
     if verb.out is not None:
         must_be_new(verb.out)
-    resolve.check_suite(verb.suite, verb.prompts, verb.model, scorers)
-    if verb.out is not None:
-        usable(verb.out)
+    resolve.check_suite(verb.suite, verb.limit, verb.model, scorers)
     policy = load(verb)
     how = sampling(policy, verb, EVALUATION)
     if reward is not None:
         resolve.try_reward(reward, suite.prompts(1)[0], policy.spec.image_size, think=not verb.no_think)
     result = evaluate(
         policy,
-        suite.prompts(verb.prompts),
+        suite.prompts(verb.limit),
         suite.judge,
         how,
         samples=verb.samples,
@@ -44,27 +50,33 @@ def evaluate_model(verb: cli.Eval) -> int:
         batch=batch_size(policy, verb),
     )
     summary = summarise(result.records)
-    print(f"{verb.model} on {verb.suite}: {describe_summary(summary)}")
-    for category, value in (summary["by_category"] or summary.get("reward_by_category", {})).items():
-        print(f"  {category:14} {value:.3f}")
+    settings = {"model": verb.model, "suite": verb.suite, "seed": verb.seed, "think": not verb.no_think}
+    figures = {**summary, "settings": {**settings, **described(how)}}
     if verb.out is not None:
-        guided = how.guidance
-        settings = {
-            "model": verb.model,
-            "suite": verb.suite,
-            "seed": verb.seed,
-            "think": not verb.no_think,
-            "guidance": guided.text_scale,
-            "interval": guided.interval,
-            "renorm": guided.renorm,
-            "num_points": how.num_points,
-        }
-        shown = {r["position"] for r in result.records[:24]}
-        given = {position: images for position, images in result.sources.items() if position in shown}
-        records = with_sources(result.records, verb.out, "source", given)
-        runlog.write_records_atomic(verb.out / "records.jsonl", records)
-        runlog.write_json_atomic(verb.out / "summary.json", {**summary, "settings": settings})
-        sheet = record_sheet(result.pictures[:24].permute(0, 2, 3, 1).numpy(), result.records[:24])
-        save_png_atomic(sheet, verb.out / "sheet.png")
-        print(f"wrote {verb.out}/records.jsonl, summary.json and sheet.png")
+        write(verb.out, result, figures)
+    categories = summary["by_category"] or summary.get("reward_by_category", {})
+    lines = [f"  {category:14} {value:.3f}" for category, value in categories.items()]
+    output.result("\n".join([f"{verb.model} on {verb.suite}: {describe_summary(summary)}", *lines]), **figures)
+    print(f"drawn with {in_words(how)}, seed {verb.seed}")
+    if verb.out is not None:
+        files = [str(verb.out / name) for name in FILES]
+        output.result(f"wrote {verb.out}/{', '.join(FILES[:-1])} and {FILES[-1]}", wrote=files)
     return 0
+
+
+def suite_of(name: str) -> resolve.Suite:
+    """The suite of a name; - is prompts from stdin, which no rules judge."""
+    if name == STDIN:
+        return resolve.Suite(name, RowPrompts(stdin_rows(), 0).fixed, unjudged, judged=False)
+    return resolve.suite(name)
+
+
+def write(out: Path, result: Evaluation, figures: Mapping[str, Any]) -> None:
+    """Records, figures and a sheet of the first pictures."""
+    usable(out)
+    shown = {record["position"] for record in result.records[:24]}
+    given = {position: images for position, images in result.sources.items() if position in shown}
+    runlog.write_records_atomic(out / "records.jsonl", with_sources(result.records, out, "source", given))
+    runlog.write_json_atomic(out / "summary.json", figures)
+    sheet = record_sheet(result.pictures[:24].permute(0, 2, 3, 1).numpy(), result.records[:24])
+    save_png_atomic(sheet, out / "sheet.png")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from unigrpo import cli, config, resolve
 from unigrpo.config import ConfigError
@@ -13,6 +14,8 @@ from unigrpo.rollout.engine import Sampling
 from unigrpo.rollout.guidance import Guidance
 
 SHAPES_BATCH, BAGEL_BATCH = 192, 4
+MOST, STRONGEST, COLDEST = 100_000, 1_000, 1e-4
+"""The largest count, and the largest guidance and temperature, that can be asked for, and the smallest temperature."""
 
 
 @dataclass(frozen=True)
@@ -40,54 +43,110 @@ def editing(policy: Bagel) -> Defaults:
 EVALUATION = Defaults(1.0, 1.0, (0.0, 1.0), "global", 1.0)
 
 
+def check(verb: cli.Drawing) -> None:
+    """Refuse options that cannot work with any model, before one is loaded."""
+    if verb.steps is not None and verb.steps < 2:
+        raise ConfigError(
+            f"--steps {verb.steps}: a timestep grid needs at least 2 points (M points are M - 1 forwards)"
+        )
+    check_numbers(steps=verb.steps, max_think_tokens=verb.max_think_tokens, batch=verb.batch)
+    _check_strength("guidance", verb.guidance, least=1)
+    _check_strength("image-guidance", verb.image_guidance, least=1)
+    _check_strength("temperature", verb.temperature, least=0)
+    if verb.temperature is not None and 0 < verb.temperature < COLDEST:
+        raise ConfigError(f"--temperature {verb.temperature}: give at least {COLDEST}, or 0 for the likeliest word")
+    if verb.interval is not None and not 0 <= verb.interval[0] < verb.interval[1] <= 1:
+        raise ConfigError(f"--interval {verb.interval[0]} {verb.interval[1]}: it must be 0 <= LOW < HIGH <= 1")
+    if verb.seed < 0:
+        raise ConfigError(f"--seed {verb.seed}: it must be at least 0, as in recipes")
+    size_of(verb)
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Refuse counts below 1, and such as only a slip of the hand gives."""
+    for name, value in numbers.items():
+        option = "--" + name.replace("_", "-")
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} {value}: it must be at least 1")
+        if value is not None and value > MOST:
+            raise ConfigError(f"{option} {value}: it must be at most {MOST:,}")
+
+
+def _check_strength(option: str, value: float | None, *, least: int) -> None:
+    if value is not None and not least <= value <= STRONGEST:
+        raise ConfigError(f"--{option} {value:g}: it must be a number from {least} to {STRONGEST:,}")
+
+
+def size_of(verb: cli.Drawing) -> tuple[int, int] | None:
+    """(height, width) of --size; None where it is not set."""
+    if verb.size is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", verb.size.lower())
+    if found is None:
+        raise ConfigError(f"--size {verb.size}: write it as WIDTHxHEIGHT, for example 1024x768")
+    return int(found[2]), int(found[1])
+
+
 def load(verb: cli.Drawing) -> Bagel:
     """The model that the options name, at the size that they name."""
     model = config.Model(verb.model, device=verb.device)
     accelerated = resolve.device_of(model).type != "cpu"
     dtype = ("bfloat16" if accelerated else "float32") if verb.dtype == "auto" else verb.dtype
     policy = resolve.policy(config.Model(verb.model, dtype=dtype, device=verb.device, autoencoder="sliced"))
-    if verb.size is None:
+    size = size_of(verb)
+    if size is None:
         return policy
-    width, times, height = verb.size.lower().partition("x")
-    if not (times and width.isdigit() and height.isdigit()):
-        raise ConfigError(f"--size {verb.size}: write it as WIDTHxHEIGHT, for example 1024x768")
     try:
-        return policy.at_size((int(height), int(width)))
+        return policy.at_size(size)
     except ValueError as error:
         raise ConfigError(f"--size {verb.size}: {error}") from error
 
 
 def batch_size(policy: Bagel, verb: cli.Drawing) -> int:
     """How many pictures are drawn together."""
-    if verb.batch is not None and verb.batch < 1:
-        raise ConfigError(f"--batch {verb.batch}: draw at least one picture at a time")
     return verb.batch or (SHAPES_BATCH if policy.origin is None else BAGEL_BATCH)
 
 
 def sampling(policy: Bagel, verb: cli.Drawing, defaults: Defaults) -> Sampling:
     """The sampling that the options ask for, on the model's own timestep grid."""
-    points = policy.config.num_points if verb.steps is None else verb.steps
-    if points < 2:
-        raise ConfigError(f"--steps {points}: a timestep grid needs at least 2 points (M points are M - 1 forwards)")
-    temperature = _at_least("temperature", verb.temperature, defaults.temperature, 0)
-    guidance = _at_least("guidance", verb.guidance, defaults.guidance, 1)
-    image_guidance = _at_least("image-guidance", verb.image_guidance, defaults.image_guidance, 1)
-    low, high = defaults.interval if verb.interval is None else verb.interval
-    if not 0 <= low < high <= 1:
-        raise ConfigError(f"--interval {low} {high}: it must be 0 <= LOW < HIGH <= 1")
+    c = policy.config
+    guided = Guidance(
+        _set(verb.guidance, defaults.guidance),
+        _set(verb.image_guidance, defaults.image_guidance),
+        _set(verb.interval, defaults.interval),
+        verb.renorm or defaults.renorm,
+    )
     return Sampling(
-        num_points=points,
-        shift=policy.config.timestep_shift,
-        temperature=temperature,
-        max_think_tokens=int(_at_least("max-think-tokens", verb.max_think_tokens, policy.config.max_think_tokens, 1)),
-        guidance=Guidance(guidance, image_guidance, (low, high), verb.renorm or defaults.renorm),
+        num_points=_set(verb.steps, c.num_points),
+        shift=c.timestep_shift,
+        temperature=_set(verb.temperature, defaults.temperature),
+        max_think_tokens=_set(verb.max_think_tokens, c.max_think_tokens),
+        guidance=guided,
     )
 
 
-def _at_least(option: str, value: Any, default: float, least: float) -> float:
-    chosen = default if value is None else value
-    if not chosen >= least:
-        raise ConfigError(f"--{option} {chosen}: it must be at least {least}")
-    if chosen == float("inf"):
-        raise ConfigError(f"--{option} {chosen}: it must be a finite number")
-    return chosen
+Value = TypeVar("Value")
+
+
+def _set(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def described(how: Sampling) -> dict[str, Any]:
+    """A sampling as results.jsonl, summary.json and --json name it (M grid points are M - 1 forwards)."""
+    guided = how.guidance
+    return {
+        "num_points": how.num_points,
+        "guidance": guided.text_scale,
+        "image_guidance": guided.image_scale,
+        "interval": guided.interval,
+        "renorm": guided.renorm,
+        "temperature": how.temperature,
+        "max_think_tokens": how.max_think_tokens,
+    }
+
+
+def in_words(how: Sampling) -> str:
+    """The same for people: what decides how long drawing takes, and how faithful it is."""
+    forwards = f"{how.num_points} grid points ({how.num_points - 1} forwards)"
+    return f"{forwards}, guidance {how.guidance.text_scale:g}, thinking at temperature {how.temperature:g}"
