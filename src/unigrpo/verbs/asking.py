@@ -82,6 +82,11 @@ def _named(name: Path | None) -> tuple[Path, ...]:
     return () if found is None else (found[0],)
 
 
+def names_of(pictures: Sequence[Source]) -> list[str]:
+    """Given pictures by their paths, for records; a table may hold them itself."""
+    return [str(source) if isinstance(source, Path) else "(in the table)" for source in pictures]
+
+
 def stdin_rows() -> list[Row]:
     """Prompts from stdin, one a line."""
     try:

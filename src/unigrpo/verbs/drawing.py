@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unigrpo import cli, output, resolve
+from unigrpo import cli, options, output, resolve
 from unigrpo.config import ConfigError
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.reports import runlog
@@ -18,7 +18,7 @@ from unigrpo.rollout.engine import Draws, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.trajectory import Prompt
-from unigrpo.verbs.asking import Asked, asked, in_the_world
+from unigrpo.verbs.asking import Asked, asked, in_the_world, names_of
 from unigrpo.verbs.picture_folder import Drawn, PictureFolder, as_png, picture_name
 from unigrpo.verbs.places import no_source, try_file
 from unigrpo.verbs.sampling import (
@@ -139,8 +139,8 @@ class Call:
         settings |= {"model": verb.model, "dtype": str(policy.compute_dtype).removeprefix("torch.")}
         rows = {}
         for prompt in self.prompts:
-            sources = [str(s) if isinstance(s, Path) else "(in the table)" for s in pictures[prompt.position]]
-            row = {"prompt": prompt.text, "metadata": prompt.metadata, "sources": sources, "seed": verb.seed}
+            row = {"prompt": prompt.text, "metadata": prompt.metadata}
+            row |= {"sources": names_of(pictures[prompt.position]), "seed": verb.seed}
             for sample in range(self.first, self.first + self.count):
                 rows[picture_name(prompt.position, sample)] = {**row, "settings": settings}
         return rows
@@ -162,7 +162,7 @@ def calls(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Generate, number: 
             yield Call(part, first, min(at_once, number - first), how, size)
 
 
-def together(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Drawing) -> Iterator[list[Prompt]]:
+def together(policy: Bagel, prompts: Sequence[Prompt], verb: options.Drawing) -> Iterator[list[Prompt]]:
     """Prompts that are drawn in one call: as many as fit, of one picture size, edits or not, in order."""
     most, part, kind = batch_size(policy, verb), [], None
     for prompt in prompts:
@@ -175,7 +175,7 @@ def together(policy: Bagel, prompts: Sequence[Prompt], verb: cli.Drawing) -> Ite
         yield part
 
 
-def drawn_size(policy: Bagel, prompt: Prompt, verb: cli.Drawing) -> tuple[int, int]:
+def drawn_size(policy: Bagel, prompt: Prompt, verb: options.Drawing) -> tuple[int, int]:
     """(height, width) of a prompt's picture: --size, else that of the last picture it shows, else the model's."""
     if verb.size is None and prompt.images:
         return policy.edit_size(prompt.images[-1])
@@ -244,7 +244,7 @@ def answer(verb: cli.Generate, asking: Asked) -> int:
         words = policy.decode_text(text.ids)
         row = {"prompt": prompt.text, "answer": words, "ended": text.ended, "metadata": prompt.metadata}
         settings = {"model": verb.model, "temperature": how.temperature, "max_think_tokens": how.max_think_tokens}
-        records.append({**row, "sources": [str(p) for p in pictures], "seed": verb.seed, "settings": settings})
+        records.append({**row, "sources": names_of(pictures), "seed": verb.seed, "settings": settings})
         if out is not None:
             runlog.write_records_atomic(out, records)  # after every answer, whatever comes next
         if out is not None:

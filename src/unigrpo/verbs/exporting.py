@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from unigrpo import cli, config, resolve
+from unigrpo import cli, config, output, resolve
 from unigrpo.config import ConfigError
 from unigrpo.models.bagel.checkpoint import save_policy
 from unigrpo.models.bagel.policy import Bagel
@@ -48,10 +48,11 @@ def export(verb: cli.Export) -> int:
         if card is not None:
             write_text_atomic(draft / README, card.markdown())
     size = sum(file.stat().st_size for file in verb.out.rglob("*") if file.is_file())
-    print(f"wrote {verb.out}{written.line}, {size / 1e6:,.1f} MB")
-    print(f"  {written.precision}")
+    told = f"wrote {verb.out}{written.line}, {size / 1e6:,.1f} MB\n  {written.precision}"
+    output.result(told, wrote=str(verb.out), bytes=size, precision=written.precision)
     if client is not None and verb.push_to_hub is not None:
-        print(hub.push(client, verb.out, verb.push_to_hub, public=verb.public))
+        pushed = hub.push(client, verb.out, verb.push_to_hub, public=verb.public)
+        output.result(pushed, pushed=verb.push_to_hub)
     return 0
 
 

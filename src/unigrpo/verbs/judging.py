@@ -33,7 +33,8 @@ def evaluate_model(verb: cli.Eval) -> int:
     reward = resolve.reward(scorers) if scorers else None
     if verb.out is not None:
         must_be_new(verb.out)
-    resolve.check_suite(verb.suite, verb.limit, verb.model, scorers)
+    if verb.suite != STDIN:  # which is read once, and has words alone
+        resolve.check_suite(verb.suite, verb.limit, verb.model, scorers)
     policy = load(verb)
     how = sampling(policy, verb, EVALUATION)
     if reward is not None:
@@ -67,7 +68,8 @@ def evaluate_model(verb: cli.Eval) -> int:
 def suite_of(name: str) -> resolve.Suite:
     """The suite of a name; - is prompts from stdin, which no rules judge."""
     if name == STDIN:
-        return resolve.Suite(name, RowPrompts(stdin_rows(), 0).fixed, unjudged, judged=False)
+        rows = RowPrompts("stdin", stdin_rows(), 0)
+        return resolve.Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
     return resolve.suite(name)
 
 

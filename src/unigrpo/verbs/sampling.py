@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from unigrpo import cli, config, resolve
+from unigrpo import config, options, resolve
 from unigrpo.config import ConfigError
 from unigrpo.flow import Renorm
 from unigrpo.models.bagel.policy import Bagel
@@ -43,7 +43,7 @@ def editing(policy: Bagel) -> Defaults:
 EVALUATION = Defaults(1.0, 1.0, (0.0, 1.0), "global", 1.0)
 
 
-def check(verb: cli.Drawing) -> None:
+def check(verb: options.Drawing) -> None:
     """Refuse options that cannot work with any model, before one is loaded."""
     if verb.steps is not None and verb.steps < 2:
         raise ConfigError(
@@ -77,7 +77,7 @@ def _check_strength(option: str, value: float | None, *, least: int) -> None:
         raise ConfigError(f"--{option} {value:g}: it must be a number from {least} to {STRONGEST:,}")
 
 
-def size_of(verb: cli.Drawing) -> tuple[int, int] | None:
+def size_of(verb: options.Drawing) -> tuple[int, int] | None:
     """(height, width) of --size; None where it is not set."""
     if verb.size is None:
         return None
@@ -87,7 +87,7 @@ def size_of(verb: cli.Drawing) -> tuple[int, int] | None:
     return int(found[2]), int(found[1])
 
 
-def load(verb: cli.Drawing) -> Bagel:
+def load(verb: options.Drawing) -> Bagel:
     """The model that the options name, at the size that they name."""
     model = config.Model(verb.model, device=verb.device)
     accelerated = resolve.device_of(model).type != "cpu"
@@ -102,12 +102,12 @@ def load(verb: cli.Drawing) -> Bagel:
         raise ConfigError(f"--size {verb.size}: {error}") from error
 
 
-def batch_size(policy: Bagel, verb: cli.Drawing) -> int:
+def batch_size(policy: Bagel, verb: options.Drawing) -> int:
     """How many pictures are drawn together."""
     return verb.batch or (SHAPES_BATCH if policy.origin is None else BAGEL_BATCH)
 
 
-def sampling(policy: Bagel, verb: cli.Drawing, defaults: Defaults) -> Sampling:
+def sampling(policy: Bagel, verb: options.Drawing, defaults: Defaults) -> Sampling:
     """The sampling that the options ask for, on the model's own timestep grid."""
     c = policy.config
     guided = Guidance(
