@@ -140,7 +140,7 @@ RULES = [
     (r"^pytest ", paths_exist),
     (r"bagel_7b.py", script("--tiny --iterations 1 --prompts 1 --think-tokens 2")),
     (r"^python benchmarks/", script("--quick")),
-    (r"^python scripts/collect_results.py", script()),
+    (r"^python scripts/(collect_results|write_recipe_keys).py", script()),
     (r"^unigrpo reproduce .*\|", usage),
     (r"^unigrpo reproduce ", covered("tests/end_to_end/test_reproduce.py::test_results_say_how_they_were_made")),
     (
@@ -155,14 +155,14 @@ RULES = [
     (r"^unigrpo train bagel/", covered(f"{BAGEL}::test_the_other_recipes_run")),
     (r"^unigrpo train .*--resume", small()),
     (r"^unigrpo train ", small(TRAIN)),
-    (r"^unigrpo export .*(--adapter)", covered(f"{BAGEL}::test_an_adapter_loads_in_plain_peft")),
     (r"^unigrpo export ", covered(f"{BAGEL}::test_the_export_is_the_public_folder_again")),
     (r"^unigrpo eval ", small("--prompts 6 --samples 1")),
     (r"^unigrpo generate .*--understand", small("--max-think-tokens 4")),
     (r"^unigrpo generate .*--model", small(DRAWN)),
     (r"^unigrpo generate ", small()),
-    (r"^unigrpo (report|recipes|parity|make-tiny-bagel)", small()),
+    (r"^unigrpo (report|recipes?|parity|make-tiny-bagel)", small()),
 ]
+SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE"  # others like them are quick
 
 
 # ---------------------------------------------------------------- where they run
@@ -189,6 +189,7 @@ def here(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for place in ("scripts", "benchmarks"):  # copies: what they write beside themselves is not the repository's
             shutil.copytree(ROOT / place, place, ignore=shutil.ignore_patterns("results", "__pycache__"))
+        Path("docs").mkdir()
         Path("golden").symlink_to(ROOT / "tests" / "golden" / "bagel_a")
         words = [NAMES.get(word, word) for word in shlex.split(command)]
         if "tiny" in words and "make-tiny-bagel" not in words:
@@ -217,7 +218,9 @@ def make_input(path):
 # ---------------------------------------------------------------- the tests
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, id=c, marks=[pytest.mark.slow] if re.search(SLOW, c) else []) for c in COMMANDS]
+)
 def test_what_the_documents_name_works(command, here, monkeypatch):
     found = [way for pattern, way in RULES if re.search(pattern, command)]
     assert found, f"the documents name `{command}`: add a line to RULES that says how it is run in small"
