@@ -179,21 +179,6 @@ def test_records_that_do_not_belong_to_the_sheet_give_no_details(make_run: Calla
     ]
 
 
-def test_the_report_shows_what_an_edit_was_given(make_run: Callable[..., Path]) -> None:
-    """Source and result side by side; a source that is gone leaves a gap and no fault."""
-    run_dir = make_run(iterations=1, after=False)
-    Image.new("RGB", (5, 5), (9, 8, 7)).save(run_dir / "evaluations" / "source-0-0.png")
-    shown = [{**r, "images": ["evaluations/source-0-0.png", "evaluations/gone.png"]} for r in twins()[::2]]
-    write_evaluation(run_dir, shown, shown)
-    pairs = html.report_content(run_dir)["pairs"]
-    assert [len(pair["sources"]) for pair in pairs] == [1, 1]
-    samples = runlog.samples_file(run_dir, 25, "jsonl")
-    runlog.write_records_atomic(samples, [{**shown[0], "prompt": "make it blue"}])
-    page = page_of(run_dir).text
-    text = (run_dir / runlog.REPORT).read_text(encoding="utf-8")
-    assert text.count('alt="given picture"') == 3 and "make it blue" in page
-
-
 def test_sheets_that_cannot_be_paired_are_shown_whole(make_run: Callable[..., Path]) -> None:
     run_dir = make_run(iterations=1)
     for when in ("before", "after"):

@@ -35,7 +35,6 @@ def pairs(run_dir: Path) -> list[dict[str, Any]]:
     return [
         {
             "prompt": tile.caption,
-            "sources": sources(run_dir, records["before"][index]),
             "before": _picture(tile, records["before"][index]),
             "after": _picture(after[index], records["after"][index]) if after else None,
         }
@@ -81,13 +80,6 @@ def _picture(tile: Tile, record: Json) -> dict[str, Any]:
     }
 
 
-def sources(run_dir: Path, record: Json) -> list[str]:
-    """The pictures that a prompt showed (an edit's), as links; those that are gone are left out."""
-    named = record.get("images")
-    paths = [run_dir / name for name in named] if isinstance(named, list) else []
-    return [data_uri(path.read_bytes()) for path in paths if path.is_file()]
-
-
 def _thumbnail(picture: np.ndarray) -> str:
     """A picture uint8 [H, W, 3] of at most 256 pixels a side as a link: small ones exactly, others as JPEG."""
     from PIL import Image
@@ -125,21 +117,8 @@ def evaluation_sheets(run_dir: Path) -> list[tuple[str, str]]:
     return found
 
 
-def samples(run_dir: Path) -> list[tuple[str, str, list[tuple[str, list[str]]]]]:
-    """Return a few sheets of training samples (the first, one from the middle, the last) with what their edits show.
-
-    (iteration, sheet, [(prompt, its source pictures)])
-    """
+def samples(run_dir: Path) -> list[tuple[str, str]]:
+    """Return a few sheets of training samples: the first, one from the middle, the last."""
     paths = sorted((run_dir / "samples").glob("iteration-*.png"))
     chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, SAMPLE_SHEETS)}) if paths else []
-    return [
-        (str(int(paths[i].stem.split("-")[1])), _sheet_uri(paths[i]), _sample_sources(run_dir, paths[i]))
-        for i in chosen
-    ]
-
-
-def _sample_sources(run_dir: Path, sheet: Path) -> list[tuple[str, list[str]]]:
-    """The edits of a sheet of samples, each prompt once, with their source pictures."""
-    records = {record.get("position"): record for record in runlog.read_records(sheet.with_suffix(".jsonl"))}
-    shown = [(str(record.get("prompt")), sources(run_dir, record)) for record in records.values()]
-    return [(prompt, found) for prompt, found in shown if found]
+    return [(str(int(paths[index].stem.split("-")[1])), _sheet_uri(paths[index])) for index in chosen]
