@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from unigrpo.reports import runlog
-from unigrpo.reports.curves import course, series, smooth
+from unigrpo.reports.captions import course, smooth
+from unigrpo.reports.curves import series
 from unigrpo.reports.grids import Tile, read_tiles
 from unigrpo.reports.html import start
 

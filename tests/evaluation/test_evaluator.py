@@ -248,3 +248,10 @@ def test_prompts_known_on_one_side_alone_do_not_count():
     before = [plain(i, float(i % 5) if i < 30 else None) for i in range(40)]
     after = [plain(i, float(i % 5) + i % 2 if i >= 15 else None) for i in range(40)]
     assert "15 prompts" in compare(before, after)["reward"]["why"]
+
+
+def test_what_rounding_alone_spreads_is_no_interval():
+    """The same 0.024 everywhere, over figures of many digits: sums differ in the last bits, and say nothing."""
+    before = [plain(i, 0.1 + i / 7) for i in range(40)]
+    entry = compare(before, [{**r, "reward": r["reward"] + 0.024} for r in before])["reward"]
+    assert entry["difference"] == pytest.approx(0.024) and entry["low"] is None and "no spread" in entry["why"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unigrpo.reports import curves, rendering
+from unigrpo.reports import captions, curves, rendering
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -64,11 +64,11 @@ def test_series_counts_from_one_and_skips_gaps() -> None:
 
 
 def test_smoothing_keeps_constants_and_averages() -> None:
-    np.testing.assert_allclose(curves.smooth(np.full(50, 3.0)), 3.0)
+    np.testing.assert_allclose(captions.smooth(np.full(50, 3.0)), 3.0)
     y = np.arange(20.0)
-    np.testing.assert_allclose(curves.smooth(y)[2:-2], y[2:-2])
-    assert curves.smooth(y)[0] == 1.0  # mean of 0, 1, 2
-    assert curves.smooth(np.array([5.0])).tolist() == [5.0]
+    np.testing.assert_allclose(captions.smooth(y)[2:-2], y[2:-2])
+    assert captions.smooth(y)[0] == 1.0  # mean of 0, 1, 2
+    assert captions.smooth(np.array([5.0])).tolist() == [5.0]
 
 
 def test_phases_add_up_to_the_total() -> None:
@@ -120,7 +120,7 @@ def test_captions_say_what_this_run_did(metric_line: Callable[..., dict[str, Any
 
 def test_a_caption_of_few_points_and_of_none() -> None:
     one = (np.array([1]), np.array([0.25]))
-    assert curves.course({"a": one}) == "0.25"
-    assert curves.course({"a": one, "b": (np.array([1, 2]), np.array([1.0, 0.5]))}) == "a 0.25; b 1 → 0.5"
+    assert captions.course({"a": one}) == "0.25"
+    assert captions.course({"a": one, "b": (np.array([1, 2]), np.array([1.0, 0.5]))}) == "a 0.25; b 1 → 0.5"
     mixed = {name: (np.arange(2), np.array([1.0, end])) for name, end in zip("abcd", (2.0, 0.5, 1.0, 3.0), strict=True)}
-    assert curves.course(mixed) == "Of 4, 2 ended higher than they began, 1 lower (b)."
+    assert captions.course(mixed) == "Of 4, 2 ended higher than they began, 1 lower (b)."

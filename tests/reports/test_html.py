@@ -203,3 +203,56 @@ def test_damaged_files_are_named(make_run: Callable[..., Path]) -> None:
     (run_dir / runlog.RECIPE).write_text("a: [")
     with pytest.raises(ValueError, match=r"recipe\.yaml is not YAML"):
         html.write_report(run_dir)
+
+
+def test_a_fall_without_an_interval_is_no_collapse_but_is_told() -> None:
+    """One picture that was right and is wrong: what is left is said, a verdict is not."""
+    few = {"score": {"difference": -1.0, "low": None, "high": None, "why": "1 prompt is too few to say, 20 are needed"}}
+    said = html.headline({"score": 1.0}, {"score": 0.0}, few)
+    assert said.endswith("20 are needed). Less than half of the score is left.") and "collapsed" not in said
+
+
+def test_an_interval_of_width_0_is_none() -> None:
+    """Summaries that were written before reasons were may hold one."""
+    said = html.headline({"score": 0.5}, {"score": 0.524}, {"score": {"low": 0.024, "high": 0.024}})
+    assert "no interval: the resampled prompts show no spread" in said and "chance" not in said
+
+
+def test_the_table_says_once_why_there_are_no_intervals(make_run: Callable[..., Path]) -> None:
+    few = {"difference": 0.1, "low": None, "high": None, "why": "6 prompts are too few to say, 20 are needed"}
+    page = page_of(make_run(iterations=2, paired={"score": few, "plan_right": few})).text
+    assert page.count("No interval of score, plan right: 6 prompts are too few to say, 20 are needed.") == 1
+    assert "95 % interval +" not in page and "chance" not in page
+
+
+def test_what_is_known_of_before_training_stands_beside_the_last_validation(make_run: Callable[..., Path]) -> None:
+    run_dir = make_run(iterations=45, after=False)
+    summary = runlog.read_json(run_dir / runlog.SUMMARY)
+    summary["before"]["validation"] = {**summary["before"], "score": 0.583}
+    runlog.write_json_atomic(run_dir / runlog.SUMMARY, summary)
+    page = page_of(run_dir).text
+    assert "Last validation score: 0.717, at iteration 40 (before training 0.583)." in page
+    assert "the dot at 0 is the model before training" in page and "score 0.583 → 0.717" in page
+
+
+def test_given_pictures_stand_beside_the_results(make_run: Callable[..., Path]) -> None:
+    """Of edits, in the pairs and above the training samples; a source is no sheet of samples."""
+    run_dir = make_run(iterations=1)
+    for when in ("before", "after"):
+        path = runlog.evaluation_file(run_dir, when, "jsonl")
+        records = runlog.read_records(path)
+        records[1]["images"] = ["evaluations/source-1-0.png", "evaluations/source-1-1.png"]
+        runlog.write_records_atomic(path, records)
+    samples = [{"position": 3, "sample": k, "prompt": "make it red", "images": [SAMPLE_SOURCE]} for k in range(3)]
+    runlog.write_records_atomic(runlog.samples_file(run_dir, 25, "jsonl"), samples)
+    for name in ("evaluations/source-1-0.png", "evaluations/source-1-1.png", SAMPLE_SOURCE):
+        Image.new("RGB", (40, 20), (255, 0, 0)).save(run_dir / name)
+    content = html.report_content(run_dir)
+    assert [len(pair["given"]) for pair in content["pairs"]] == [0, 2, *[0] * 10]
+    assert [sheet["iteration"] for sheet in content["samples"]] == [25, 75, 100]
+    assert [item["prompt"] for item in content["samples"][0]["given"]] == ["make it red"]
+    html.write_report(run_dir)
+    assert (run_dir / runlog.REPORT).read_text(encoding="utf-8").count('alt="given picture') == 3
+
+
+SAMPLE_SOURCE = "samples/iteration-000025-source-3-0.png"

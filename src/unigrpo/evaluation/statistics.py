@@ -9,6 +9,8 @@ Array = NDArray[np.float64]
 
 FEWEST = 20
 """Prompts below which a bootstrap over prompts is no interval: its ends would be those of a handful of numbers."""
+ROUNDING = 1e-9
+"""Of the largest figure: a spread below this is what summing in another order makes, and says nothing of prompts."""
 
 
 def judged_difference(
@@ -20,13 +22,13 @@ def judged_difference(
     them shows no spread at all: either would claim a certainty that nobody has.
     """
     found: dict[str, float | str | None] = {**paired_difference(before, after, clusters, strata=strata)}
-    known = [
-        set(np.asarray(clusters)[~np.isnan(np.asarray(side, dtype=np.float64))].tolist()) for side in (before, after)
-    ]
+    sides = [np.asarray(side, dtype=np.float64) for side in (before, after)]
+    known = [set(np.asarray(clusters)[~np.isnan(side)].tolist()) for side in sides]
     prompts, low, high = len(known[0] & known[1]), found["low"], found["high"]
+    largest = max(float(np.nanmax(np.abs(side), initial=0.0)) for side in sides)
     if prompts < FEWEST:
         why = f"{prompts} prompt{'s are' if prompts != 1 else ' is'} too few to say, {FEWEST} are needed"
-    elif not isinstance(low, float) or not isinstance(high, float) or not high - low > 0.0:
+    elif not isinstance(low, float) or not isinstance(high, float) or not high - low > ROUNDING * largest:
         why = f"the resampled {prompts} prompts show no spread"
     else:
         return found

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from unigrpo.config import ConfigError, parse
 from unigrpo.reports import curves, pictures, runlog
+from unigrpo.reports.differences import COLLAPSED, interval_of, why_none
 
 MEASURES = (
     ("score", "score"),
@@ -72,12 +72,14 @@ def report_content(run_dir: Path) -> dict[str, Any]:
         "name": str(recipe.get("name") or run_dir.resolve().name),
         "folder": run_dir.resolve().name,
         "headline": headline(before, after, paired, lines),
-        "status": status(done, total, bool(before), bool(after), lines),
+        "status": status(done, total, before, bool(after), lines),
         "finished": bool(after),
+        "untrained": bool(start(before)),
         "pictures_drawn": before.get("n"),
         "judged": not _unjudged(before, after, lines),
         "held_out": _held_out(recipe),
         "measures": _measures(before, after, paired),
+        "without_interval": _without_interval(paired),
         "categories": _categories(before, after),
         "pairs": pairs,
         "sheets": [] if pairs else pictures.evaluation_sheets(run_dir),
@@ -108,6 +110,8 @@ def _environment(run_dir: Path) -> Json:
 
 
 def _parse_recipe(text: str, path: Path) -> dict[str, Any]:
+    from unigrpo.config import ConfigError, parse
+
     try:
         recipe = parse(text)
     except ConfigError as error:
@@ -137,14 +141,11 @@ def _iterations(lines: Sequence[Json]) -> int:
 # --------------------------------------------------------------------------------------------------------- sentences
 
 
-COLLAPSED = 0.5
-"""Share of a score that is left after training, below which a run has collapsed and is called so."""
-
-
 def headline(before: Json, after: Json, paired: Json, lines: Sequence[Json] = ()) -> str:
     """Say in a few sentences what came of the run: of the score, or of the reward where nobody judged.
 
-    A verdict needs an interval; without one there is the reason for that. ``lines``: the run's metrics, whose last
+    A verdict needs an interval; without one there is the reason for that, and a collapse is told as what is left, not
+    called one. ``lines``: the run's metrics, whose last
     ``SILENT`` say where nothing is being learned.
     """
     return " ".join(part for part in (_outcome(before, after, paired), _silence(lines)) if part)
@@ -155,11 +156,12 @@ def _outcome(before: Json, after: Json, paired: Json) -> str:
     start, end = before.get(key), after.get(key)
     if start is None or end is None:
         return f"{name} before training: {start:.3f}." if start is not None else "Not evaluated yet."
-    fell = "The run collapsed. " if key == "score" and end < COLLAPSED * start else ""
-    low, high = _interval(paired.get(key))
-    if low is None or high is None:
-        why = (paired.get(key) or {}).get("why")
-        return f"{fell}{name} {start:.3f} → {end:.3f} ({end - start:+.3f}{f'; no interval: {why}' if why else ''})."
+    fell = key == "score" and end < COLLAPSED * start
+    found, why = interval_of(paired.get(key)), why_none(paired.get(key))
+    if found is None:
+        left = " Less than half of the score is left." if fell else ""
+        return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f}{f'; no interval: {why}' if why else ''}).{left}"
+    low, high = found
     if low > 0:
         meaning = "The interval lies above 0: the rise is more than chance."
     elif high < 0:
@@ -167,7 +169,7 @@ def _outcome(before: Json, after: Json, paired: Json) -> str:
     else:
         meaning = "The interval includes 0: this may be chance."
     figures = f"{start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
-    return f"{fell}{name} {figures}. {meaning}"
+    return f"{'The run collapsed. ' if fell else ''}{name} {figures}. {meaning}"
 
 
 SILENT = 3
@@ -182,7 +184,7 @@ def _silence(lines: Sequence[Json]) -> str:
     return f"Something is not learning: {'; '.join(reasons[-1])}."
 
 
-def status(done: int, total: Any, before: bool, after: bool, lines: Sequence[Json]) -> str:
+def status(done: int, total: Any, before: Json, after: bool, lines: Sequence[Json]) -> str:
     """Say how far the run is, and what is missing of it."""
     length = f"{done} of {total} iterations" if isinstance(total, int) else f"{done} iterations"
     if after:
@@ -192,12 +194,10 @@ def status(done: int, total: Any, before: bool, after: bool, lines: Sequence[Jso
     for measure in ("score", "reward"):
         iterations, values = curves.series(lines, f"validation.{measure}")
         if len(values):
-            return f"{sentence} Last validation {measure}: {values[-1]:.3f}, at iteration {iterations[-1]}."
+            untrained = (before.get("validation") or {}).get(measure)
+            at = f"at iteration {iterations[-1]}" + ("" if untrained is None else f" (before training {untrained:.3f})")
+            return f"{sentence} Last validation {measure}: {values[-1]:.3f}, {at}."
     return sentence
-
-
-def _interval(entry: Any) -> tuple[float | None, float | None]:
-    return (entry.get("low"), entry.get("high")) if isinstance(entry, Mapping) else (None, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -221,12 +221,20 @@ def _measures(before: Json, after: Json, paired: Json) -> list[dict[str, str]]:
         start, end = before.get(key), after.get(key)
         if start is None and end is None:
             continue
-        low, high = _interval(paired.get(key))
-        none = (paired.get(key) or {}).get("why", "")
-        interval = none if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+        found = interval_of(paired.get(key))
+        interval = "none" if found is None else f"{found[0]:+.3f} to {found[1]:+.3f}"
         row = {"name": name, "before": _number(start), "after": _number(end), "interval": interval}
         rows.append(row | {"difference": _number(_difference(start, end), signed=True)})
     return rows
+
+
+def _without_interval(paired: Json) -> list[str]:
+    """A sentence for every reason for which some measures have no interval."""
+    names: dict[str, list[str]] = {}
+    for key, name in MEASURES:
+        if why := why_none(paired.get(key)):
+            names.setdefault(why, []).append(name)
+    return [f"No interval of {', '.join(measures)}: {why}." for why, measures in names.items()]
 
 
 def _categories(before: Json, after: Json) -> list[dict[str, Any]]:

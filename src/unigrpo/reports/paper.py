@@ -78,8 +78,13 @@ T_975 = (
 NORMAL_975 = 1.959963985
 
 
+NO_INTERVAL = "no interval"
+ROUNDING = 1e-9
+"""Of the largest value: seeds that differ by less are equal, and equal seeds do not show how much seeds differ."""
+
+
 class Interval(NamedTuple):
-    """A mean over seeds with its 95 % interval; ``low`` and ``high`` are NaN where one seed gives none."""
+    """A mean over seeds with its 95 % interval; ``low`` and ``high`` are NaN where there is none."""
 
     mean: float
     low: float
@@ -87,13 +92,24 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         """Three digits, and the half width where there is one."""
-        return f"{self.mean:.3f}" if math.isnan(self.high) else f"{self.mean:.3f} ± {self.high - self.mean:.3f}"
+        return f"{self.mean:.3f} ± {self.high - self.mean:.3f}" if self.known else f"{self.mean:.3f}"
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.high)
+
+    @property
+    def signed(self) -> str:
+        """The mean of a difference and its interval in brackets, or that there is none."""
+        return f"{self.mean:+.3f} ({f'{self.low:+.3f} to {self.high:+.3f}' if self.known else NO_INTERVAL})"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Mean of n values with Student's 95 % interval; the normal one above n = 30.
 
-    mean ± t_{0.975, n-1} s / sqrt(n), s with n - 1 in the denominator; fp64. One value: the interval is NaN.
+    mean ± t_{0.975, n-1} s / sqrt(n), s with n - 1 in the denominator; fp64. One value, or equal ones: the interval is
+    NaN, since neither shows a spread.
     ValueError for no values, or one that is not finite.
     """
     if not values or not all(math.isfinite(value) for value in values):
@@ -101,7 +117,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
             f"a mean over seeds needs finite values, at least one; got {list(values)}: leave failed runs out"
         )
     mean = statistics.fmean(values)
-    if len(values) == 1:
+    if max(values) - min(values) <= ROUNDING * max(map(abs, values)):
         return Interval(mean, math.nan, math.nan)
     quantile = T_975[len(values) - 2] if len(values) <= len(T_975) + 1 else NORMAL_975
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
@@ -161,8 +177,8 @@ def interval(cells: Sequence[Json], measure: str, category: str | None = None) -
 # ----------------------------------------------------------------------------------------------------------- findings
 
 HOLDS, LEANS, FAILS, UNKNOWN = "holds", "points that way", "does not hold", "not run"
-_OVERLAP, _ALONE = f"{LEANS} (intervals overlap)", f"{LEANS} (one seed: no interval)"
-_WEAKEST_FIRST = (FAILS, _ALONE, _OVERLAP, HOLDS)
+OVERLAP, ALONE = f"{LEANS} (intervals overlap)", f"{LEANS} ({NO_INTERVAL})"
+_WEAKEST_FIRST = (FAILS, ALONE, OVERLAP, HOLDS)
 MEASURES = {"score": "score", "exam_score": "exam score"}  # key: name in prose
 BOTH = ("score", "exam_score")
 _LIST_ALL = 4  # comparisons, or rows without figures, up to which a finding names each
@@ -223,13 +239,18 @@ def _compare(cells: Cells, better: str, worse: str, measure: str) -> _Compared:
         verdict = UNKNOWN
     elif left is None or right is None:  # a collapse that left no figure: worse than any
         verdict = FAILS if left is None else HOLDS
-    elif left.mean <= right.mean:
-        verdict = FAILS
-    elif math.isnan(left.low) or math.isnan(right.high):
-        verdict = _ALONE
     else:
-        verdict = HOLDS if left.low > right.high else _OVERLAP
+        verdict = above(left, right)
     return _Compared(measure, ROW[better], ROW[worse], left, right, verdict)
+
+
+def above(left: Interval, right: Interval) -> str:
+    """Whether one mean is above another: the order decides, and "holds" needs intervals that do not overlap."""
+    if left.mean <= right.mean:
+        return FAILS
+    if not left.known or not right.known:
+        return ALONE
+    return HOLDS if left.low > right.high else OVERLAP
 
 
 def _judge(cells: Cells, claim: str, pairs: Sequence[tuple[str, str]], measures: Sequence[str]) -> Finding:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from unigrpo.reports import curves, paper
-from unigrpo.reports.curves import Series
+from unigrpo.reports.captions import Series, smooth
 from unigrpo.reports.paper import Cells, Interval, Json
 from unigrpo.reports.paper_page import page, parts
 from unigrpo.reports.paper_pictures import read_strips
@@ -272,7 +272,7 @@ def common(found: Sequence[Series]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    return curves.smooth(y) if len(y) > 30 else y
+    return smooth(y) if len(y) > 30 else y
 
 
 def _finish(axes: Axes, title: str, unit: str, updates_per_iteration: int | None = None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from unigrpo.reports import paper
+from unigrpo.reports.differences import interval_of
 from unigrpo.reports.markdown import NONE, joined, table
 from unigrpo.reports.paper import Json, mean_interval
 
@@ -24,7 +26,7 @@ def against_markdown(results: Json) -> str:
         if row.key != MAIN and len(pairs[0]) > 1:
             shown = [mean_interval(values) for values in pairs]
             wins = [f"{sum(v > 0 for v in values)} of {len(values)}" for values in pairs]
-            signed = [f"{x.mean:+.3f} ({x.low:+.3f} to {x.high:+.3f})" for x in shown]
+            signed = [x.signed for x in shown]
             thinks = "yes" if row.thinking else "no"
             lines.append([row.method, thinks, signed[0], wins[0], signed[1], wins[1]])
     if not lines:
@@ -61,17 +63,17 @@ def gains_markdown(results: Json) -> str:
     head = ["method", "thinking", "plan right", "follow", "score", "seeds"]
     note = (
         "After training less before, the same prompts and draws; in brackets the lowest and the highest end of the "
-        "seeds' 95 % intervals over prompts. *plan right* is what the thinking can change, *follow* (the picture shows "
-        "the plan) what the drawing can."
+        "seeds' 95 % intervals over prompts (none where a seed has none: nothing changed, or nothing varied). *plan "
+        "right* is what the thinking can change, *follow* (the picture shows the plan) what the drawing can."
     )
     return joined(["## What each half gained", note, table(head, lines, "llrrrr")]).rstrip("\n")
 
 
-def _gain(paired: Sequence[Mapping[str, float]]) -> str:
+def _gain(paired: Sequence[Mapping[str, Any]]) -> str:
     if not paired:
         return NONE
     mean = sum(entry["difference"] for entry in paired) / len(paired)
-    if any(entry["low"] is None or entry["high"] is None for entry in paired):
-        return f"{mean:+.3f} (no interval)"
-    low, high = min(entry["low"] for entry in paired), max(entry["high"] for entry in paired)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    found = [ends for entry in paired if (ends := interval_of(entry)) is not None]
+    if len(found) < len(paired):
+        return f"{mean:+.3f} ({paper.NO_INTERVAL})"
+    return f"{mean:+.3f} ({min(low for low, _ in found):+.3f} to {max(high for _, high in found):+.3f})"

@@ -12,6 +12,8 @@ ENDS = 10
 """Iterations over which the reward at the start and at the end of a run is averaged."""
 HELD, FALLEN = 0.9, 0.95
 """A validation reward within 10 % of its top is held; a score below 95 % of its top has fallen (noise is about 6 %)."""
+OPEN = "open"
+"""A claim that these numbers cannot decide."""
 Claims = list[tuple[str, str, str]]
 
 
@@ -51,13 +53,11 @@ def _fig4(results: Json) -> tuple[str, str, Claims]:
     drawn = {row: {m: _whole(own, m) for m in ("score", "exam_score")} for row, own in cells.items()}
     lines = [[names[row], str(trained[row]), str(drawn[row]["score"]), str(drawn[row]["exam_score"])] for row in names]
     off, on = drawn["cfg-off"]["score"], drawn["cfg-on"]["score"]
-    equal = not off.high < on.low
     claims = [
         ("Training with guidance has the higher training reward",
-         _said(trained["cfg-on"].low > trained["cfg-off"].high),
+         paper.above(trained["cfg-on"], trained["cfg-off"]),
          f"{trained['cfg-on']} against {trained['cfg-off']}"),
-        ("Drawn with guidance, the model trained without is equal or better", _said(equal),
-         f"score {off} against {on}: the intervals {'overlap' if equal else 'do not overlap'}"),
+        ("Drawn with guidance, the model trained without is equal or better", *_not_below(off, on)),
     ]  # fmt: skip
     head = ["trained", "training reward, last 10 iterations", "score, drawn with guidance", "exam score"]
     return "Figure 4: guidance in training", table(head, lines, "lrrr"), claims
@@ -74,7 +74,7 @@ def _fig5(results: Json) -> tuple[str, str, Claims]:
         lines.append([names[row], *figures, f"{edges.mean:.4f}", ", ".join(tops)])
     reward = {row: _whole(own, "reward") for row, own in cells.items()}
     before = mean_interval([cell["before"]["reward"] for cell in cells["none"]])
-    falls = [_validation(cell, "score")[-1] < FALLEN * max(_validation(cell, "score")) for cell in cells["none"]]
+    falls = [_rises_and_falls(_validation(cell, "score")) for cell in cells["none"]]
     pleased = reward["none"].mean > before.mean
     claims = [
         ("Without a regulariser the validation score rises and falls, while the judge stays pleased",
@@ -82,7 +82,8 @@ def _fig5(results: Json) -> tuple[str, str, Claims]:
          f"{sum(falls)} of {len(falls)} seeds; the judge's reward ends at {reward['none']}, from {before.mean:.3f}"),
         ("Velocity MSE ends above no regulariser", *_lead(cells["velocity_mse"], cells["none"])),
         ("Velocity MSE ends above the latent KL", *_lead(cells["velocity_mse"], cells["latent_kl"])),
-        ("The latent KL has grid artefacts", "not seen", "look at the pictures, and at the edge energy"),
+        ("The latent KL leaves more edges (grid artefacts) than velocity MSE",
+         *_lead(cells["latent_kl"], cells["velocity_mse"], "edge energy")),
     ]  # fmt: skip
     head = ["regulariser", "judge's reward", "score", "follow", "edge energy", "validation score, top → end, each seed"]
     return "Figure 5: what holds the drawing in place?", table(head, lines, "lrrrrl"), claims
@@ -92,12 +93,36 @@ def _said(holds: bool) -> str:
     return paper.HOLDS if holds else paper.FAILS
 
 
-def _lead(better: Sequence[Json], worse: Sequence[Json]) -> tuple[str, str]:
-    """Verdict and numbers of a difference in score, seed by seed (the same prompts and draws)."""
-    other = {cell["seed"]: cell["score"] for cell in worse}
-    lead = mean_interval([cell["score"] - other[cell["seed"]] for cell in better if cell["seed"] in other])
-    verdict = paper.HOLDS if lead.low > 0 else paper.LEANS if lead.mean > 0 else paper.FAILS
-    return verdict, f"score, seed by seed: {lead.mean:+.3f} ({lead.low:+.3f} to {lead.high:+.3f})"
+def _not_below(left: Interval, right: Interval) -> tuple[str, str]:
+    """Verdict and numbers of "equal or better": it fails where the other is better by intervals that do not overlap."""
+    if not left.known or not right.known:
+        verdict = paper.ALONE if left.mean >= right.mean else f"{OPEN} ({paper.NO_INTERVAL})"
+        return verdict, f"score {left} against {right}"
+    overlap = left.high >= right.low and right.high >= left.low
+    said = f"score {left} against {right}: the intervals {'overlap' if overlap else 'do not overlap'}"
+    return _said(left.high >= right.low), said
+
+
+def _rises_and_falls(scores: Sequence[float]) -> bool:
+    """Whether the top is above the start, and the end below the top by more than noise."""
+    return scores[0] < max(scores) and scores[-1] < FALLEN * max(scores)
+
+
+def _lead(better: Sequence[Json], worse: Sequence[Json], measure: str = "score") -> tuple[str, str]:
+    """Verdict and numbers of a difference, seed by seed (the same prompts and draws)."""
+    other = {cell["seed"]: _figure(cell, measure) for cell in worse}
+    lead = mean_interval([_figure(cell, measure) - other[cell["seed"]] for cell in better if cell["seed"] in other])
+    if lead.mean <= 0:
+        verdict = paper.FAILS
+    else:
+        verdict = paper.ALONE if not lead.known else paper.HOLDS if lead.low > 0 else paper.LEANS
+    digits = 3 if measure == "score" else 4
+    ends = f"{lead.low:+.{digits}f} to {lead.high:+.{digits}f}" if lead.known else paper.NO_INTERVAL
+    return verdict, f"{measure}, seed by seed: {lead.mean:+.{digits}f} ({ends})"
+
+
+def _figure(cell: Json, measure: str) -> float:
+    return cell["canaries"]["edge_energy"] if measure == "edge energy" else cell[measure]
 
 
 def _training(cell: Json) -> tuple[float, float]:

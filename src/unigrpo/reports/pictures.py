@@ -12,6 +12,7 @@ import numpy as np
 
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import LARGEST, Tile, png_bytes, read_tiles, reward_note
+from unigrpo.reports.source_pictures import IMAGES
 
 PIXELATED = 128  # pixels of a side up to which a picture is shown pixel by pixel, and kept exactly
 LARGEST_PNG = 500_000  # bytes of a contact sheet; larger ones (of photographs) become JPEGs, so the page can be mailed
@@ -37,6 +38,7 @@ def pairs(run_dir: Path) -> list[dict[str, Any]]:
             "prompt": tile.caption,
             "before": _picture(tile, records["before"][index]),
             "after": _picture(after[index], records["after"][index]) if after else None,
+            "given": _given(run_dir, records["before"][index]),
         }
         for index, tile in enumerate(before)
     ]
@@ -80,6 +82,19 @@ def _picture(tile: Tile, record: Json) -> dict[str, Any]:
     }
 
 
+def _given(run_dir: Path, record: Json) -> list[dict[str, Any]]:
+    """The pictures that came with a prompt (an edit's sources), as far as they are in the run folder."""
+    from PIL import Image
+
+    found = []
+    for name in record.get(IMAGES) or ():
+        if (path := run_dir / str(name)).is_file():
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            found.append({"image": _thumbnail(pixels), "pixelated": max(pixels.shape[:2]) <= PIXELATED})
+    return found
+
+
 def _thumbnail(picture: np.ndarray) -> str:
     """A picture uint8 [H, W, 3] of at most 256 pixels a side as a link: small ones exactly, others as JPEG."""
     from PIL import Image
@@ -117,8 +132,18 @@ def evaluation_sheets(run_dir: Path) -> list[tuple[str, str]]:
     return found
 
 
-def samples(run_dir: Path) -> list[tuple[str, str]]:
-    """Return a few sheets of training samples: the first, one from the middle, the last."""
-    paths = sorted((run_dir / "samples").glob("iteration-*.png"))
+def samples(run_dir: Path) -> list[dict[str, Any]]:
+    """Return a few sheets of training samples, and what was given: the first, one from the middle, the last."""
+    paths = sorted(path for path in (run_dir / "samples").glob("iteration-*.png") if path.stem.count("-") == 1)
     chosen = sorted({round(index) for index in np.linspace(0, len(paths) - 1, SAMPLE_SHEETS)}) if paths else []
-    return [(str(int(paths[index].stem.split("-")[1])), _sheet_uri(paths[index])) for index in chosen]
+    return [_sample_sheet(run_dir, paths[index]) for index in chosen]
+
+
+def _sample_sheet(run_dir: Path, path: Path) -> dict[str, Any]:
+    prompts = {record["position"]: record for record in runlog.read_records(path.with_suffix(".jsonl"))}
+    given = [{"prompt": record.get("prompt"), "pictures": _given(run_dir, record)} for record in prompts.values()]
+    return {
+        "iteration": int(path.stem.split("-")[1]),
+        "image": _sheet_uri(path),
+        "given": [item for item in given if item["pictures"]],
+    }

@@ -93,7 +93,7 @@ def _finish(axes: Axes, chart: Chart) -> None:
     chart.draw(axes)
     axes.set_xlabel("iteration")
     if chart.iterations > 1:
-        axes.set_xlim(0, chart.iterations * 1.02)
+        axes.set_xlim(-0.02 * chart.iterations, chart.iterations * 1.02)  # a mark at 0 is whole
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value, axes.get_yticks().tolist())))
     axes.grid(axis="y", alpha=0.18, color=INK, linewidth=0.7)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unigrpo.reports import runlog
+from unigrpo.reports.differences import COLLAPSED
 from unigrpo.verbs.reproduce.cells import Cell
 
 FIGURES = ("score", "exam_score", "plan_right", "follow", "parsable", "reward", "by_category", "n")
@@ -14,8 +15,6 @@ NOT_FINITE = ("not finite", "loss is nan", "loss is inf", "loss is -inf", "must 
 """What an error says when training went off into nowhere."""
 TOLD = 2
 """The exit code of errors that are told."""
-COLLAPSE = 0.5
-"""A run has collapsed where its score is below this share of what it started from."""
 NOTHING: Mapping[str, Any] = dict.fromkeys((*FIGURES, "canaries", "before", "paired", "seconds", "picture")) | {
     "curve": []
 }
@@ -47,7 +46,7 @@ def _run(folder: Path, code: int) -> dict[str, Any] | None:
     common = {"seconds": round(sum(line["seconds"]["total"] for line in lines), 1), "curve": curve}
     if code == 0 and "after" in summary:
         after = summary["after"]
-        fallen = first and after["score"] < COLLAPSE * first["score"]
+        fallen = first and after["score"] < COLLAPSED * first["score"]
         return {
             "status": "collapsed" if fallen else "done",
             "reason": f"the score fell from {first['score']:.3f} to {after['score']:.3f}" if fallen else None,
