@@ -12,6 +12,7 @@ from typing import Any
 
 from unigrpo import config
 from unigrpo.reports import runlog
+from unigrpo.reports.differences import interval_of, why_none
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 MEASURES = {"score": "score", "plan_right": "plan right", "follow": "follow"}
@@ -39,12 +40,13 @@ def row(result: dict[str, Any]) -> str:
 
 
 def cell(result: dict[str, Any], key: str) -> str:
-    """One measure; a dash where it was not measured, and no interval where there is none."""
+    """One measure; a dash where it was not measured, and why there is no interval where there is none."""
     before, after, paired = result["before"].get(key), result["after"].get(key), result["paired"].get(key)
     if before is None or after is None or paired is None:
         return "–"
-    interval = "" if paired["low"] is None else f", {paired['low']:+.3f} to {paired['high']:+.3f}"
-    return f"{before:.3f} → **{after:.3f}** ({paired['difference']:+.3f}{interval})"
+    found = interval_of(paired)
+    interval = f"no interval: {why_none(paired)}" if found is None else f"{found[0]:+.3f} to {found[1]:+.3f}"
+    return f"{before:.3f} → **{after:.3f}** ({paired['difference']:+.3f}, {interval})"
 
 
 def name_of(result: dict[str, Any]) -> str:

@@ -98,8 +98,8 @@ def interrupt(stage, iteration):
     """A progress that gets Ctrl-C while an iteration of a stage is shown."""
 
     class Interrupted(training.Progress):
-        def __init__(self, name, total, *, start, validate_every):
-            super().__init__(name, total, start=start, validate_every=validate_every)
+        def __init__(self, name, total, *, start, schedule):
+            super().__init__(name, total, start=start, schedule=schedule)
             self.recipe = name
 
         def update(self, line):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from unigrpo.reports.pace import Pace, Schedule
 from unigrpo.reports.progress import Progress, duration
 
 
@@ -105,10 +106,10 @@ def test_bad_settings_are_refused() -> None:
 def test_an_evaluation_is_no_iteration() -> None:
     """Two minutes of evaluation before the first of 100 iterations of a second: minutes are left, not hours."""
     output, clock = io.StringIO(), Clock()
-    progress = Progress("demo", 100, validate_every=50, console=Console(file=output), clock=clock)
+    progress = Progress("demo", 100, schedule=Schedule(validate_every=50), console=Console(file=output), clock=clock)
     with progress:
         clock.now += 120.0
-        progress.evaluated()
+        progress.aside("evaluation")
         clock.now += 1.0
         progress.update({"iteration": 0, "reward_mean": 0.5, "seconds": {"total": 1.0}})
         assert progress.sentence().endswith("1.00 s per iteration | about 3 min 39 s left")  # 99 s, and 120 s after
@@ -118,7 +119,7 @@ def test_an_evaluation_is_no_iteration() -> None:
     assert progress.sentence().endswith("1.00 s per iteration | about 3 min 10 s left")  # 50 s, 20 s, 120 s
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("width", [40, 41, 50, 60, 70, 80, 120, 200])
 def test_a_table_of_any_width_shows_whole_numbers(width: int, metric_line: Callable[..., dict]) -> None:
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=True, color_system=None)
@@ -130,6 +131,52 @@ def test_a_table_of_any_width_shows_whole_numbers(width: int, metric_line: Calla
             progress.update(metric_line(k))
     shown = output.getvalue().split("demo: iteration 20 of 20")[-1]
     assert f"{metric_line(19)['reward_mean']:.3f}" in shown
-    assert f"{metric_line(19)['validation']['score']:.3f}" in shown and ("0.90 s" in shown) == (width >= 60)
+    assert all(line.rstrip().endswith("│") for line in shown.splitlines() if "0.90 s" in line)
+    assert f"{metric_line(19)['validation']['score']:.3f}" in shown and "0.90 s" in shown
     assert "\u2026" not in shown and max(len(line) for line in shown.splitlines()) <= width
-    assert ("for more, widen" in " ".join(shown.split())) == (width < 80)
+    assert ("for more, widen" in " ".join(shown.split())) == (width < 70)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_table_of_losses_shows_them_all(width: int, supervised_line: Callable[[int], dict]) -> None:
+    output, clock = io.StringIO(), Clock()
+    console = Console(file=output, width=width, force_terminal=True, color_system=None)
+    run(Progress("sft", 2, console=console, clock=clock), clock, [supervised_line(0)])
+    shown = output.getvalue().split("sft: iteration 1 of 2")[-1]
+    assert "1.2500" in shown and "0.5000" in shown and "2.00 s" in shown and "\u2026" not in shown
+    assert max(len(line) for line in shown.splitlines()) <= width
+
+
+def test_a_number_too_wide_for_the_terminal_is_left_out_with_a_word() -> None:
+    output, clock = io.StringIO(), Clock()
+    console = Console(file=output, width=40, force_terminal=True, color_system=None)
+    run(Progress("demo", 2, console=console, clock=clock), clock, [{"iteration": 0, "reward_mean": 1e40}])
+    shown = " ".join(output.getvalue().split())
+    assert "for more, widen the window: training reward" in shown and "1000000" not in shown
+
+
+def test_a_checkpoint_is_no_iteration() -> None:
+    """Ten iterations of a second, a checkpoint of a minute after the tenth: one more is to come, at the end."""
+    output, clock = io.StringIO(), Clock()
+    progress = Progress("demo", 19, schedule=Schedule(save_every=10), console=Console(file=output), clock=clock)
+    with progress:
+        for k in range(11):
+            clock.now += 1.0
+            progress.update({"iteration": k})
+            if k == 9:
+                clock.now += 60.0
+                progress.aside("checkpoint")
+    assert progress.sentence().endswith("1.00 s per iteration | about 1 min 08 s left")
+
+
+def test_what_has_not_been_seen_is_estimated_from_its_like() -> None:
+    """A validation draws a tenth of the evaluation's pictures: either tells about the other."""
+    schedule = Schedule(validate_every=5, validation_share=0.1)
+    fresh, resumed = Pace(10, schedule), Pace(10, schedule)
+    fresh.aside("evaluation", 100.0)
+    fresh.iteration(1.0)
+    assert fresh.left(1) == pytest.approx(9 + 2 * 10 + 100)
+    resumed.iteration(1.0)
+    assert resumed.left(5) == pytest.approx(5)  # nothing is known of evaluations
+    resumed.iteration(9.0, validation=8.0)
+    assert resumed.left(5) == pytest.approx(5 + 8 + 80)

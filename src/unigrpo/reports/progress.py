@@ -6,7 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from unigrpo.reports.pace import Pace, Schedule
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ROWS = 12  # of the live table: the last iterations, few enough for a small terminal
-RECENT = 20  # iterations over which the speed is averaged, so that the time left follows a change
 LOSSES = {"cross_entropy": "cross-entropy (words)", "flow_matching": "flow matching (velocity)"}
 """Names of the supervised losses (``loss`` of a metric line) for people."""
 
@@ -24,9 +25,9 @@ class Progress:
 
     On a terminal: a table of the last iterations, rewritten in place. Elsewhere (a file, CI): one line after the first
     iteration, then every ``every`` iterations or ``seconds`` seconds, whichever comes first, and one for the last.
-    The time left is that of the iterations, at their recent pace, and of the evaluations still to come, each at the
-    time that the last one of its kind took: neither is mistaken for the other. ``validate_every``: iterations between
-    validations. ``clock`` is replaced in tests.
+    The time left is that of the iterations, at their recent pace, and of the validations, checkpoints and the
+    evaluation still to come (``schedule``), each at the time that the last one of its kind took: none is mistaken for
+    another. ``clock`` is replaced in tests.
 
     Example::
 
@@ -42,7 +43,7 @@ class Progress:
         start: int = 0,
         every: int = 10,
         seconds: float = 30.0,
-        validate_every: int | None = None,
+        schedule: Schedule | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,8 +55,7 @@ class Progress:
         self._console = console or Console(highlight=False)
         self._name, self._total, self._done, self._every, self._seconds = name, total, start, every, seconds
         self._clock = clock
-        self._durations: deque[float] = deque(maxlen=RECENT)
-        self._validate_every, self._validating, self._evaluating = validate_every, 0.0, 0.0
+        self._pace = Pace(total, schedule or Schedule())
         self._lines: deque[tuple[Mapping[str, Any], float]] = deque(maxlen=ROWS)
         self._last_update = self._last_print = clock()
         self._printed = 0
@@ -83,9 +83,7 @@ class Progress:
         """Show one finished iteration, given as its line of ``metrics.jsonl`` (any part may be missing)."""
         now = self._clock()
         spent, self._last_update = now - self._last_update, now
-        validating = (line.get("seconds") or {}).get("validation", 0.0)
-        self._validating = validating or self._validating
-        self._durations.append(max(0.0, spent - validating))
+        self._pace.iteration(spent, (line.get("seconds") or {}).get("validation", 0.0))
         self._done = int(line["iteration"]) + 1
         self._lines.append((line, spent))
         if found := _validated(line):
@@ -96,10 +94,11 @@ class Progress:
             self._console.print(self.sentence(), soft_wrap=True, markup=False)
             self._printed, self._last_print = self._done, now
 
-    def evaluated(self) -> None:
-        """An evaluation outside of the iterations has ended: its time is no iteration's, and another will follow."""
+    def aside(self, kind: Literal["evaluation", "checkpoint"]) -> None:
+        """Something between the iterations has ended: the time since the last event is its own, no iteration's."""
         now = self._clock()
-        self._evaluating, self._last_update = now - self._last_update, now
+        self._pace.aside(kind, now - self._last_update)
+        self._last_update = now
 
     def note(self, text: str) -> None:
         """Print a message (a warning, "checkpoint saved") above the table, or between the lines."""
@@ -115,22 +114,14 @@ class Progress:
         parts = [f"iteration {self._done} of {self._total}", *_measures(line)]
         if self._validation is not None:
             parts.append(f"{self._validation[1]} (after iteration {self._validation[0]})")
-        if self._durations:
-            parts.append(f"{_pace(self._pace())} per iteration")
+        if self._pace.known:
+            parts.append(f"{_pace(self._pace.mean)} per iteration")
         return " | ".join([*parts, self._time_left()])
 
-    def _pace(self) -> float:
-        return sum(self._durations) / len(self._durations)
-
     def _time_left(self) -> str:
-        left = self._total - self._done
-        if left <= 0:
+        if self._done >= self._total:
             return "all iterations done"
-        if not self._durations:
-            return "time left not known yet"
-        every = self._validate_every
-        validations = self._total // every - self._done // every if every else 0
-        return f"about {duration(left * self._pace() + validations * self._validating + self._evaluating)} left"
+        return f"about {duration(self._pace.left(self._done))} left" if self._pace.known else "time left not known yet"
 
     def _table(self) -> Table:
         """Draw the last iterations: the columns that somebody filled, the most important first, as many as fit."""
@@ -141,12 +132,20 @@ class Progress:
         rows = {"iteration": [str(int(line["iteration"]) + 1) for line, _ in self._lines]}
         rows |= {header: [cell(line) for line, _ in self._lines] for header, cell in filled}
         rows["time"] = [_pace(spent) for _, spent in self._lines]
-        shown = fitting(rows, self._console.width)
+        names = {header: header for header in rows}
+        shown = fitting(rows, names, self._console.width)
+        if len(shown) < len(rows):
+            names |= {header: SHORTER.get(header, header) for header in rows}
+            shown = fitting(rows, names, self._console.width)
         left_out = [header for header in rows if header not in shown]
         caption = f"for more, widen the window: {', '.join(left_out)}" if left_out else None
         table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
-        for header in shown:
-            table.add_column(header, justify="right", min_width=_column_width(header, rows[header]))
+        titles = [names[header] for header in shown]
+        widths = [_column_width(title, rows[header]) for title, header in zip(titles, shown, strict=True)]
+        whole = [max(width, len(title)) for title, width in zip(titles, widths, strict=True)]
+        fits = 1 + sum(FRAME + width for width in whole) <= self._console.width  # else headers wrap between words
+        for title, width in zip(titles, whole if fits else widths, strict=True):
+            table.add_column(title, justify="right", width=width)
         for number in range(len(self._lines)):
             table.add_row(*(rows[header][number] for header in shown))
         return table
@@ -156,12 +155,15 @@ FRAME = 3
 """Characters that a column takes beside its content: a line and a space at each side."""
 
 
-def fitting(rows: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """Choose the columns that fit into a width whole, first those of ``IMPORTANT``; in their own order."""
+def fitting(rows: Mapping[str, Sequence[str]], names: Mapping[str, str], width: int) -> list[str]:
+    """Choose the columns that fit into a width whole, first those of ``IMPORTANT``; in their own order.
+
+    names: what stands above them.
+    """
     ranked = sorted(rows, key=lambda header: IMPORTANT.index(header) if header in IMPORTANT else len(IMPORTANT))
     chosen, used = list[str](), 1
     for header in ranked:
-        needed = FRAME + _column_width(header, rows[header])
+        needed = FRAME + _column_width(names[header], rows[header])
         if not chosen or used + needed <= width:
             chosen.append(header)
             used += needed
@@ -234,5 +236,24 @@ COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("tokens of thinking", _number("text", "think_length", digits=1)),
     *((label, _number("loss", key, digits=4)) for key, label in LOSSES.items()),
 )
-IMPORTANT = ("iteration", "training reward", "validation score", "validation reward", "time", "plan right")
+IMPORTANT = (
+    "iteration",
+    "training reward",
+    *LOSSES.values(),
+    "validation score",
+    "validation reward",
+    "time",
+    "plan right",
+)
 """Columns that stay longest where a terminal is narrow."""
+SHORTER = {
+    "iteration": "iter.",
+    "training reward": "reward",
+    "validation score": "val. score",
+    "validation reward": "val. reward",
+    "picture follows plan": "follow",
+    "tokens of thinking": "tokens",
+    "cross-entropy (words)": "words' loss",
+    "flow matching (velocity)": "flow's loss",
+}
+"""What columns are called where not all fit under their whole names."""

@@ -129,6 +129,7 @@ class Trainer:
                 self._warn(line, progress)
                 if self.saver.due(self.done):
                     self.save()
+                    progress.aside("checkpoint")
                 if self.stop.requested and self.done < self.recipe.iterations:
                     self.save()
                     return False
@@ -263,7 +264,7 @@ class Trainer:
         result = self._with_average(self.parts.evaluator.compare)
         summary = self.recorder.evaluation(when, result, self.recipe.eval.limit)[when]
         self.under_way = ""
-        progress.evaluated()
+        progress.aside("evaluation")
         progress.note(f"{when} training: {describe_summary(summary)}")
 
     def save(self) -> None:

@@ -17,6 +17,7 @@ from unigrpo.config import ConfigError, Recipe, StagedRecipe
 from unigrpo.evaluation.evaluator import describe_comparison
 from unigrpo.reports import runlog
 from unigrpo.reports.html import write_report
+from unigrpo.reports.pace import Schedule
 from unigrpo.reports.progress import Progress
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import Parts, Stop, Trainer
@@ -194,7 +195,7 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
     """Run to the end (True) or until stopped, with progress, and write the report; ``again`` is how to go on."""
     began = time.perf_counter()
     recipe = trainer.recipe
-    with Progress(recipe.name, recipe.iterations, start=start, validate_every=recipe.eval.every) as progress:
+    with Progress(recipe.name, recipe.iterations, start=start, schedule=schedule(recipe)) as progress:
         progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
         try:
             with stoppable(trainer, progress):
@@ -209,10 +210,16 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
         output.result(saved, run=str(trainer.run_dir), finished=False, iterations=trainer.done, resume=again)
         return False
     print(f"finished in {time.perf_counter() - began:.0f} s, {trainer.trained_seconds:.0f} s of it training")
-    print_comparison(trainer.run_dir)
+    print_comparison(trainer.run_dir, held_out=recipe.eval.prompts.endswith("held-out"))
     done = {"run": str(trainer.run_dir), "finished": True, "iterations": trainer.done, "report": str(report)}
     output.result(f"report: {report}", **done, **runlog.read_json(trainer.run_dir / runlog.SUMMARY))
     return True
+
+
+def schedule(recipe: Recipe) -> Schedule:
+    """What the recipe's runs do beside their iterations."""
+    share = recipe.eval.limit / (recipe.eval.compare_limit * recipe.eval.compare_samples)
+    return Schedule(recipe.eval.every, recipe.checkpoint.every, share)
 
 
 def program() -> str:
@@ -222,10 +229,10 @@ def program() -> str:
     return "unigrpo" if found else str(called.absolute())
 
 
-def print_comparison(run_dir: Path) -> None:
-    """Print before, after and the paired difference with its 95 % interval."""
+def print_comparison(run_dir: Path, *, held_out: bool) -> None:
+    """Print before, after and the paired difference with its 95 % interval, or why there is none."""
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     if lines := describe_comparison(summary):
-        kind = "pictures" if summary["after"]["score"] is None else "held-out pictures"
+        kind = "held-out pictures" if held_out else "pictures"
         print(f"{summary['after']['n']} {kind}, the same prompts and draws before and after:")
         print("\n".join(f"  {line}" for line in lines))
