@@ -123,4 +123,17 @@ def test_a_caption_of_few_points_and_of_none() -> None:
     assert captions.course({"a": one}) == "0.25"
     assert captions.course({"a": one, "b": (np.array([1, 2]), np.array([1.0, 0.5]))}) == "a 0.25; b 1 → 0.5"
     mixed = {name: (np.arange(2), np.array([1.0, end])) for name, end in zip("abcd", (2.0, 0.5, 1.0, 3.0), strict=True)}
-    assert captions.course(mixed) == "Of 4, 2 ended higher than they began, 1 lower (b)."
+    assert captions.course(mixed) == (
+        "Of 4, 2 ended higher than they began, 1 lower (b), 1 changed by no more than noise."
+    )
+
+
+def test_a_caption_takes_no_noise_for_a_change() -> None:
+    rng = np.random.default_rng(0)
+    x, steady = np.arange(100), np.linspace(0, 0.3, 100)
+    flat = [captions.course_of(0.5 + 0.1 * rng.normal(size=n)).way for n in (5, 20, 100) for _ in range(100)]
+    assert flat.count(0) > 0.9 * len(flat)
+    rising, falling = steady + 0.05 * rng.normal(size=100), 0.05 * rng.normal(size=100) - steady
+    assert [captions.course_of(y).way for y in (rising, falling, steady)] == [1, -1, 1]
+    assert captions.course({"a": (x, 0.5 + 0.1 * rng.normal(size=100))}).endswith("(no change beyond noise)")
+    assert captions.course({"a": (x, np.full(100, 106.6666) + 1e-9 * rng.normal(size=100))}) == "107"

@@ -3,42 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 Series = tuple[np.ndarray, np.ndarray]
 FEW = 3
 """Curves up to which a caption gives the numbers of each; of more it counts those that ended higher and lower."""
+MANY = 8
+"""Points from which a curve's ends are those of its smoothed course."""
+NOISE = 3.0
+"""Standard errors of the difference of a curve's ends, up to which it is noise."""
+
+
+class Course(NamedTuple):
+    """Where a curve begins and ends, and the way in which it moved by more than its noise: 1, -1, or 0 for neither."""
+
+    start: float
+    end: float
+    way: int
+
+    def __str__(self) -> str:
+        start, end = f"{self.start:.3g}", f"{self.end:.3g}"
+        if start == end:
+            return start
+        return f"{start} → {end}" + ("" if self.way else " (no change beyond noise)")
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
     """Centred moving average over about a fifteenth of the run (at least 5 points), cut off at the ends; [n] -> [n]."""
-    half = max(2, len(y) // 30)
+    half = _half(y)
     sums = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
     first, last = np.maximum(index - half, 0), np.minimum(index + half, len(y) - 1)
     return (sums[last + 1] - sums[first]) / (last - first + 1)
 
 
+def _half(y: np.ndarray) -> int:
+    return max(2, len(y) // 30)
+
+
+def course_of(y: np.ndarray) -> Course:
+    """The course of the points [n >= 1] of a curve.
+
+    The noise of a point is the standard deviation of successive differences over the square root of 2, which a steady
+    trend leaves alone; fewer than 4 points do not show it, and their way is that of their ends.
+    """
+    points, averaged = (smooth(y), _half(y) + 1) if len(y) >= MANY else (y, 1)
+    start, end = float(points[0]), float(points[-1])
+    error = float(np.std(np.diff(y), ddof=1)) / averaged**0.5 if len(y) >= 4 else 0.0
+    return Course(start, end, 0 if abs(end - start) <= NOISE * error else int(np.sign(end - start)))
+
+
 def course(found: Mapping[str, Series]) -> str:
-    """Say in a few words where curves of this run began and where they are: computed, so that it is true of any run."""
-    ends = {label: _ends(y) for label, (_, y) in found.items() if len(y)}
-    if len(ends) == 1:
-        (ends_of,) = ends.values()
-        return _from_to(*ends_of)
-    if len(ends) <= FEW:
-        return "; ".join(f"{label} {_from_to(*sides)}" for label, sides in ends.items())
-    rose = [label for label, (start, end) in ends.items() if end > start]
-    fell = [label for label, (start, end) in ends.items() if end < start]
-    names = f" ({', '.join(name.replace('_', ' ') for name in fell)})" if 0 < len(fell) <= FEW else ""
-    return f"Of {len(ends)}, {len(rose)} ended higher than they began, {len(fell)} lower{names}."
-
-
-def _ends(y: np.ndarray) -> tuple[float, float]:
-    """Where a curve begins and ends: of many points the smoothed ones."""
-    whole = smooth(y) if len(y) >= 8 else y
-    return float(whole[0]), float(whole[-1])
-
-
-def _from_to(start: float, end: float) -> str:
-    return f"{start:.3g}" if start == end else f"{start:.3g} → {end:.3g}"
+    """Say in a few words where curves of this run began and where they are."""
+    courses = {label: course_of(y) for label, (_, y) in found.items() if len(y)}
+    if len(courses) == 1:
+        return str(*courses.values())
+    if len(courses) <= FEW:
+        return "; ".join(f"{label} {item}" for label, item in courses.items())
+    ways = [item.way for item in courses.values()]
+    fell = [label.replace("_", " ") for label, item in courses.items() if item.way < 0]
+    names = f" ({', '.join(fell)})" if 0 < len(fell) <= FEW else ""
+    flat = f", {ways.count(0)} changed by no more than noise" if ways.count(0) else ""
+    return f"Of {len(ways)}, {ways.count(1)} ended higher than they began, {len(fell)} lower{names}{flat}."

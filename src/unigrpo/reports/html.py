@@ -222,7 +222,8 @@ def _measures(before: Json, after: Json, paired: Json) -> list[dict[str, str]]:
         if start is None and end is None:
             continue
         found = interval_of(paired.get(key))
-        interval = "none" if found is None else f"{found[0]:+.3f} to {found[1]:+.3f}"
+        none = "none" if key in paired else ""
+        interval = none if found is None else f"{found[0]:+.3f} to {found[1]:+.3f}"
         row = {"name": name, "before": _number(start), "after": _number(end), "interval": interval}
         rows.append(row | {"difference": _number(_difference(start, end), signed=True)})
     return rows
