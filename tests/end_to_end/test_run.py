@@ -9,8 +9,10 @@ from PIL import Image
 
 import tiny_runs
 from unigrpo import config
+from unigrpo.evaluation.evaluator import summarise
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
+from unigrpo.training.recorder import as_validation
 from unigrpo.worlds.shapes import CATEGORIES
 
 MODEL_FILES = ["ae.safetensors", "autoencoder.json", "config.json", "model.safetensors", "tokenizer.json"]
@@ -151,3 +153,15 @@ def test_what_a_run_prints(tmp_path, capsys):
     )
     assert lines[-1] == f"report: {tmp_path / 'run' / runlog.REPORT}"
     assert [folder.name for folder in checkpoint.complete(tmp_path / "run")] == ["iteration-000001"]  # the end is saved
+
+
+def test_the_point_before_training_is_what_a_validation_would_have_said(tmp_path):
+    """Fewer prompts and one picture of each, but the same draws: thoughts, verdicts and figures are equal."""
+    trainer = tiny_runs.trainer_of(tmp_path, eval__limit=4, eval__compare_limit=6, eval__compare_samples=2)
+    evaluator, policy = trainer.parts.evaluator, trainer.parts.policy
+    whole, small = evaluator.compare(policy), evaluator.validate(policy)
+    kept = as_validation(whole.records, 4)
+    assert kept == small.records and [record["position"] for record in kept] == [0, 1, 2, 3]
+    before = trainer.recorder.evaluation("before", whole, 4)["before"]
+    assert before["validation"] == summarise(small.records) and before["n"] == 12
+    assert as_validation(whole.records, 7) == []  # a validation of more prompts than were evaluated: nothing to compare

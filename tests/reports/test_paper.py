@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -382,3 +383,12 @@ def test_grid_artefacts_are_measured() -> None:
         cell["canaries"] = {**cell["canaries"], "edge_energy": 0.05 + more}
     edges = claim_of(paper_words.figure_markdown(five, "fig5.png", ""), "The latent KL leaves more edges")
     assert "**holds** (edge energy, seed by seed: +0.0110 (" in edges
+
+
+def test_the_table_of_runs_says_why_an_interval_is_missing() -> None:
+    place = Path(__file__).parents[2] / "scripts" / "collect_results.py"
+    script: dict[str, Any] = runpy.run_path(str(place))
+    sides = {"before": {"score": 0.5, "plan_right": None}, "after": {"score": 0.524, "plan_right": None}}
+    few = {"difference": 0.024, "low": None, "high": None, "why": "6 prompts are too few to say, 20 are needed"}
+    row = script["row"]({**sides, "paired": {"score": few}, "seed": 0, "training_seconds": 1.0})
+    assert "| 0.500 → **0.524** (+0.024, no interval: 6 prompts are too few to say, 20 are needed) | – |" in row

@@ -42,7 +42,7 @@ def _fig3(results: Json) -> tuple[str, str, Claims]:
             f"{sum(held)} of {len(held)} seeds end within 10 % of their top",
         ),
     ]
-    head = ["seed", "training reward", "validation reward", "score", "exam score"]
+    head = ["seed", "training reward, first → last 10 iterations", "validation reward", "score", "exam score"]
     return "Figure 3: UniGRPO over training", table(head, lines, "lrrrr"), claims
 
 
