@@ -266,10 +266,10 @@ def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, m
 
     draw = drawing.draw
 
-    def failing(policy, prompts, *more):
-        if prompts[0].images:
+    def failing(policy, call, *more):
+        if call.prompts[0].images:
             raise ValueError("no more paint")
-        return draw(policy, prompts, *more)
+        return draw(policy, call, *more)
 
     monkeypatch.setattr(drawing, "draw", failing)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cup"}\n{"prompt": "make it blue", "images": ["x.png"]}\n')
