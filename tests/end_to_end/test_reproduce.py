@@ -46,7 +46,8 @@ def test_results_say_how_they_were_made(made):
     assert results["command"] == "unigrpo reproduce table1 --scale quick" and results["seeds"] == [0]
     one = found["unigrpo"]
     assert one["command"].startswith("unigrpo train paper/unigrpo --seed 0") and one["rollouts"] == 4 * 4 * 3
-    assert len(one["curve"]) == 4 and one["curve"][1]["validation"]["score"] is not None and one["n"] == 24
+    assert [point["iteration"] for point in one["curve"]] == [0, 1, 2, 3, 4] and one["n"] == 24  # 0: before training
+    assert all(one["curve"][place]["validation"]["score"] is not None for place in (0, 2))
     assert found["refl-no"]["think"] is False and found["refl-no"]["plan_right"] is None
     assert found["refl-yes"]["plan_right"] is not None and str(made) not in json.dumps(found["unigrpo"])
     assert "/refl-no-seed0 --seed 0" in found["refl-yes"]["command"]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from unigrpo.config.data_names import HUB, SUFFIXES, split_name
-from unigrpo.config.notation import Dumper, override_pairs, parse, with_key
+from unigrpo.config.notation import Dumper, override_pairs, override_value, with_key
 from unigrpo.config.ranges import ConfigError
 from unigrpo.config.references import reference, with_absolute_rewards
 
@@ -103,7 +103,7 @@ def absolute_overrides(overrides: Sequence[str], here: Path) -> list[str]:
         keys = key.split(".")
         if keys[0] == "stages" and len(keys) > 2:
             keys = keys[2:]
-        parsed = parse(value)
+        parsed = override_value(key, value)
         changed: Any = absolute(with_key({}, keys, parsed), here)
         for part in keys:
             changed = changed[part]
