@@ -17,6 +17,7 @@ from PIL import Image
 import tiny_runs
 import unigrpo
 from unigrpo import cli, config, resolve
+from unigrpo.models.bagel.opening import Opened
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.reports import runlog
 from unigrpo.reports.source_pictures import IMAGES
@@ -105,7 +106,7 @@ def runlog_recipe():
 
 def test_eval_tries_its_reward_too(here, capsys):
     write(here / "mine.py", BROKEN)
-    words = ("--model", tiny_runs.model_folder(), "--prompts", 2, "--reward", "mine.py:broken", "--out", "judged")
+    words = ("--model", tiny_runs.model_folder(), "--limit", 2, "--reward", "mine.py:broken", "--out", "judged")
     assert tiny_runs.unigrpo("eval", *words) == 2
     assert "tried on one picture" in capsys.readouterr().err
     assert not (here / "judged" / "records.jsonl").exists()
@@ -243,7 +244,8 @@ def like_source(images, prompts, metadata, thinking):
 
 def test_editing_rewards_see_the_source_and_records_name_it(here, monkeypatch):
     """With the few-MB model, which is blind to pictures: what a model sees of them is not the matter here."""
-    turn = Bagel.turn
+    turn, read = Bagel.turn, Opened.read
+    monkeypatch.setattr(Opened, "read", lambda self, text, pictures=0: read(self, text))
     monkeypatch.setattr(Bagel, "turn", lambda self, text, images=(), **options: turn(self, text, (), **options))
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[:, :, 0] = 255
