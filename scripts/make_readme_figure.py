@@ -57,7 +57,7 @@ def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: 
         else:
             axes.plot(x, y, "o-", color=colour, markersize=3.5, label=label)
     found = {label: series(lines, key) for key, label in keys.items()}
-    axes.set_title(f"{title}: {course(found)}", fontsize=9, color=INK, loc="left")
+    axes.set_title(f"{title}\n" + course(found).replace("; ", "\n"), fontsize=9, color=INK, loc="left")
     axes.set_xlabel("iteration", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
