@@ -131,11 +131,9 @@ def test_a_caption_of_few_points_and_of_none() -> None:
 def test_a_caption_takes_no_noise_for_a_change() -> None:
     rng = np.random.default_rng(0)
     x, steady = np.arange(100), np.linspace(0, 0.3, 100)
-    flat = [captions.course_of(0.5 + 0.1 * rng.normal(size=n)).way for n in (8, 20, 100) for _ in range(100)]
+    flat = [captions.course_of(0.5 + 0.1 * rng.normal(size=n)).way for n in (5, 20, 100) for _ in range(100)]
     assert flat.count(0) > 0.9 * len(flat)
     rising, falling = steady + 0.05 * rng.normal(size=100), 0.05 * rng.normal(size=100) - steady
     assert [captions.course_of(y).way for y in (rising, falling, steady)] == [1, -1, 1]
-    leap = np.array([0.61, 0.74, 0.76, 0.78, 0.72, 0.72, 0.75])  # few points: ends are all that is known
-    assert str(captions.course_of(leap)) == "0.61 → 0.75" and captions.course_of(np.append(leap, 0.74)).way == 1
     assert captions.course({"a": (x, 0.5 + 0.1 * rng.normal(size=100))}).endswith("(no change beyond noise)")
     assert captions.course({"a": (x, np.full(100, 106.6666) + 1e-9 * rng.normal(size=100))}) == "107"

@@ -11,7 +11,7 @@ Series = tuple[np.ndarray, np.ndarray]
 FEW = 3
 """Curves up to which a caption gives the numbers of each; of more it counts those that ended higher and lower."""
 MANY = 8
-"""Points from which a curve's ends are those of its smoothed course, and its noise can be told from its way."""
+"""Points from which a curve's ends are those of its smoothed course."""
 NOISE = 3.0
 """Standard errors of the difference of a curve's ends, up to which it is noise."""
 
@@ -46,14 +46,12 @@ def _half(y: np.ndarray) -> int:
 def course_of(y: np.ndarray) -> Course:
     """The course of the points [n >= 1] of a curve.
 
-    The noise is that of successive differences, by their median absolute deviation: a steady trend, and the leap that
-    many curves begin with, leave it alone. Fewer than MANY points do not show it: their way is that of their ends.
+    The noise of a point is the standard deviation of successive differences over the square root of 2, which a steady
+    trend leaves alone; fewer than 4 points do not show it, and their way is that of their ends.
     """
-    if len(y) < MANY:
-        return Course(float(y[0]), float(y[-1]), int(np.sign(y[-1] - y[0])))
-    start, end = (float(point) for point in smooth(y)[[0, -1]])
-    steps = np.diff(y)
-    error = 1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / (_half(y) + 1) ** 0.5
+    points, averaged = (smooth(y), _half(y) + 1) if len(y) >= MANY else (y, 1)
+    start, end = float(points[0]), float(points[-1])
+    error = float(np.std(np.diff(y), ddof=1)) / averaged**0.5 if len(y) >= 4 else 0.0
     return Course(start, end, 0 if abs(end - start) <= NOISE * error else int(np.sign(end - start)))
 
 
