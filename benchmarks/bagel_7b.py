@@ -24,17 +24,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from unigrpo import config, resolve
-from unigrpo.config.scaling import estimate
-from unigrpo.config.sizes import BAGEL_7B, ModelSizes
+from unigrpo import build
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.tokenizer import special_ids, train_tiny_tokenizer
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable, sincos_table
+from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer
+from unigrpo.recipe import PromptData, Recipe, load_recipe
+from unigrpo.tools.planning.scaling import estimate
+from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes
 from unigrpo.training.clock import Clock
 from unigrpo.training.lora import Adapter, WithoutAdapter
-from unigrpo.training.trainer import Parts, Trainer
+from unigrpo.training.trainer import RunComponents, Trainer
 
 RECIPE, PEAK_TFLOPS = "bagel/unigrpo-lora-1gpu", 989.0  # an H100's or H200's, dense bfloat16
 
@@ -107,24 +108,23 @@ def fill(module: nn.Module, device: torch.device) -> None:
             parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
 
 
-def trainer_of(recipe: config.Recipe, policy: Bagel, folder: Path) -> Trainer:
+def trainer_of(recipe: Recipe, policy: Bagel, folder: Path) -> Trainer:
     """The trainer of a recipe with adapters, around a model that is already there."""
     lora = recipe.model.lora
     assert lora is not None
     targets = policy.lora_targets(lora.experts)
     adapter = Adapter.create(policy.model, targets, rank=lora.rank, alpha=lora.alpha, seed=0, base_name=None)
     policy.model.activation_checkpointing = recipe.model.activation_checkpointing
-    suite, reward = resolve.suite(recipe.eval.prompts), resolve.reward(recipe.reward.validation)
-    parts = Parts(
+    suite, reward = build.suite(recipe.eval.prompts), build.reward(recipe.reward.validation)
+    parts = RunComponents(
         policy=policy,
         reference=WithoutAdapter(policy, adapter),
-        method=resolve.method(recipe, policy.decode_image),
-        source=resolve.source(recipe),
-        evaluator=resolve.RecipeEvaluator(recipe, suite, reward),
+        method=recipe.method,
+        source=build.source(recipe),
+        evaluator=build.RecipeEvaluator(recipe, suite, reward),
         save_model=adapter.save,
         load_model=adapter.load_weights,
         compute_dtype=policy.compute_dtype,
-        clip_range="auto",
     )
     return Trainer(recipe, parts, folder)
 
@@ -138,7 +138,7 @@ def iterate(trainer: Trainer, iteration: int, clock: SyncedClock) -> None:
         trainer.update(batch)
 
 
-def measure(recipe: config.Recipe, sizes: ModelSizes, policy: Bagel, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(recipe: Recipe, sizes: ModelSizes, policy: Bagel, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time some iterations, and put the estimates beside them."""
     device, runs = policy.model.device, []
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def measure(recipe: config.Recipe, sizes: ModelSizes, policy: Bagel, arguments: 
     timed = runs[1:]
     seconds = {name: statistics.median(run.seconds[name] for run in timed) for name in timed[0].seconds}
     total, expected = sum(seconds.values()), estimate(recipe, sizes, actions=arguments.think_tokens)
-    assert isinstance(recipe.data, config.PromptData)
+    assert isinstance(recipe.data, PromptData)
     images = recipe.data.prompts_per_iteration * recipe.data.group_size
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({platform.machine()})",
@@ -195,7 +195,7 @@ def main() -> None:
         "data.group_size": small["group_size"],
         "model.lora.rank": small["rank"],
     }
-    recipe = config.load_recipe(RECIPE, [f"--{key}={value}" for key, value in overrides.items()])
+    recipe = load_recipe(RECIPE, [f"--{key}={value}" for key, value in overrides.items()])
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.tiny else "cpu")
     sizes, flux = (TINY, FluxConfig(ch=32, multipliers=(1, 1, 1, 1))) if arguments.tiny else (BAGEL_7B, FluxConfig())
     policy = random_bagel(sizes, flux, side, device, torch.bfloat16)

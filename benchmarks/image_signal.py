@@ -22,15 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigrpo import config, resolve
+from unigrpo import build
+from unigrpo.files import write_bytes_atomic, write_json_atomic
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.objectives.advantage import group_advantages
-from unigrpo.objectives.flow_grpo import flow_grpo
+from unigrpo.objectives.advantage import Advantage
+from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.policy import ReplayItem, VelocityQuery
+from unigrpo.recipe import Model, PromptData, Scorer, load_recipe
 from unigrpo.reports import runlog
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
-from unigrpo.rollout.engine import Draws, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.training.sources import PromptSource
@@ -54,7 +56,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SharedDraws(Draws):
+class SharedDraws(RandomKeys):
     """Draws in which all members of a group have the same numbers for some purposes."""
 
     shared: frozenset[str] = frozenset()
@@ -85,12 +87,12 @@ class Case:
 
 def demo(model: str, reward: str, seed: int, towards: Sequence[str]) -> Case:
     """The demo's recipe with another model, reward or seed."""
-    recipe = config.load_recipe(RECIPE)
-    assert isinstance(recipe.data, config.PromptData)
-    policy = resolve.policy(replace(recipe.model, path=model))
-    prompts, scorer = resolve.prompts(recipe.data.prompts, seed), resolve.reward([config.Scorer(name=reward)])
+    recipe = load_recipe(RECIPE)
+    assert isinstance(recipe.data, PromptData)
+    policy = build.policy(replace(recipe.model, path=model))
+    prompts, scorer = build.prompts(recipe.data.prompts, seed), build.reward([Scorer(name=reward)])
     aim = direction(policy, towards) if towards else None
-    return Case(policy, prompts, resolve.training_sampling(recipe), scorer, seed, aim)
+    return Case(policy, prompts, build.training_sampling(recipe), scorer, seed, aim)
 
 
 def variance(case: Case, sampling: Sampling, shared: frozenset[str], prompts: Sequence[Prompt]) -> Row:
@@ -136,7 +138,7 @@ def direction(policy: Bagel, runs: Sequence[str]) -> Tensor:
     start = torch.cat([weight.detach().flatten() for weight in policy.denoising_parameters().values()])
     total = torch.zeros_like(start)
     for run in runs:
-        end = resolve.policy(config.Model(path=run, device="cpu")).denoising_parameters().values()
+        end = build.policy(Model(path=run, device="cpu")).denoising_parameters().values()
         move = torch.cat([weight.detach().flatten() for weight in end]) - start
         total += move / move.norm()
     return total / total.norm()
@@ -165,8 +167,8 @@ def gradients(case: Case, setting: Setting, iteration: int) -> list[Tensor]:
     weights, found = list(case.policy.denoising_parameters().values()), []
     for way in setting.ways:
         rewards = output.parts.get("correct", output.values) if way == "yes_or_no" else output.values
-        advantages = group_advantages(rewards, groups)
-        loss = flow_grpo(velocities, paths, advantages, ratio_norm=way != "raw_ratio").loss.mean()
+        advantages = Advantage().of(rewards, groups)
+        loss = FlowGRPO(ratio_norm=way != "raw_ratio").term(velocities, paths, advantages).loss.mean()
         parts = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
         found.append(torch.cat([part.flatten() for part in parts]))
     return found
@@ -294,9 +296,9 @@ def main() -> None:
         if arguments.part != "variance":
             figures |= {"gradient": shown(signals(case, batches, arguments.quick))}
     if arguments.out:
-        runlog.write_json_atomic(arguments.out, figures)
+        write_json_atomic(arguments.out, figures)
     if arguments.figure:
-        runlog.write_bytes_atomic(arguments.figure, draw(figures))
+        write_bytes_atomic(arguments.figure, draw(figures))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unigrpo import config, resolve, seeds
-from unigrpo.config import PromptData
+from unigrpo import build, seeds
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.objectives.methods import PolicyGradient
+from unigrpo.objectives.methods import UniGRPO
 from unigrpo.policy import Replayed, ReplayItem, VelocityQuery
-from unigrpo.rollout.engine import Draws, rollout
+from unigrpo.recipe import PromptData, load_recipe
+from unigrpo.rollout.engine import RandomKeys, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.training.update import Batch, annotate_reference, backward, replay
 from unigrpo.trajectory import Segment, Text
@@ -40,27 +40,27 @@ class Case:
     """A model, its method, and the trajectories to learn from."""
 
     policy: Bagel
-    method: PolicyGradient
+    method: UniGRPO
     batch: Batch
     temperature: float
 
 
 def demo(model: str, quick: bool) -> Case:
     """The first iteration of the demo, with random advantages (a weak model's rewards may all be equal)."""
-    recipe = config.load_recipe(RECIPE)
+    recipe = load_recipe(RECIPE)
     data = recipe.data
     assert isinstance(data, PromptData)
-    policy = resolve.policy(replace(recipe.model, path=model))
-    method = resolve.method(recipe, policy.decode_image)
+    policy = build.policy(replace(recipe.model, path=model))
+    method = recipe.method
     number, group = (2, 2) if quick else (data.prompts_per_iteration, data.group_size)
-    prompts = resolve.prompts(data.prompts, recipe.seed).batch(0, number)
-    assert isinstance(method, PolicyGradient)
-    sampling, episode = resolve.training_sampling(recipe), single_round(think=recipe.rollout.think)
-    sampled = rollout(policy, episode, prompts, sampling, group_size=group, draws=Draws(recipe.seed, 0))
+    prompts = build.prompts(data.prompts, recipe.seed).batch(0, number)
+    assert isinstance(method, UniGRPO)
+    sampling, episode = build.training_sampling(recipe), single_round(think=recipe.rollout.think)
+    sampled = rollout(policy, episode, prompts, sampling, group_size=group, draws=RandomKeys(recipe.seed, 0))
     generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
     advantages = torch.randn(len(sampled), generator=generator).tolist()
     ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]
-    batch = Batch(ready, [method.draws(t, generator) for t in ready])
+    batch = Batch(ready, [method.queries(t, generator, shift=recipe.rollout.shift) for t in ready])
     frozen = annotate_reference(policy, batch, micro_batch=len(batch), temperature=recipe.rollout.temperature)
     return Case(policy, method, frozen, recipe.rollout.temperature)
 
@@ -72,7 +72,7 @@ def packed(case: Case) -> list[Replayed]:
 
 def separate(case: Case) -> list[Replayed]:
     """One plain forward over the texts, and one over context + image for each of the K window steps."""
-    trajectories, draws = case.batch.trajectories, [row[0] for row in case.batch.draws]
+    trajectories, draws = case.batch.trajectories, [row[0] for row in case.batch.queries]
     plain = partial(case.policy.replay, plain=True)
     said = plain([ReplayItem(t.segments) for t in trajectories], temperature=case.temperature)
     contexts = [tuple(unscored(s) for s in t.segments) for t in trajectories]
@@ -93,7 +93,7 @@ def unscored(segment: Segment) -> Segment:
 def learn(case: Case, way: Callable[[Case], list[Replayed]]) -> None:
     """Forward, losses and both backward passes of one update."""
     case.policy.model.zero_grad(set_to_none=True)
-    losses = case.method.losses(case.batch.trajectories, way(case), case.batch.draws)
+    losses = case.method.losses(case.batch.trajectories, way(case), case.batch.queries)
     backward(case.policy, case.method, losses, len(case.batch))
 
 
@@ -145,7 +145,7 @@ def main() -> None:
     one, many = measure(case, repeat)
     one_through, many_through = measure(through, repeat)
     tokens = statistics.fmean(t.sampled_texts[0].num_actions for t in case.batch.trajectories)
-    count, steps = len(case.batch), len(case.batch.draws[0][0].t)
+    count, steps = len(case.batch), len(case.batch.queries[0][0].t)
     print(
         f"{count} trajectories ({tokens:.1f} tokens of thinking), {steps} window steps, "
         f"forward and backward: "

@@ -17,10 +17,10 @@ from dataclasses import replace
 
 import torch
 
-from unigrpo import config, resolve
-from unigrpo.config import PromptData
+from unigrpo import build
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.rollout.engine import Draws, rollout
+from unigrpo.recipe import PromptData, Recipe, load_recipe
+from unigrpo.rollout.engine import RandomKeys, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.trajectory import Prompt, Trajectory
 
@@ -28,12 +28,12 @@ RECIPE, GOAL = "shapes/unigrpo", 6.0
 SAME = 1e-4  # a trained model's latents are of order 1, and rounding grows a little over the steps
 
 
-def demo(model: str) -> tuple[Bagel, config.Recipe, list[Prompt]]:
+def demo(model: str) -> tuple[Bagel, Recipe, list[Prompt]]:
     """The model, the recipe, and the prompts of its first iteration."""
-    recipe = config.load_recipe(RECIPE)
+    recipe = load_recipe(RECIPE)
     assert isinstance(recipe.data, PromptData)
-    prompts = resolve.prompts(recipe.data.prompts, recipe.seed).batch(0, recipe.data.prompts_per_iteration)
-    return resolve.policy(replace(recipe.model, path=model)), recipe, prompts
+    prompts = build.prompts(recipe.data.prompts, recipe.seed).batch(0, recipe.data.prompts_per_iteration)
+    return build.policy(replace(recipe.model, path=model)), recipe, prompts
 
 
 def cpu_seconds(function: Callable[[], list[Trajectory]]) -> float:
@@ -69,8 +69,8 @@ def main() -> None:
     group, repeat = recipe.data.group_size, arguments.repeat
     if arguments.quick:
         prompts, group, repeat = prompts[:2], 2, 1
-    sampling, episode = resolve.training_sampling(recipe), single_round(think=recipe.rollout.think)
-    draws = Draws(recipe.seed, 0)
+    sampling, episode = build.training_sampling(recipe), single_round(think=recipe.rollout.think)
+    draws = RandomKeys(recipe.seed, 0)
 
     def together() -> list[Trajectory]:
         return rollout(policy, episode, prompts, sampling, group_size=group, draws=draws)

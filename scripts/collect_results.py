@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unigrpo import config
+from unigrpo.files import write_json_atomic
+from unigrpo.recipe import from_yaml, to_yaml
 from unigrpo.reports import runlog
 from unigrpo.reports.differences import interval_of, why_none
 
@@ -20,7 +21,7 @@ MEASURES = {"score": "score", "plan_right": "plan right", "follow": "follow"}
 
 def figures(run_dir: Path) -> dict[str, Any]:
     """What is worth keeping of a run: the figures, how long it trained, on what, and the recipe."""
-    recipe = config.from_yaml((run_dir / runlog.RECIPE).read_text(encoding="utf-8"))
+    recipe = from_yaml((run_dir / runlog.RECIPE).read_text(encoding="utf-8"))
     lines = runlog.read_metrics(run_dir)
     return {
         "command": f"unigrpo train {recipe.name} --seed {recipe.seed}",
@@ -29,7 +30,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
         "training_seconds": round(sum(line["seconds"]["total"] for line in lines), 1),
         **runlog.read_json(run_dir / runlog.SUMMARY),
         "environment": {k: v for k, v in runlog.read_json(run_dir / runlog.ENVIRONMENT).items() if k != "command"},
-        "recipe": config.to_yaml(recipe),
+        "recipe": to_yaml(recipe),
     }
 
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("two of these runs have the same recipe and seed: collect them one by one, each with its --out")
     print("| seed | " + " | ".join(MEASURES.values()) + " | training |\n|" + "---|" * (len(MEASURES) + 2))
     for result, place in zip(results, places, strict=True):
-        runlog.write_json_atomic(place, result)
+        write_json_atomic(place, result)
         print(row(result))
 
 

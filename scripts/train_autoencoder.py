@@ -22,7 +22,7 @@ from unigrpo.models.bagel.autoencoder import (
     autoencoder_loss,
     foreground_weight,
 )
-from unigrpo.models.bagel.checkpoint import write_weights
+from unigrpo.models.bagel_files.checkpoint import write_weights
 from unigrpo.worlds.shapes.renderer import BACKGROUND, GRID, TEMPLATES, draw
 
 KL_WEIGHT, FOREGROUND, BATCH, LEARNING_RATE = 1e-4, 4.0, 12, 3e-3

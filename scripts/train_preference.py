@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unigrpo import config, resolve, seeds
+from unigrpo import build, seeds
 from unigrpo.evaluation.evaluator import evaluate
+from unigrpo.files import write_json_atomic
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder
-from unigrpo.models.bagel.checkpoint import load_autoencoder
-from unigrpo.reports.runlog import write_json_atomic
+from unigrpo.models.bagel_files.checkpoint import load_autoencoder
+from unigrpo.recipe import Model
 from unigrpo.rollout.engine import Sampling
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes.preference import (
@@ -191,7 +192,7 @@ def within_prompts(scores: np.ndarray, gold: np.ndarray, groups: np.ndarray, mar
 
 def agreement(model: PreferenceModel, name: str, split: str, seed: int) -> dict[str, Any]:
     """How the score agrees with the verifier on pictures that a shipped model draws with sampled thinking."""
-    policy, suite = resolve.policy(config.Model(name)), resolve.suite(f"shapes:{split}")
+    policy, suite = build.policy(Model(name)), build.suite(f"shapes:{split}")
     drawn = evaluate(policy, suite.prompts(PROMPTS), suite.judge, SAMPLING, samples=SAMPLES, seed=seed, think=True)
     images, texts = drawn.pictures.float() / 255, [record["prompt"] for record in drawn.records]
     with torch.no_grad():
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    redraw, mix = redrawer(load_autoencoder(resolve.builtin_folder("shapes-autoencoder"))), PairMix()
+    redraw, mix = redrawer(load_autoencoder(build.builtin_folder("shapes-autoencoder"))), PairMix()
     start, cpu = time.perf_counter(), time.process_time()
     model = train(args.steps, args.seed, redraw, mix)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from unigrpo.reports.paper_tables import tuning_markdown
-from unigrpo.reports.runlog import SUMMARY, read_json, write_json_atomic, write_text_atomic
+from unigrpo.files import write_json_atomic, write_text_atomic
+from unigrpo.reports.runlog import SUMMARY, read_json
+from unigrpo.tools.paper.tables import tuning_markdown
 
 ROOT = Path(__file__).parents[1]
 SEED = 100

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unigrpo.config import keys_page
+from unigrpo.recipe import keys_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe-keys.md"
 

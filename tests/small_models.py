@@ -8,11 +8,11 @@ import torch
 
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.tokenizer import word_tokenizer
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable
+from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.policy import ReplayItem, VelocityQuery
-from unigrpo.rollout.engine import Draws, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.trajectory import Image, Prompt, Text
 from unigrpo.worlds.shapes import PromptStream, vocabulary
@@ -91,7 +91,7 @@ def prompts(count=2, start=0):
 
 def sample(policy, some=None, *, sampling=TRAINING, group_size=3, seed=0, iteration=0, think=True, **options):
     chosen = prompts() if some is None else some
-    draws = Draws(seed, iteration)
+    draws = RandomKeys(seed, iteration)
     return rollout(policy, single_round(think=think), chosen, sampling, group_size=group_size, draws=draws, **options)
 
 

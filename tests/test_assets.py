@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from unigrpo import config, resolve
+from unigrpo import build
 from unigrpo.evaluation.evaluator import evaluate, summarise
+from unigrpo.recipe import Model
 from unigrpo.rollout.engine import Sampling
 
 CHECKPOINTS = ("shapes-pretrain", "shapes-sft")
@@ -14,15 +15,15 @@ CHECKPOINTS = ("shapes-pretrain", "shapes-sft")
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_shipped_checkpoint_is_a_whole_model_folder_of_a_few_mb(name: str) -> None:
-    folder = resolve.builtin_folder(name)
+    folder = build.builtin_folder(name)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
-    policy = resolve.policy(config.Model(f"builtin:{name}"))
+    policy = build.policy(Model(f"builtin:{name}"))
     assert policy.spec.num_tokens >= 16
     assert all(torch.isfinite(p).all() for p in policy.model.parameters())
 
 
 def test_the_sft_checkpoint_has_room_in_both_halves() -> None:
-    figures = json.loads((resolve.builtin_folder("shapes-sft") / "evaluation.json").read_text())
+    figures = json.loads((build.builtin_folder("shapes-sft") / "evaluation.json").read_text())
     assert figures["n"] >= 2000
     assert 0.45 <= figures["score"] <= 0.57
     assert 0.60 <= figures["plan_right"] <= 0.72
@@ -30,8 +31,8 @@ def test_the_sft_checkpoint_has_room_in_both_halves() -> None:
 
 
 def test_the_figures_that_ship_are_the_models() -> None:
-    figures = json.loads((resolve.builtin_folder("shapes-sft") / "evaluation.json").read_text())
-    policy, suite = resolve.policy(config.Model("builtin:shapes-sft")), resolve.suite("shapes")
+    figures = json.loads((build.builtin_folder("shapes-sft") / "evaluation.json").read_text())
+    policy, suite = build.policy(Model("builtin:shapes-sft")), build.suite("shapes")
     sampling = Sampling(num_points=9, shift=4.0)
     result = evaluate(policy, suite.prompts(120), suite.judge, sampling, samples=1, seed=3, think=True)
     measured = summarise(result.records)
@@ -43,7 +44,7 @@ def test_the_figures_that_ship_are_the_models() -> None:
 def test_the_models_also_draw_without_thinking_and_with_guidance(think: bool, guidance: float) -> None:
     from unigrpo.rollout.guidance import Guidance
 
-    policy, suite = resolve.policy(config.Model("builtin:shapes-sft")), resolve.suite("shapes")
+    policy, suite = build.policy(Model("builtin:shapes-sft")), build.suite("shapes")
     sampling = Sampling(num_points=9, shift=4.0, guidance=Guidance(text_scale=guidance))
     result = evaluate(policy, suite.prompts(60), suite.judge, sampling, samples=1, seed=3, think=think)
     assert summarise(result.records)["exam_score"] > 0.4

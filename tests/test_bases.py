@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import tiny_runs
-from unigrpo import config, resolve
+from unigrpo import build
+from unigrpo.build import runs
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import Model, load_recipe, to_yaml
 from unigrpo.reports import runlog
-from unigrpo.resolve import runs
 from unigrpo.training import checkpoint
 from unigrpo.training.adapter_files import BASE, CONFIG, Base
 
@@ -33,7 +35,7 @@ def family(tmp_path_factory):
     """All weights, an adapter on its run folder, an adapter on that; then the first two go on and rotate."""
     home = tmp_path_factory.mktemp("family") / "home"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unigrpo.verbs.training.write_report", lambda run_dir: run_dir / runlog.REPORT)
+        patch.setattr("unigrpo.commands.train.write_report", lambda run_dir: run_dir / runlog.REPORT)
         first = train(home / "first", tiny_runs.model_folder())
         second = train(home / "second", first, **LORA)
         third = train(home / "third", second, **LORA)
@@ -44,7 +46,7 @@ def family(tmp_path_factory):
 
 
 def merged(run):
-    return resolve.policy(config.Model(str(run)), merge=True).module.state_dict()
+    return build.policy(Model(str(run)), merge=True).module.state_dict()
 
 
 def same(ours, theirs):
@@ -75,7 +77,7 @@ def test_a_checkpoint_that_another_run_started_from_is_kept(family):
 def test_the_run_names_the_checkpoint_and_not_the_run_whose_newest_changes(family):
     home, _ = family
     for run, start in (("second", "first"), ("third", "second")):
-        recipe = config.load_recipe(home / run / "recipe.yaml")
+        recipe = load_recipe(home / run / "recipe.yaml")
         assert recipe.model.path == str((home / start / "checkpoints" / "iteration-000001").resolve())
 
 
@@ -86,7 +88,7 @@ def test_a_run_can_go_on_although_the_one_it_started_from_went_on(family, tmp_pa
 
 
 def test_a_run_of_all_weights_keeps_its_start_too(moved):
-    recipe = resolve.started(tiny_runs.tiny_recipe(model__path=moved / "first"))
+    recipe = build.started(tiny_runs.tiny_recipe(model__path=moved / "first"))
     newest = moved / "first" / "checkpoints" / "iteration-000003"
     assert recipe.model.path == str(newest.resolve()) and (newest / checkpoint.KEPT).is_file()
 
@@ -135,7 +137,7 @@ def test_a_start_that_is_gone_is_named_as_what_it_was(moved, capsys, verb):
         "resume": ["train", tiny_runs.UNIGRPO, "--out", moved / "third", "--resume", "--iterations", 2],
     }
     recipe = moved / "third" / "recipe.yaml"
-    recipe.write_text(config.to_yaml(config.load_recipe(recipe, [f"--model.path={gone}"])))
+    recipe.write_text(to_yaml(load_recipe(recipe, [f"--model.path={gone}"])))
     assert tiny_runs.unigrpo(*words[verb]) == 2
     message = capsys.readouterr().err
     assert f"a checkpoint of the run {moved / 'first'} that was deleted" in message
@@ -143,7 +145,7 @@ def test_a_start_that_is_gone_is_named_as_what_it_was(moved, capsys, verb):
 
 
 def test_a_start_that_is_deleted_while_it_is_read_ends_the_start(moved, monkeypatch):
-    recipe = resolve.started(tiny_runs.tiny_recipe(**{**QUICK, "model__path": moved / "first"}))
+    recipe = build.started(tiny_runs.tiny_recipe(**{**QUICK, "model__path": moved / "first"}))
     load = runs.full_training
 
     def load_then_lose(recipe, **options):
@@ -152,15 +154,15 @@ def test_a_start_that_is_deleted_while_it_is_read_ends_the_start(moved, monkeypa
         return made
 
     monkeypatch.setattr(runs, "full_training", load_then_lose)
-    with pytest.raises(config.ConfigError, match=r"which is a checkpoint of the run .* that was deleted"):
-        resolve.parts(recipe)
+    with pytest.raises(ConfigError, match=r"which is a checkpoint of the run .* that was deleted"):
+        build.parts(recipe)
 
 
 def test_an_adapter_that_stands_on_itself_is_named(moved):
     folder = moved / "third" / "checkpoints" / "iteration-000001"
     values = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**values, "base_model_name_or_path": str(folder)}))
-    with pytest.raises(config.ConfigError, match="stands on itself"):
+    with pytest.raises(ConfigError, match="stands on itself"):
         merged(moved / "third")
 
 
@@ -176,7 +178,7 @@ def test_an_adapter_without_our_note_is_still_loaded(moved, family):
 
 def test_an_adapter_on_a_made_model_remembers_its_seed(tmp_path):
     run = train(tmp_path / "run", "init:micro", seed=5, **LORA)
-    base = resolve.policy(config.Model("init:micro"), seed=5).module.state_dict()
+    base = build.policy(Model("init:micro"), seed=5).module.state_dict()
     ours = merged(run)
     frozen = [name for name in base if "embed_tokens" in name or "pos_embed" in name]
     assert frozen and all(torch.equal(ours[name], base[name]) for name in frozen)

@@ -11,9 +11,10 @@ from PIL import Image
 
 import tiny_runs
 import unigrpo
-from unigrpo import cli, config
+from unigrpo import cli
+from unigrpo.recipe import from_yaml, list_recipes, to_yaml
 from unigrpo.reports import runlog
-from unigrpo.verbs import folders
+from unigrpo.runs import folders
 
 TRAIN = ("train", tiny_runs.UNIGRPO)
 DRAW = ("generate", "a red circle")
@@ -50,7 +51,7 @@ def test_help_comes_without_torch():
     script = (
         "import sys\nfrom unigrpo import cli\n"
         "print('left with', cli.main(['train', '--help']))\n"
-        "slow = {'torch', 'numpy', 'matplotlib', 'tokenizers', 'unigrpo.verbs'} & set(sys.modules)\n"
+        "slow = {'torch', 'numpy', 'matplotlib', 'tokenizers', 'unigrpo.commands'} & set(sys.modules)\n"
         "print('imported', sorted(slow))\n"
     )
     done = python("-c", script)
@@ -176,7 +177,7 @@ def known_folders(tmp_path):
     for name in ("EMPTY", "NO_CHECKPOINT", "RUN"):
         folders[name].mkdir()
     for name in ("NO_CHECKPOINT", "RUN"):
-        (folders[name] / runlog.RECIPE).write_text(config.to_yaml(tiny_runs.tiny_recipe()))
+        (folders[name] / runlog.RECIPE).write_text(to_yaml(tiny_runs.tiny_recipe()))
     shutil.copytree(tiny_runs.model_folder(), folders["BLIND"])
     (folders["BLIND"] / "autoencoder.json").unlink()
     shutil.copytree(tiny_runs.model_folder(), folders["TORN"])
@@ -211,7 +212,7 @@ def test_a_place_that_cannot_be_written_is_named(here, tmp_path, capsys):
 
 def test_a_bug_is_not_dressed_up_as_a_message(monkeypatch):
     """Only what a user can mend is a message; anything else keeps its traceback."""
-    monkeypatch.setattr(config, "list_recipes", lambda: [][1])
+    monkeypatch.setattr("unigrpo.commands.recipes.list_recipes", lambda: [][1])
     with pytest.raises(IndexError):
         cli.run(["recipes"])
 
@@ -220,7 +221,7 @@ def test_ctrl_c_anywhere_else_is_130(monkeypatch, capsys):
     def stopped():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(config, "list_recipes", stopped)
+    monkeypatch.setattr("unigrpo.commands.recipes.list_recipes", stopped)
     assert tiny_runs.unigrpo("recipes") == 130
     assert "stopped" in capsys.readouterr().err
 
@@ -231,7 +232,7 @@ def test_ctrl_c_anywhere_else_is_130(monkeypatch, capsys):
 def test_recipes_are_listed(capsys):
     assert tiny_runs.unigrpo("recipes") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [name for name, _ in config.list_recipes()]
+    assert [line.split()[0] for line in lines] == [name for name, _ in list_recipes()]
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -240,7 +241,7 @@ def test_a_dry_run_writes_nothing_and_prints_a_recipe(here, capsys, out):
     sizes = ("--data.prompts-per-iteration", "3", "--data.group-size=5", "--iterations", "7")
     assert tiny_runs.unigrpo(*TRAIN, *out, "--dry-run", *sizes, "--method.flow.clip-range", "1e-5") == 0
     shown = capsys.readouterr().out
-    recipe = config.from_yaml(shown.partition("\n\n")[0])
+    recipe = from_yaml(shown.partition("\n\n")[0])
     assert recipe.iterations == 7 and recipe.method.flow.clip_range == 1e-5
     assert "3 prompts x 5 samples = 15 per iteration" in shown
     assert tiny_runs.listed(here) == []

@@ -10,8 +10,24 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unigrpo import config
-from unigrpo.config import ConfigError, load_recipe
+from unigrpo.objectives.methods import OnlyText, UniGRPO
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.objectives.supervised import Supervised
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import (
+    DemonstrationData,
+    Optimizer,
+    PromptData,
+    Rollout,
+    Scorer,
+    from_yaml,
+    list_recipes,
+    load_recipe,
+    load_stages,
+    sources,
+    to_yaml,
+)
+from unigrpo.tools.planning.arithmetic import batch_arithmetic
 
 SHAPES = "shapes/unigrpo"
 SUPERVISED = """
@@ -36,49 +52,49 @@ def refusal(*overrides: str, recipe: str = SHAPES) -> str:
 
 
 def test_every_shipped_recipe_loads_and_comes_back() -> None:
-    names = [name for name, _ in config.list_recipes()]
+    names = [name for name, _ in list_recipes()]
     assert {SHAPES, "bagel/unigrpo"} <= set(names)
-    for name, description in config.list_recipes():
-        recipes = config.load_stages(name)
+    for name, description in list_recipes():
+        recipes = load_stages(name)
         assert description and all(recipe.name.split(":")[0] == name for recipe in recipes)
         if len(recipes) == 1:
-            assert recipes == [load_recipe(name)] == [config.from_yaml(config.to_yaml(recipes[0]))]
+            assert recipes == [load_recipe(name)] == [from_yaml(to_yaml(recipes[0]))]
 
 
 def test_description_falls_back_to_the_first_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes" / "a").mkdir(parents=True)
     (tmp_path / "recipes" / "a" / "b.yaml").write_text("# what it is\n# more\nname: a/b\n")
-    monkeypatch.setattr(config.sources.resources, "files", lambda _: tmp_path)
-    assert config.list_recipes() == [("a/b", "what it is")]
+    monkeypatch.setattr(sources.resources, "files", lambda _: tmp_path)
+    assert list_recipes() == [("a/b", "what it is")]
 
 
 def test_bagel_recipe_is_table_3() -> None:
     recipe = load_recipe("bagel/unigrpo")
     rollout, method, optimizer, data = recipe.rollout, recipe.method, recipe.optimizer, recipe.data
-    assert isinstance(method, config.UniGRPO) and isinstance(data, config.PromptData)
+    assert isinstance(method, UniGRPO) and isinstance(data, PromptData)
     assert (rollout.num_points, rollout.guidance, rollout.shift, rollout.image_size) == (25, 1.0, 3.0, 1024)
     assert (rollout.window, rollout.window_size, rollout.noise_level, rollout.temperature) == ((0, 5), 3, 0.8, 1.0)
     assert (data.prompts_per_iteration, data.group_size, recipe.eval.num_points) == (32, 24, 50)
     assert (optimizer.lr_reasoning, optimizer.lr_denoising, optimizer.ppo_epochs) == (1e-6, 3e-5, 2)
     assert (method.lambda_flow, method.text.kl_weight) == (1.0, 0.0)
-    assert (method.flow.clip_range, method.regulariser) == ("auto", config.Regulariser("velocity_mse", 1.5e-5))
+    assert (method.flow.clip_range, method.regulariser) == ("auto", Regulariser("velocity_mse", 1.5e-5))
 
 
 def test_defaults_are_the_bagel_recipe() -> None:
     """Table 3 stands in two places, the defaults and the recipe: they must agree."""
     recipe = load_recipe("bagel/unigrpo")
-    assert recipe.rollout == config.Rollout(image_size=1024, batch=8)
-    assert recipe.optimizer == config.Optimizer(ppo_epochs=2)
-    assert recipe.method == config.UniGRPO()
-    assert recipe.data == config.PromptData("geneval:train")
+    assert recipe.rollout == Rollout(image_size=1024, batch=8)
+    assert recipe.optimizer == Optimizer(ppo_epochs=2)
+    assert recipe.method == UniGRPO()
+    assert recipe.data == PromptData("geneval:train")
 
 
 def test_supervised_recipe() -> None:
-    recipe = config.from_yaml(SUPERVISED)
-    assert isinstance(recipe.data, config.DemonstrationData) and isinstance(recipe.method, config.Supervised)
+    recipe = from_yaml(SUPERVISED)
+    assert isinstance(recipe.data, DemonstrationData) and isinstance(recipe.method, Supervised)
     assert (recipe.data.mix.bad_plan, recipe.data.mix.unsorted) == (0.35, 0.0)
     assert recipe.method.timestep_shift == 4.0
-    assert config.from_yaml(config.to_yaml(recipe)) == recipe
+    assert from_yaml(to_yaml(recipe)) == recipe
 
 
 # ---------------------------------------------------------------- overrides and round trip
@@ -93,7 +109,7 @@ def test_override_forms() -> None:
     )
     recipes = [load_recipe(SHAPES, form) for form in forms]
     assert all(recipe == recipes[0] for recipe in recipes)
-    assert isinstance(recipes[0].method, config.UniGRPO) and recipes[0].method.flow.clip_range == 1e-5
+    assert isinstance(recipes[0].method, UniGRPO) and recipes[0].method.flow.clip_range == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -111,11 +127,11 @@ def test_override_forms() -> None:
         ("--method.flow.grad-reweight=null", "method.flow.grad_reweight", "none"),
         ("--method.regulariser.kind=none", "method.regulariser.kind", "none"),
         ("--method.flow.clip-range=auto", "method.flow.clip_range", "auto"),
-        ("--method={name: text_grpo}", "method", config.TextGRPO()),
+        ("--method={name: text_grpo}", "method", OnlyText()),
         (
             "--reward.train=[{name: a}, {name: b, weight: 2}]",
             "reward.train",
-            (config.Scorer("a"), config.Scorer("b", 2.0)),
+            (Scorer("a"), Scorer("b", 2.0)),
         ),
         ("--name='7'", "name", "7"),
     ],
@@ -163,7 +179,7 @@ def test_overrides_round_trip(
             str(think).lower(),
         ],
     )
-    assert isinstance(recipe.method, config.UniGRPO)
+    assert isinstance(recipe.method, UniGRPO)
     assert (recipe.optimizer.lr_denoising, recipe.method.flow.clip_range) == (lr, clip)
     assert (recipe.optimizer.betas, recipe.rollout.image_size, recipe.seed, recipe.eval.think) == (
         betas,
@@ -171,7 +187,7 @@ def test_overrides_round_trip(
         seed,
         think,
     )
-    assert config.from_yaml(config.to_yaml(recipe)) == recipe
+    assert from_yaml(to_yaml(recipe)) == recipe
 
 
 @settings(deadline=None, max_examples=100)
@@ -180,12 +196,12 @@ def test_overrides_round_trip(
 )
 def test_text_stays_text(text: str) -> None:
     recipe = dataclasses.replace(load_recipe(SHAPES), name=text, description=text)
-    assert config.from_yaml(config.to_yaml(recipe)) == recipe
+    assert from_yaml(to_yaml(recipe)) == recipe
 
 
 def test_written_yaml_means_the_same_to_others() -> None:
     recipe = load_recipe(SHAPES, ["--name='1e-5'", "--optimizer.lr-denoising=1e-5"])
-    others = yaml.safe_load(config.to_yaml(recipe))
+    others = yaml.safe_load(to_yaml(recipe))
     assert (others["name"], others["optimizer"]["lr_denoising"], others["rollout"]["window"]) == ("1e-5", 1e-5, [0, 5])
 
 
@@ -329,19 +345,19 @@ def test_the_widest_window_and_one_sample_less() -> None:
 @pytest.mark.parametrize("key", ["ppo_epochs", "minibatches"])
 def test_demonstrations_are_used_once(key: str) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.{key} = 2"):
-        config.from_yaml(SUPERVISED.replace("warmup: 10", f"{key}: 2"))
+        from_yaml(SUPERVISED.replace("warmup: 10", f"{key}: 2"))
 
 
 def test_replacing_a_part_is_checked_too() -> None:
     recipe = load_recipe(SHAPES)
     with pytest.raises(ConfigError, match="supervised runs learn from demonstrations"):
-        dataclasses.replace(recipe, method=config.Supervised())
+        dataclasses.replace(recipe, method=Supervised())
 
 
 def test_unhashable_keys_and_bare_values_are_refused() -> None:
     for text in ("? [a]\n: 1", "? [[a]]\n: 1", "just words", "[1, 2]", ""):
         with pytest.raises(ConfigError):
-            config.from_yaml(text)
+            from_yaml(text)
 
 
 # ---------------------------------------------------------------- finding a recipe
@@ -350,13 +366,13 @@ def test_unhashable_keys_and_bare_values_are_refused() -> None:
 def test_a_missing_recipe_lists_near_matches() -> None:
     assert "did you mean shapes/unigrpo" in refusal(recipe="shapes/unigpro")
     everything = refusal(recipe="qqqq")
-    assert all(name in everything for name, _ in config.list_recipes())
+    assert all(name in everything for name, _ in list_recipes())
 
 
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SUPERVISED)
-    assert load_recipe(path) == load_recipe(str(path)) == config.from_yaml(SUPERVISED)
+    assert load_recipe(path) == load_recipe(str(path)) == from_yaml(SUPERVISED)
     path.write_text("- 1")
     assert "holds no keys" in refusal(recipe=str(path))
     path.write_text("name: a\nname: b")
@@ -369,7 +385,7 @@ def test_a_recipe_from_a_file(tmp_path: Path) -> None:
 
 def test_batch_arithmetic() -> None:
     said = "\n".join(
-        config.batch_arithmetic(
+        batch_arithmetic(
             load_recipe(SHAPES, ["--iterations=200", "--optimizer.minibatches=2", "--optimizer.micro-batch=20"])
         )
     )
@@ -386,9 +402,9 @@ def test_batch_arithmetic() -> None:
 
 
 def test_batch_arithmetic_of_guidance_and_demonstrations() -> None:
-    guided = config.batch_arithmetic(load_recipe("bagel/unigrpo"))
+    guided = batch_arithmetic(load_recipe("bagel/unigrpo"))
     assert any("150 prompts x 4 images" in line and "98 forwards (49 steps x 2" in line for line in guided)
-    supervised = "\n".join(config.batch_arithmetic(config.from_yaml(SUPERVISED)))
+    supervised = "\n".join(batch_arithmetic(from_yaml(SUPERVISED)))
     assert "48 demonstrations x 3 noisy copies" in supervised
     assert "1 optimizer step per iteration, 100 in the run" in supervised
     assert "SDE" not in supervised

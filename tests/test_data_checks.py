@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from unigrpo import config
-from unigrpo.config import ConfigError
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import load_recipe, to_yaml
 from unigrpo.reports import runlog
 from unigrpo.worlds import checking
 from unigrpo.worlds.prompt_files import own_prompts
@@ -89,7 +89,7 @@ BAD = [  # rows of demonstrations, and what is said of them
 
 @pytest.mark.parametrize(("row", "said"), BAD, ids=[said for _, said in BAD])
 def test_each_bad_row_is_found_before_a_model_is_loaded(folder, capsys, monkeypatch, row, said):
-    monkeypatch.setattr("unigrpo.resolve.parts", lambda recipe: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("unigrpo.build.parts", lambda recipe: pytest.fail("a model was loaded"))
     good = {"prompt": GOOD, "image": "good.png"}
     number = int(said.split()[1].rstrip(":"))
     write("pairs.jsonl", [*[good] * (number - 1), row])
@@ -144,7 +144,7 @@ def test_metadata_that_the_verifier_cannot_read_is_found(folder, capsys):
 def test_the_second_stage_is_looked_at_before_the_first(folder, capsys):
     write("later.txt", [GOOD, "a zebra"])
     (folder / "two.yaml").write_text(
-        config.to_yaml(tiny_runs.tiny_recipe(reward__train=REWARD))
+        to_yaml(tiny_runs.tiny_recipe(reward__train=REWARD))
         + "stages: [{name: one, iterations: 1}, {name: two, data: {prompts: later.txt}}]\n"
     )
     assert "later.txt, line 2" in refused(capsys, "train", "two.yaml", "--out", "run")[0]
@@ -192,7 +192,7 @@ def test_what_a_dry_run_finds_of_the_model(folder, capsys):
 
 
 def test_what_is_not_here_is_left_to_the_run_with_a_note(folder, capsys, monkeypatch):
-    monkeypatch.setattr("unigrpo.resolve.checks.cached", lambda name: None)
+    monkeypatch.setattr("unigrpo.build.checks.cached", lambda name: None)
     assert tiny_runs.unigrpo("train", "bagel/sft", "--dry-run", "--eval.prompts", "hf:owner/name") == 0
     notes = [line for line in shown(capsys).out.splitlines() if line.startswith("note: ")]
     for name in ("model.path ByteDance-Seed/BAGEL-7B-MoT", "demonstrations.jsonl", "hf:owner/name"):
@@ -258,8 +258,8 @@ def test_what_follows_a_data_file_stays_when_its_path_becomes_absolute(folder):
     (folder / "sub" / "saved").mkdir(parents=True)
     (folder / "sub" / "saved" / "state.json").write_text("{}")
     for name, whole in (("p.csv:caption", "p.csv"), ("saved:test:caption", "saved"), ("shapes:train", None)):
-        text = config.to_yaml(tiny_runs.tiny_recipe(data__prompts=name))
+        text = to_yaml(tiny_runs.tiny_recipe(data__prompts=name))
         (folder / "sub" / "mine.yaml").write_text(text.replace(str(folder / name), name))
-        read = config.load_recipe("sub/mine.yaml").data.prompts
+        read = load_recipe("sub/mine.yaml").data.prompts
         after = name.removeprefix(whole or name)
         assert read == (f"{folder / 'sub' / whole}{after}" if whole else name)

@@ -13,9 +13,10 @@ from PIL import Image
 
 import tiny_runs
 import unigrpo
-from unigrpo import cli, config
-from unigrpo.models.bagel import parity
-from unigrpo.models.bagel.golden import Check
+from unigrpo import cli
+from unigrpo.recipe import list_recipes
+from unigrpo.tools.parity import parity
+from unigrpo.tools.parity.golden import Check
 
 SOURCE = Path(unigrpo.__file__).parents[1]
 
@@ -68,7 +69,7 @@ class Closed(io.TextIOBase):
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
     """Draw into a picture with some stdout, the thinking being a letter that few terminals know; the exit code."""
-    monkeypatch.setattr("unigrpo.verbs.drawing.thinking_of", lambda policy, trajectory: "\N{SNOWMAN}")
+    monkeypatch.setattr("unigrpo.commands.generate.thinking_of", lambda policy, trajectory: "\N{SNOWMAN}")
 
     def drawn(stdout):
         with monkeypatch.context() as now:
@@ -125,7 +126,7 @@ def test_a_run_goes_on_when_nobody_reads_its_progress_any_more(tmp_path, monkeyp
 def test_the_version_comes_without_torch(word):
     script = (
         f"import sys; from unigrpo import cli; code = cli.run([{word!r}]); "
-        "print(code, sorted({'torch', 'numpy', 'unigrpo.verbs'} & set(sys.modules)))"
+        "print(code, sorted({'torch', 'numpy', 'unigrpo.commands'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
@@ -178,7 +179,7 @@ def test_json_of_eval_is_the_summary(tmp_path, capsys):
 def test_json_of_the_other_verbs(tmp_path, capsys, monkeypatch):
     assert tiny_runs.unigrpo("recipes", "--json") == 0
     names = [entry["name"] for entry in only_object(capsys)[0]["recipes"]]
-    assert names == [name for name, _ in config.list_recipes()]
+    assert names == [name for name, _ in list_recipes()]
 
     monkeypatch.setattr(parity, "run", lambda folder: [Check("a", 1e-9, 1e-6), Check("b", float("nan"), 1e-6)])
     assert tiny_runs.unigrpo("parity", tmp_path, "--json") == 1

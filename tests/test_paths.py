@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from unigrpo.config import ConfigError
-from unigrpo.config.paths import absolute, absolute_name, absolute_overrides, split_path
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe.paths import absolute, absolute_name, absolute_overrides, split_path
 
 BASE = Path("/recipes")
 

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import tiny_runs
-from unigrpo import config, files, resolve
-from unigrpo.config import ConfigError
-from unigrpo.models.bagel.checkpoint import write_weights
+from unigrpo import build, files
+from unigrpo.models.bagel_files.checkpoint import write_weights
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import to_yaml
 from unigrpo.reports import runlog
+from unigrpo.runs.folders import must_be_new
+from unigrpo.runs.places import try_file, try_folder
 from unigrpo.training import checkpoint
-from unigrpo.verbs.folders import must_be_new
-from unigrpo.verbs.places import try_file, try_folder
 
 DRAW = ("generate", "a red circle", "--num", "1", "--max-think-tokens", "4")
 
@@ -40,9 +41,9 @@ def no_work(monkeypatch):
         raise AssertionError("work has begun")
 
     for name in ("policy", "parts"):
-        monkeypatch.setattr(resolve, name, worked)
-    monkeypatch.setattr(importlib.import_module("unigrpo.verbs.reproduce"), "Runner", worked)
-    monkeypatch.setattr("unigrpo.verbs.stages.write_report", worked)
+        monkeypatch.setattr(build, name, worked)
+    monkeypatch.setattr(importlib.import_module("unigrpo.commands.reproduce"), "Runner", worked)
+    monkeypatch.setattr("unigrpo.commands.report.write_report", worked)
 
 
 TRAIN, SAMPLE = ("train", tiny_runs.UNIGRPO), ("eval", "--limit", "1", "--samples", "1")
@@ -74,7 +75,7 @@ BAD = [
 def test_a_place_that_cannot_be_written_is_refused_before_work(here, no_work, capsys, words):
     run, results = here / "run", here / "results"
     (run / "report.html").mkdir(parents=True)
-    (run / "recipe.yaml").write_text(config.to_yaml(tiny_runs.tiny_recipe()))
+    (run / "recipe.yaml").write_text(to_yaml(tiny_runs.tiny_recipe()))
     (results / "table1.json").mkdir(parents=True)
     before = tiny_runs.listed(here)
     assert tiny_runs.unigrpo(*({"RUN": run, "RESULTS": results}.get(word, word) for word in words)) == 2
@@ -131,7 +132,7 @@ READ = [
 
 @pytest.mark.parametrize("words", READ, ids=lambda words: " ".join(words[-4:]))
 def test_a_source_is_never_overwritten(here, capsys, monkeypatch, words):
-    monkeypatch.setattr(resolve, "check_drawn", lambda *known: None)  # it says first that this model sees no pictures
+    monkeypatch.setattr(build, "check_drawn", lambda *known: None)  # it says first that this model sees no pictures
     sources(here)
     before = {path.name: path.read_bytes() for path in here.iterdir() if path.is_file()}
     assert tiny_runs.unigrpo(*words, *(() if "--understand" in words else ("--model", tiny_runs.model_folder()))) == 2

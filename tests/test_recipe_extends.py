@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 import tiny_runs
-from unigrpo import config
-from unigrpo.config import ConfigError
+from unigrpo.objectives.methods import OnlyText
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import DemonstrationData, TextTerm, from_yaml, load_experiment, load_recipe
 
 BASE = "shapes/unigrpo"
 
@@ -24,7 +25,7 @@ def write(tmp_path):
 
 def refusal(path):
     with pytest.raises(ConfigError) as caught:
-        config.load_experiment(path)
+        load_experiment(path)
     assert str(caught.value).startswith(f"recipe {path}: ")
     return str(caught.value)
 
@@ -32,13 +33,13 @@ def refusal(path):
 def test_keys_are_laid_over_those_of_the_recipe_that_is_extended(write):
     text = "iterations: 3\noptimizer: {lr_reasoning: 0.5}\nrollout: {window: [1, 4]}\n"
     path = write("mine.yaml", f"extends: {BASE}\n{text}")
-    mine, base = config.load_recipe(path), config.load_recipe(BASE)
+    mine, base = load_recipe(path), load_recipe(BASE)
     optimizer, rollout = replace(base.optimizer, lr_reasoning=0.5), replace(base.rollout, window=(1, 4))
     expected = replace(base, name="mine", description="", iterations=3, optimizer=optimizer, rollout=rollout)
     assert mine == expected
-    assert config.load_recipe(path, ["--iterations=4"]) == replace(expected, iterations=4)
+    assert load_recipe(path, ["--iterations=4"]) == replace(expected, iterations=4)
     named = write("named.yaml", f"extends: {BASE}\nname: a/name\ndescription: mine\n")
-    assert config.load_recipe(named) == replace(base, name="a/name", description="mine")
+    assert load_recipe(named) == replace(base, name="a/name", description="mine")
 
 
 @pytest.mark.parametrize(
@@ -51,18 +52,18 @@ def test_keys_are_laid_over_those_of_the_recipe_that_is_extended(write):
 )
 def test_a_method_of_the_same_name_is_merged_and_another_replaces_it(write, method, expected):
     base = write("base.yaml", f"extends: {BASE}\nmethod: {{text: {{clip_range: 0.7}}}}\n")
-    mine = config.load_recipe(write("mine.yaml", f"extends: {base.name}\nmethod: {method}\n"))
+    mine = load_recipe(write("mine.yaml", f"extends: {base.name}\nmethod: {method}\n"))
     if expected is None:
-        assert mine.method == config.TextGRPO(text=config.TextTerm(0.2, 0.1))
+        assert mine.method == OnlyText(text=TextTerm(0.2, 0.1))
     else:
-        assert mine.method == replace(config.load_recipe(base).method, text=config.TextTerm(0.7, **expected))
-        assert mine.method.regulariser == config.load_recipe(BASE).method.regulariser
+        assert mine.method == replace(load_recipe(base).method, text=TextTerm(0.7, **expected))
+        assert mine.method.regulariser == load_recipe(BASE).method.regulariser
 
 
 def test_another_kind_of_learning_has_its_own_data(write):
     text = f"extends: {BASE}\nmethod: {{name: supervised}}\ndata: {{demonstrations: shapes}}\n"
     text += "optimizer: {ppo_epochs: 1}\n"
-    assert config.load_recipe(write("mine.yaml", text)).data == config.DemonstrationData("shapes")
+    assert load_recipe(write("mine.yaml", text)).data == DemonstrationData("shapes")
 
 
 def test_chains_go_from_file_to_file_and_paths_are_relative_to_the_file(write, tmp_path, monkeypatch):
@@ -71,25 +72,25 @@ def test_chains_go_from_file_to_file_and_paths_are_relative_to_the_file(write, t
     third = write("third.yaml", "extends: b/second.yaml\neval: {limit: 3}\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    recipe = config.load_recipe(third)
+    recipe = load_recipe(third)
     assert (recipe.name, recipe.seed, recipe.iterations, recipe.eval.limit) == ("third", 1, 2, 3)
-    assert config.load_recipe("../third.yaml") == recipe
+    assert load_recipe("../third.yaml") == recipe
     write("a/reward.yaml", f"extends: {BASE}\nreward: {{train: [{{name: 'mine.py:judge'}}]}}\n")
-    judged = config.load_recipe(write("judged.yaml", "extends: a/reward.yaml\n"))
+    judged = load_recipe(write("judged.yaml", "extends: a/reward.yaml\n"))
     assert judged.reward.train[0].name == f"{tmp_path / 'a' / 'mine.py'}:judge"
 
 
 def test_a_recipe_of_several_stages_may_extend_a_plain_one(write):
     text = f"extends: {BASE}\niterations: 2\nstages:\n"
     text += "- {name: a, method: {flow: {clip_range: 0.5}}}\n- {name: b, method: {name: text_grpo}}\n"
-    loaded = config.load_experiment(write("mine.yaml", text))
+    loaded = load_experiment(write("mine.yaml", text))
     first, second = loaded.stages
     assert (first.name, second.name, first.iterations) == ("mine:a", "mine:b", 2)
-    base = config.load_recipe(BASE)
+    base = load_recipe(BASE)
     assert first.method == replace(base.method, flow=replace(base.method.flow, clip_range=0.5))
-    assert second.method == config.TextGRPO() and second.model.path == "stage:a"
+    assert second.method == OnlyText() and second.model.path == "stage:a"
     assert "extends" not in loaded.written and "extends" not in loaded.to_yaml()
-    assert config.load_experiment(write("whole.yaml", loaded.to_yaml())) == loaded
+    assert load_experiment(write("whole.yaml", loaded.to_yaml())) == loaded
 
 
 REFUSED = [
@@ -122,11 +123,11 @@ def test_seven_in_a_row_are_fine_and_text_alone_cannot_extend(write):
     write("0.yaml", f"extends: {BASE}")
     for number in range(1, 7):
         path = write(f"{number}.yaml", f"extends: {number - 1}.yaml")
-    assert config.load_recipe(path) == replace(config.load_recipe(BASE), name="6", description="")
+    assert load_recipe(path) == replace(load_recipe(BASE), name="6", description="")
     with pytest.raises(ConfigError, match="this recipe extends another"):
-        config.from_yaml(path.read_text())
+        from_yaml(path.read_text())
     with pytest.raises(ConfigError, match="--extends: only a recipe file can extend another"):
-        config.load_recipe(path, ["--extends=shapes/sft"])
+        load_recipe(path, ["--extends=shapes/sft"])
 
 
 def test_a_run_holds_the_recipe_whole(write, tmp_path, capsys):
@@ -134,6 +135,6 @@ def test_a_run_holds_the_recipe_whole(write, tmp_path, capsys):
     overrides = tiny_runs.overrides(iterations=1, eval__every=1)
     assert tiny_runs.unigrpo("train", path, "--out", tmp_path / "run", *overrides) == 0
     path.unlink()  # the run needs it no longer
-    recipe = config.load_recipe(tmp_path / "run" / "recipe.yaml")
+    recipe = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert recipe.name == "mine" and "extends" not in (tmp_path / "run" / "recipe.yaml").read_text()
     assert tiny_runs.unigrpo("train", "mine.yaml", "--out", tmp_path / "run", "--resume", "--iterations", 2) == 0

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from unigrpo import cli, config
-from unigrpo.config import keys, sources
-from unigrpo.config.notation import LARGEST
-from unigrpo.verbs import training
+from unigrpo import cli, options
+from unigrpo.commands import train as training
+from unigrpo.recipe import keys, load_stages, sources
+from unigrpo.recipe.notation import LARGEST
 
 BROKEN, BYTES, OVERRIDES = 1000, 150, 100
 BASES = ("shapes/unigrpo", "shapes/pretrain", "shapes/diffusion-nft", "paper/refl-textgrpo", "bagel/unigrpo-lora-1gpu")
@@ -197,7 +197,7 @@ FILES: tuple[Callable, ...] = (
 FILES += (twice, without, no_section, another_whole, stages, extends, layout, characters, another_encoding, junk)
 
 
-def refused_as(capsys, verb: cli.Train, overrides=()) -> str:
+def refused_as(capsys, verb: options.Train, overrides=()) -> str:
     """The one line that a command says before it ends with exit code 2."""
     assert cli.guarded(lambda: training.train(verb, overrides)) == 2
     said = capsys.readouterr()
@@ -220,9 +220,9 @@ def test_a_thousand_broken_recipes_are_refused_with_a_sentence(part, tmp_path, m
     for number in range(part, BROKEN, 8):
         path = tmp_path / ("recipe.yaml" if number % 4 == 0 else "broken.yaml")
         path.write_bytes(broken(number))
-        verb = cli.Train(str(path), dry_run=True)
+        verb = options.Train(str(path), dry_run=True)
         if number % 4 == 0:
-            verb = cli.Train("shapes/unigrpo", out=tmp_path, resume=True, dry_run=True)
+            verb = options.Train("shapes/unigrpo", out=tmp_path, resume=True, dry_run=True)
         try:
             refused_as(capsys, verb)
         except BaseException as error:
@@ -235,7 +235,7 @@ def test_broken_overrides_are_refused_with_a_sentence(capsys):
         base = BASES[number % 3]
         names = [key.name for key in keys.keys_of(written(base)["method"]["name"]) if "[]" not in key.name]
         key, token = rng.choice(names), rng.choice(ANYWHERE)
-        said = refused_as(capsys, cli.Train(base, dry_run=True), [f"--{key}={token}"])
+        said = refused_as(capsys, options.Train(base, dry_run=True), [f"--{key}={token}"])
         assert key.split(".")[-1] in said or key.split(".")[0] in said
     for words in (
         ["--" + "a." * 3000 + "b=1"],
@@ -244,20 +244,20 @@ def test_broken_overrides_are_refused_with_a_sentence(capsys):
         ["--\x1b[31m=1"],
         ["--seed", "9" * 200_000],
     ):
-        refused_as(capsys, cli.Train("shapes/unigrpo", dry_run=True), words)
+        refused_as(capsys, options.Train("shapes/unigrpo", dry_run=True), words)
 
 
 def test_a_recipe_file_that_is_too_large_is_refused(tmp_path, capsys):
     path = tmp_path / "large.yaml"
     path.write_bytes(too_large(written("shapes/unigrpo"), random.Random(0)))
-    assert f"more than {LARGEST} bytes" in refused_as(capsys, cli.Train(str(path), dry_run=True))
+    assert f"more than {LARGEST} bytes" in refused_as(capsys, options.Train(str(path), dry_run=True))
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
 def test_what_is_no_file_is_refused_and_not_waited_for(kind, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("nowhere")}[kind]()
-    said = refused_as(capsys, cli.Train(str(path), dry_run=True))
+    said = refused_as(capsys, options.Train(str(path), dry_run=True))
     assert ("cannot be read" if kind == "link" else "is not a file") in said
 
 
@@ -271,6 +271,6 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path, capsys):
             place, byte = rng.randrange(len(data)), rng.choice(b"\0\n\t :-[]{}&*!|>'\"%@`#,?0159eEx.\xff\xc3")
             data[place : place + rng.randrange(2)] = bytes([byte])
         path.write_bytes(data)
-        codes.add(cli.guarded(lambda: config.load_stages(path) and 0))
+        codes.add(cli.guarded(lambda: load_stages(path) and 0))
         capsys.readouterr()
     assert codes == {0, 2}

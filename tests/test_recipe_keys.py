@@ -9,12 +9,11 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import pytest
 
 import tiny_runs
-from unigrpo import config
-from unigrpo.config import ConfigError, keys
-from unigrpo.config.methods import METHODS
-from unigrpo.config.ranges import Range, Text
-from unigrpo.config.reading import kinds_of
-from unigrpo.config.recipe import Recipe
+from unigrpo.ranges import ConfigError, Range, Text
+from unigrpo.recipe import from_yaml, keys, keys_page, list_recipes, load_experiment, load_recipe, to_yaml
+from unigrpo.recipe.methods import METHODS
+from unigrpo.recipe.reading import kinds_of
+from unigrpo.recipe.schema import Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 STAGED = "paper/refl-textgrpo"
@@ -68,8 +67,8 @@ def test_a_dry_run_refuses_absurd_values(key, value, said, capsys):
 
 def test_quoted_texts_that_look_otherwise_are_texts():
     for text in (".inf", "2024-01-01", "-.INF", ".nan"):
-        recipe = config.load_recipe("shapes/unigrpo", [f"--model.path='{text}'"])
-        assert recipe.model.path == text and config.from_yaml(config.to_yaml(recipe)) == recipe
+        recipe = load_recipe("shapes/unigrpo", [f"--model.path='{text}'"])
+        assert recipe.model.path == text and from_yaml(to_yaml(recipe)) == recipe
 
 
 @pytest.mark.parametrize("speed", ["inf", "nan", "1e70"])
@@ -88,7 +87,7 @@ def test_every_key_has_a_line():
 
 
 def test_keys_of_a_recipe_are_its_keys_and_have_its_values():
-    recipe = config.load_recipe("shapes/unigrpo", ["--model.lora={rank: 3}", "--optimizer.betas=[0.5, 0.6]"])
+    recipe = load_recipe("shapes/unigrpo", ["--model.lora={rank: 3}", "--optimizer.betas=[0.5, 0.6]"])
     found = {key.name: keys.value_of(recipe, key.name) for key in keys.keys_of("unigrpo")}
     assert found["model.lora.rank"] == 3 and found["optimizer.betas"] == (0.5, 0.6)
     assert found["method.flow.clip_range"] == "auto" and found["reward.train[].name"] is keys.UNSET
@@ -112,7 +111,7 @@ def test_train_keys_lists_every_key_with_default_range_and_one_line(capsys):
 
 def test_the_page_of_keys_is_up_to_date():
     page = (DOCS / "recipe-keys.md").read_text(encoding="utf-8")
-    assert page == config.keys_page(), "run: python scripts/write_recipe_keys.py"
+    assert page == keys_page(), "run: python scripts/write_recipe_keys.py"
     assert "| `rollout.num_points` | `25` | 2 to 10000 |" in page and "(unigrpo, flow_grpo)" in page
     assert "recipe-keys.md" in (DOCS / "guide.md").read_text(encoding="utf-8")
 
@@ -124,18 +123,18 @@ def test_the_command_that_the_page_names_writes_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(write_recipe_keys, "PAGE", tmp_path / "page.md")
     write_recipe_keys.main()
-    assert (tmp_path / "page.md").read_text(encoding="utf-8") == config.keys_page()
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == keys_page()
 
 
 # ---------------------------------------------------------------- a recipe to edit
 
 
-@pytest.mark.parametrize("name", [name for name, _ in config.list_recipes()])
+@pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
 def test_a_recipe_written_to_be_edited_is_the_same_recipe(name, tmp_path, capsys):
     out = tmp_path / "my.yaml"
     assert tiny_runs.unigrpo("recipe", name, "--out", out) == 0
     assert f"to run it: unigrpo train {out}" in capsys.readouterr().out
-    assert config.load_experiment(out) == config.load_experiment(name)
+    assert load_experiment(out) == load_experiment(name)
     lines = [line.strip() for line in out.read_text(encoding="utf-8").splitlines()]
     assert max(map(len, lines)) <= 120 or any(len(line) > 120 and not line.startswith("#") for line in lines)
     for number, line in enumerate(lines):
@@ -148,10 +147,10 @@ def test_a_recipe_with_overrides_is_printed_edited_and_run(tmp_path, monkeypatch
     overrides = tiny_runs.overrides(iterations=1, eval__every=1)
     assert tiny_runs.unigrpo("recipe", "shapes/unigrpo", *overrides) == 0
     shown = capsys.readouterr().out
-    assert tiny_runs.listed(tmp_path) == [] and config.from_yaml(shown).iterations == 1
+    assert tiny_runs.listed(tmp_path) == [] and from_yaml(shown).iterations == 1
     (tmp_path / "mine.yaml").write_text(shown.replace("name: shapes/unigrpo", "name: mine"), encoding="utf-8")
     assert tiny_runs.unigrpo("train", "mine.yaml", "--out", "run") == 0
-    assert config.load_recipe("run/recipe.yaml").name == "mine"
+    assert load_recipe("run/recipe.yaml").name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -178,8 +177,8 @@ def test_a_range_without_an_upper_end_cannot_be_written():
 
 def test_a_value_is_shown_short_and_without_control_characters():
     with pytest.raises(ConfigError) as caught:
-        config.from_yaml("rollout: " + "x" * 50_000)
+        from_yaml("rollout: " + "x" * 50_000)
     assert len(str(caught.value)) < 200
     with pytest.raises(ConfigError) as caught:
-        config.load_recipe("shapes/unigrpo", ["--rollout=" + "x" * 50_000])
+        load_recipe("shapes/unigrpo", ["--rollout=" + "x" * 50_000])
     assert len(str(caught.value)) < 500

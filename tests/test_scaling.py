@@ -17,19 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from formulas import combination, queries_of
 from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
-from unigrpo.config import load_recipe
-from unigrpo.config.compute import replay_backward, replay_forward, velocity
-from unigrpo.config.memory import activations, step_working, token_bytes
-from unigrpo.config.scaling import GPUS, estimate, scaling_report
-from unigrpo.config.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.policy import Bagel, is_denoising
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.micro import micro_config
-from unigrpo.objectives.methods import PolicyGradient
-from unigrpo.objectives.settings import RegulariserSettings
+from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.policy import ReplayItem, VelocityQuery
+from unigrpo.recipe import load_recipe
+from unigrpo.tools.planning.compute import replay_backward, replay_forward, velocity
+from unigrpo.tools.planning.memory import activations, step_working, token_bytes
+from unigrpo.tools.planning.scaling import GPUS, estimate, scaling_report
+from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer
 from unigrpo.training.update import Batch, annotate_reference, rescore, update
@@ -103,9 +103,9 @@ class Case:
 
     @property
     def objective(self):
-        none = RegulariserSettings(weight=0.0)
+        none = Regulariser(weight=0.0)
         left_out = {"text_grpo": {"image": None}, "flow_grpo": {"text": None}}.get(self.method, {})
-        return PolicyGradient(regulariser=none, **left_out)
+        return combination(regulariser=none, **left_out)
 
 
 def trajectories(policy, case, count=GROUP):
@@ -125,14 +125,14 @@ def trajectories(policy, case, count=GROUP):
 
 def batch_of(policy, case, count=GROUP):
     rows = trajectories(policy, case, count)
-    return Batch(rows, [case.objective.draws(row, torch.Generator()) for row in rows])
+    return Batch(rows, [queries_of(case.objective, row, torch.Generator()) for row in rows])
 
 
 def items_of(policy, case):
     batch = batch_of(policy, case, case.micro)
     return [
         ReplayItem(row.segments, tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws))
-        for row, draws in zip(batch.trajectories, batch.draws, strict=True)
+        for row, draws in zip(batch.trajectories, batch.queries, strict=True)
     ]
 
 
@@ -335,7 +335,7 @@ def test_trajectories(monkeypatch, dtype):
     policy.compute_dtype = getattr(torch, dtype)
     favour(monkeypatch, policy, policy.config.eos_token_id, float("-inf"))
     rows = sample(policy, prompts(1), sampling=replace(TRAINING, max_think_tokens=ACTIONS), group_size=GROUP)
-    draws = [case.objective.draws(row, torch.Generator()) for row in rows]
+    draws = [queries_of(case.objective, row, torch.Generator()) for row in rows]
     ready = annotate_reference(policy, Batch(rows, draws), micro_batch=2, temperature=1.0)
     if dtype == "bfloat16":
         ready, _ = rescore(policy, ready, micro_batch=2, temperature=1.0)

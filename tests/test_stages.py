@@ -14,12 +14,28 @@ import torch
 
 import tiny_runs
 from tolerances import rounding
-from unigrpo import config, resolve
-from unigrpo.config import ConfigError
+from unigrpo import build
+from unigrpo.commands import train as training
+from unigrpo.files import write_text_atomic
+from unigrpo.objectives.methods import OnlyFlow, OnlyText
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import (
+    FlowTerm,
+    Lora,
+    Model,
+    StagedRecipe,
+    from_yaml,
+    list_recipes,
+    load_experiment,
+    load_recipe,
+    load_stages,
+    sources,
+    to_yaml,
+)
 from unigrpo.reports import runlog
+from unigrpo.runs import stages
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import CONFIG, Adapter
-from unigrpo.verbs import stages, training
 
 COMMON = """
 name: tiny/staged
@@ -75,7 +91,7 @@ def assert_same(run_dir, other):
 
 def no_report(run_dir):
     """A page in place of a report, which takes seconds."""
-    return runlog.write_text_atomic(run_dir / runlog.REPORT, "")
+    return write_text_atomic(run_dir / runlog.REPORT, "")
 
 
 @pytest.fixture
@@ -113,10 +129,10 @@ def interrupt(stage, iteration):
 
 
 def test_stages_replace_and_merge(tmp_path):
-    draw, words = config.load_stages(recipe_file(tmp_path))
+    draw, words = load_stages(recipe_file(tmp_path))
     assert (draw.name, words.name) == ("tiny/staged:draw", "tiny/staged:put-in-words")
-    assert isinstance(draw.method, config.FlowGRPO) and draw.method.flow.clip_range == 1e-4
-    assert words.method == config.TextGRPO()  # whole: nothing of another method
+    assert isinstance(draw.method, OnlyFlow) and draw.method.flow.clip_range == 1e-4
+    assert words.method == OnlyText()  # whole: nothing of another method
     assert draw.optimizer.lr_reasoning == 2e-3 and words.optimizer == replace(draw.optimizer, lr_reasoning=1e-3)
     assert draw.model.path == str(tiny_runs.model_folder()) and words.model == replace(draw.model, path="stage:draw")
     assert (draw.iterations, draw.data, draw.eval) == (words.iterations, words.data, words.eval)
@@ -128,9 +144,9 @@ def test_a_common_method_is_merged_by_its_own_name_and_replaced_by_another(tmp_p
         "stages: [{name: draw, method: {name: flow_grpo, flow: {ratio_norm: false}}}, "
         "{name: words, method: {name: text_grpo}}, {name: again}, {name: nameless, method: {advantage: {clip: 3.0}}}]"
     )
-    draw, words, again, nameless = config.load_stages(recipe_file(tmp_path, text, common))
-    assert (draw.method.flow, draw.method.advantage.clip) == (config.FlowTerm(1e-3, ratio_norm=False), 4.0)
-    assert words.method == config.TextGRPO()
+    draw, words, again, nameless = load_stages(recipe_file(tmp_path, text, common))
+    assert (draw.method.flow, draw.method.advantage.clip) == (FlowTerm(1e-3, ratio_norm=False), 4.0)
+    assert words.method == OnlyText()
     assert again.method.flow.clip_range == nameless.method.flow.clip_range == 1e-3
     assert (again.method.advantage.clip, nameless.method.advantage.clip) == (4.0, 3.0)
 
@@ -138,24 +154,24 @@ def test_a_common_method_is_merged_by_its_own_name_and_replaced_by_another(tmp_p
 def test_an_override_of_a_common_method_reaches_the_stages_that_merge_it(tmp_path):
     common = COMMON + "method: {{name: flow_grpo, flow: {{clip_range: 1.0e-3}}}}\n"
     text = "stages: [{name: draw, method: {name: flow_grpo, advantage: {clip: 4.0}}}, {name: again}]"
-    stages = config.load_stages(recipe_file(tmp_path, text, common), ["--method.flow.clip-range=0.5"])
+    stages = load_stages(recipe_file(tmp_path, text, common), ["--method.flow.clip-range=0.5"])
     assert [stage.method.flow.clip_range for stage in stages] == [0.5, 0.5]
 
 
 def test_a_plain_recipe_is_one_stage():
-    assert config.load_stages(tiny_runs.UNIGRPO) == [config.load_recipe(tiny_runs.UNIGRPO)]
+    assert load_stages(tiny_runs.UNIGRPO) == [load_recipe(tiny_runs.UNIGRPO)]
 
 
 def test_sections_merge_key_by_key_and_null_replaces(tmp_path):
-    draw, words, everything = config.load_stages(recipe_file(tmp_path, LORA_STAGES))
-    assert draw.model.lora == config.Lora(2, 4.0) and words.model.lora == config.Lora(3, 4.0)
+    draw, words, everything = load_stages(recipe_file(tmp_path, LORA_STAGES))
+    assert draw.model.lora == Lora(2, 4.0) and words.model.lora == Lora(3, 4.0)
     assert everything.model.lora is None and everything.model.path == "stage:words"
     text = LORA_STAGES.replace("rank: 3, alpha: 4", "rank: 3").replace(
         "- name: all", "- name: all\n    model: {lora: null}"
     )
     common = COMMON.replace("dtype: float32", "lora: {{rank: 8, alpha: 9}}")
-    draw, words, everything = config.load_stages(recipe_file(tmp_path, text, common))
-    assert words.model.lora == config.Lora(3, 9.0) and everything.model.lora is None
+    draw, words, everything = load_stages(recipe_file(tmp_path, text, common))
+    assert words.model.lora == Lora(3, 9.0) and everything.model.lora is None
 
 
 ITEM = "stages:\n  - {name: a, method: {name: text_grpo}}\n"
@@ -182,30 +198,30 @@ BAD = [
 def test_stages_that_cannot_work_are_refused(tmp_path, text, said):
     path = recipe_file(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        config.load_stages(path)
+        load_stages(path)
     assert str(caught.value).startswith(f"recipe {path}: ") and said in str(caught.value)
 
 
 def test_a_staged_recipe_without_a_name_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="name = None is not the name of a recipe"):
-        config.load_stages(recipe_file(tmp_path, STAGES, COMMON.replace("name: tiny/staged\n", "")))
+        load_stages(recipe_file(tmp_path, STAGES, COMMON.replace("name: tiny/staged\n", "")))
 
 
 def test_where_one_recipe_is_asked_for_stages_are_refused(tmp_path):
     path = recipe_file(tmp_path)
     with pytest.raises(ConfigError, match="has the stages draw, put-in-words, and one recipe is asked for"):
-        config.load_recipe(path)
+        load_recipe(path)
     with pytest.raises(ConfigError, match="has stages, and one recipe is asked for"):
-        config.from_yaml(path.read_text())
+        from_yaml(path.read_text())
 
 
 def test_staged_recipes_are_listed(tmp_path, monkeypatch):
     text = recipe_file(tmp_path).read_text() + "description: two in one\n"
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "two.yaml").write_text(text)
-    monkeypatch.setattr(config.sources.resources, "files", lambda _: tmp_path)
-    assert config.list_recipes() == [("two", "two in one")]
-    assert [recipe.name for recipe in config.load_stages("two")] == ["tiny/staged:draw", "tiny/staged:put-in-words"]
+    monkeypatch.setattr(sources.resources, "files", lambda _: tmp_path)
+    assert list_recipes() == [("two", "two in one")]
+    assert [recipe.name for recipe in load_stages("two")] == ["tiny/staged:draw", "tiny/staged:put-in-words"]
 
 
 # ---------------------------------------------------------------- overrides
@@ -214,16 +230,16 @@ def test_staged_recipes_are_listed(tmp_path, monkeypatch):
 def test_overrides_reach_all_stages_or_one(tmp_path):
     path = recipe_file(tmp_path)
     both = ("--seed", "5", "--data.group-size=4", "--name", "other")
-    draw, words = config.load_stages(path, [*both, "--stages.1.iterations", "7", "--stages.put-in-words.seed=6"])
+    draw, words = load_stages(path, [*both, "--stages.1.iterations", "7", "--stages.put-in-words.seed=6"])
     assert (draw.iterations, words.iterations, draw.seed, words.seed) == (7, 2, 5, 6)
     assert draw.data.group_size == words.data.group_size == 4 and words.name == "other:put-in-words"
-    draw, words = config.load_stages(path, ["--stages.2.optimizer.lr-denoising=0.5", "--model.path", "elsewhere"])
+    draw, words = load_stages(path, ["--stages.2.optimizer.lr-denoising=0.5", "--model.path", "elsewhere"])
     assert words.optimizer.lr_denoising == 0.5 and words.optimizer.lr_reasoning == 1e-3
     assert (draw.optimizer.lr_denoising, draw.model.path, words.model.path) == (1e-3, "elsewhere", "stage:draw")
-    loaded = config.load_experiment(path, ["--stages.draw.method.flow.ratio_norm=false", "--iterations=9"])
-    assert isinstance(loaded, config.StagedRecipe) and loaded.stages[0].method.flow.ratio_norm is False
+    loaded = load_experiment(path, ["--stages.draw.method.flow.ratio_norm=false", "--iterations=9"])
+    assert isinstance(loaded, StagedRecipe) and loaded.stages[0].method.flow.ratio_norm is False
     path.write_text(loaded.to_yaml())
-    assert config.load_experiment(path) == loaded
+    assert load_experiment(path) == loaded
 
 
 @pytest.mark.parametrize(
@@ -251,19 +267,19 @@ def test_overrides_reach_all_stages_or_one(tmp_path):
 )
 def test_overrides_that_would_be_lost_or_mean_nothing_are_refused(tmp_path, words, said):
     with pytest.raises(ConfigError) as caught:
-        config.load_stages(recipe_file(tmp_path), words)
+        load_stages(recipe_file(tmp_path), words)
     assert said in str(caught.value)
 
 
 def test_a_common_override_may_stand_beside_one_of_the_stage_that_would_lose_it(tmp_path):
     words = ["--optimizer.lr-reasoning=3", "--stages.2.optimizer.lr-reasoning=4"]
-    draw, second = config.load_stages(recipe_file(tmp_path), words)
+    draw, second = load_stages(recipe_file(tmp_path), words)
     assert (draw.optimizer.lr_reasoning, second.optimizer.lr_reasoning) == (3.0, 4.0)
 
 
 def test_a_plain_recipe_has_no_stages_to_override():
     with pytest.raises(ConfigError, match=r"--stages.1.iterations: this recipe has no stages"):
-        config.load_recipe(tiny_runs.UNIGRPO, ["--stages.1.iterations", "3"])
+        load_recipe(tiny_runs.UNIGRPO, ["--stages.1.iterations", "3"])
 
 
 # ---------------------------------------------------------------- a whole run
@@ -271,12 +287,12 @@ def test_a_plain_recipe_has_no_stages_to_override():
 
 def test_every_stage_is_an_ordinary_run_from_the_one_before(whole):
     assert sorted(path.name for path in whole.iterdir()) == [*FOLDERS, runlog.RECIPE]
-    assert config.load_experiment(whole / runlog.RECIPE) == config.load_experiment(whole.parent / "staged.yaml")
+    assert load_experiment(whole / runlog.RECIPE) == load_experiment(whole.parent / "staged.yaml")
     draw, words = of(whole)
     for folder in (draw, words):
         assert (folder / runlog.REPORT).is_file() and len(runlog.read_metrics(folder)) == 2
     start = checkpoint.folder_of(draw, 2)
-    written = config.load_recipe(words / runlog.RECIPE)
+    written = load_recipe(words / runlog.RECIPE)
     assert written.model.path == str(start.resolve()) and written.name == "tiny/staged:put-in-words"
     base = weights(tiny_runs.model_folder())
     first, second = weights(draw), weights(words)
@@ -287,7 +303,7 @@ def test_every_stage_is_an_ordinary_run_from_the_one_before(whole):
 
 def test_a_staged_run_is_a_model_its_last_stage_that_has_one(whole, tmp_path, capsys):
     run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
-    assert resolve.model_folder(str(run_dir)) == checkpoint.folder_of(of(run_dir)[1], 2)
+    assert build.model_folder(str(run_dir)) == checkpoint.folder_of(of(run_dir)[1], 2)
     words = ("--num", 1, "--max-think-tokens", 4, "--steps", 3, "--out", tmp_path / "drawn.png")
     assert tiny_runs.unigrpo("generate", "a red circle", "--model", run_dir, *words) == 0
     assert tiny_runs.unigrpo("export", run_dir, tmp_path / "exported") == 0
@@ -295,10 +311,10 @@ def test_a_staged_run_is_a_model_its_last_stage_that_has_one(whole, tmp_path, ca
     last = tiny_runs.final_state(of(run_dir)[1])
     assert all(torch.equal(value, last[f"model/{name}"]) for name, value in saved.items())
     shutil.rmtree(of(run_dir)[1])
-    assert resolve.model_folder(str(run_dir)) == checkpoint.folder_of(of(run_dir)[0], 2)
+    assert build.model_folder(str(run_dir)) == checkpoint.folder_of(of(run_dir)[0], 2)
     shutil.rmtree(of(run_dir)[0])
     with pytest.raises(ConfigError, match=r"the run .* has no checkpoint yet"):
-        resolve.model_folder(str(run_dir))
+        build.model_folder(str(run_dir))
 
 
 def test_reports_of_all_stages_are_written(whole, tmp_path, capsys, monkeypatch):
@@ -311,7 +327,7 @@ def test_reports_of_all_stages_are_written(whole, tmp_path, capsys, monkeypatch)
         and second == f"{of(run_dir)[1]} has not begun: no report yet"
     )
     assert "tiny/staged:draw" in (of(run_dir)[0] / runlog.REPORT).read_text()
-    monkeypatch.setattr(stages, "write_report", lambda run_dir: run_dir / runlog.REPORT)
+    monkeypatch.setattr("unigrpo.commands.report.write_report", lambda run_dir: run_dir / runlog.REPORT)
     assert stages.report(whole) == 0
     assert capsys.readouterr().out.splitlines() == [f"wrote {folder / runlog.REPORT}" for folder in of(whole)]
     assert stages.report(of(whole)[0]) == 0
@@ -372,13 +388,13 @@ def go_on(said):
 @pytest.fixture
 def loaded(monkeypatch):
     """The names of the recipes whose parts were made."""
-    names, parts = [], resolve.parts
+    names, parts = [], build.parts
 
     def counted(recipe):
         names.append(recipe.name.partition(":")[2])
         return parts(recipe)
 
-    monkeypatch.setattr(resolve, "parts", counted)
+    monkeypatch.setattr(build, "parts", counted)
     return names
 
 
@@ -412,7 +428,7 @@ def test_ctrl_c_in_the_middle_of_a_stage(whole, tmp_path, monkeypatch, quick, ca
 
 
 def test_a_stage_that_could_not_be_loaded_says_how_to_go_on(whole, tmp_path, monkeypatch, quick, capsys):
-    run_dir, parts = tmp_path / "run", resolve.parts
+    run_dir, parts = tmp_path / "run", build.parts
 
     def fails(recipe):
         if recipe.name.endswith("words"):
@@ -420,7 +436,7 @@ def test_a_stage_that_could_not_be_loaded_says_how_to_go_on(whole, tmp_path, mon
         return parts(recipe)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resolve, "parts", fails)
+        patch.setattr(build, "parts", fails)
         assert tiny_runs.unigrpo("train", recipe_file(tmp_path), "--out", run_dir) == 130
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "to go on" in line]
     assert said.startswith("stopped before training tiny/staged:put-in-words; to go on: ")
@@ -437,7 +453,7 @@ def test_a_finished_run_has_nothing_left_to_do_until_more_is_asked_for(whole, tm
     assert "all 2 stages are finished" in capsys.readouterr().out
     assert tiny_runs.unigrpo(*again, "--stages.2.iterations", 3) == 0 and loaded == ["put-in-words"]
     assert [len(runlog.read_metrics(folder)) for folder in of(run_dir)] == [2, 3]
-    assert config.load_stages(run_dir / runlog.RECIPE)[1].iterations == 3
+    assert load_stages(run_dir / runlog.RECIPE)[1].iterations == 3
 
 
 @pytest.mark.parametrize(
@@ -474,7 +490,7 @@ def test_a_stage_whose_start_is_gone_says_so(whole, tmp_path, capsys):
 
 
 def test_the_model_of_a_finished_stage_is_gone_before_the_next_is_loaded(tmp_path, monkeypatch, quick):
-    parts, alive = resolve.parts, []
+    parts, alive = build.parts, []
 
     def watched(recipe):
         assert [one for one in alive if one() is not None] == []
@@ -482,7 +498,7 @@ def test_the_model_of_a_finished_stage_is_gone_before_the_next_is_loaded(tmp_pat
         alive.append(weakref.ref(made.policy.module))
         return made
 
-    monkeypatch.setattr(resolve, "parts", watched)
+    monkeypatch.setattr(build, "parts", watched)
     gc.collect()
     assert tiny_runs.unigrpo("train", recipe_file(tmp_path), "--out", tmp_path / "run") == 0
     assert len(alive) == 2
@@ -507,7 +523,7 @@ def adapted(tmp_path_factory):
 
 
 def weights(path, merge=True):
-    return resolve.policy(config.Model(str(path)), merge=merge).module.state_dict()
+    return build.policy(Model(str(path)), merge=merge).module.state_dict()
 
 
 def test_adapters_of_earlier_stages_are_merged(adapted, tmp_path):
@@ -559,9 +575,9 @@ def test_an_adapter_whose_base_is_gone_says_what_it_needs(adapted, tmp_path, cap
 )
 def test_another_adapter_than_the_recipes_is_no_damage(adapted, tmp_path, capsys, lora, said):
     run_dir = Path(shutil.copytree(adapted / "1-draw", tmp_path / "run"))
-    recipe = config.load_recipe(run_dir / runlog.RECIPE)
-    edited = config.load_recipe(run_dir / runlog.RECIPE, [f"--model.lora={lora}", "--iterations=3"])
-    (run_dir / runlog.RECIPE).write_text(config.to_yaml(edited))
+    recipe = load_recipe(run_dir / runlog.RECIPE)
+    edited = load_recipe(run_dir / runlog.RECIPE, [f"--model.lora={lora}", "--iterations=3"])
+    (run_dir / runlog.RECIPE).write_text(to_yaml(edited))
     assert tiny_runs.unigrpo("train", recipe.name, "--out", run_dir, "--resume") == 2
     message = capsys.readouterr().err
     assert said in message and "disagree" in message and "restore the recipe.yaml" in message
@@ -571,8 +587,8 @@ def test_another_adapter_than_the_recipes_is_no_damage(adapted, tmp_path, capsys
 
 def test_other_layers_than_the_recipes_are_no_damage(adapted, tmp_path, capsys):
     run_dir = Path(shutil.copytree(adapted / "1-draw", tmp_path / "run"))
-    edited = config.load_recipe(run_dir / runlog.RECIPE, ["--method={name: text_grpo}", "--iterations=3"])
-    (run_dir / runlog.RECIPE).write_text(config.to_yaml(edited))
+    edited = load_recipe(run_dir / runlog.RECIPE, ["--method={name: text_grpo}", "--iterations=3"])
+    (run_dir / runlog.RECIPE).write_text(to_yaml(edited))
     assert tiny_runs.unigrpo("train", edited.name, "--out", run_dir, "--resume") == 2
     message = capsys.readouterr().err
     assert "adapted layers" in message and "is damaged" not in message
@@ -580,8 +596,8 @@ def test_other_layers_than_the_recipes_are_no_damage(adapted, tmp_path, capsys):
 
 def test_all_weights_where_the_recipe_has_an_adapter_are_no_damage(whole, tmp_path, capsys):
     run_dir = Path(shutil.copytree(of(whole)[0], tmp_path / "run"))
-    edited = config.load_recipe(run_dir / runlog.RECIPE, ["--model.lora={rank: 2}", "--iterations=3"])
-    (run_dir / runlog.RECIPE).write_text(config.to_yaml(edited))
+    edited = load_recipe(run_dir / runlog.RECIPE, ["--model.lora={rank: 2}", "--iterations=3"])
+    (run_dir / runlog.RECIPE).write_text(to_yaml(edited))
     assert tiny_runs.unigrpo("train", edited.name, "--out", run_dir, "--resume") == 2
     message = capsys.readouterr().err
     assert "model.lora is set (rank 2), but the checkpoint has all weights" in message and "is damaged" not in message
@@ -591,6 +607,6 @@ def test_a_torn_adapter_is_damage(adapted, tmp_path, capsys):
     run_dir = Path(shutil.copytree(adapted / "1-draw", tmp_path / "run"))
     path = checkpoint.folder_of(run_dir, 2) / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    recipe = config.load_recipe(run_dir / runlog.RECIPE)
+    recipe = load_recipe(run_dir / runlog.RECIPE)
     assert tiny_runs.unigrpo("train", recipe.name, "--out", run_dir, "--resume", "--iterations", 3) == 2
     assert "is damaged" in capsys.readouterr().err

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from unigrpo import cli, config, resolve
+from unigrpo import build, cli
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
-from unigrpo.models.bagel.checkpoint import save_policy
+from unigrpo.models.bagel_files.checkpoint import save_policy
 from unigrpo.models.micro import build_micro
+from unigrpo.recipe import load_recipe, to_yaml
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import read_metrics
 from unigrpo.training import checkpoint
@@ -67,12 +68,12 @@ def overrides(recipe=UNIGRPO, **other):
 
 
 def tiny_recipe(recipe=UNIGRPO, **other):
-    return config.load_recipe(recipe, overrides(recipe, **other))
+    return load_recipe(recipe, overrides(recipe, **other))
 
 
 def trainer_of(run_dir, recipe=UNIGRPO, **other):
     chosen = tiny_recipe(recipe, **other)
-    return Trainer(chosen, resolve.parts(chosen), Path(run_dir), Stop())
+    return Trainer(chosen, build.parts(chosen), Path(run_dir), Stop())
 
 
 class Silent(Progress):
@@ -88,7 +89,7 @@ class Silent(Progress):
 
 def train(trainer, after=lambda line: None):
     """Write what the command line writes at the start, then train silently."""
-    trainer.recorder.start(config.to_yaml(trainer.recipe))
+    trainer.recorder.start(to_yaml(trainer.recipe))
     return trainer.run(Silent(trainer.recipe.iterations, after))
 
 

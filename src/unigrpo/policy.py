@@ -1,4 +1,4 @@
-"""What the RL asks of a model: write, draw, and say again what you would have said (no I/O, no model).
+"""What the RL asks of a model: write, draw, recompute log-probs and velocities (no I/O, no model).
 
 A model only answers "log-probs of these tokens, please" and "velocity here, please". Everything else (SDE steps,
 ratios, regularisers) is arithmetic on the answers and lives in ``flow`` and ``objectives``.
@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from torch import Tensor, nn
 
-from unigrpo.trajectory import Prompt, Segment, Text
+from unigrpo.trajectory import NO_GUIDANCE, Guidance, Prompt, Segment, Text
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,19 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class VelocityQuery:
-    """Velocities wanted for the image ``segments[segment]`` given ``segments[:segment]``: x [K, n, d] at t [K]."""
+    """Velocities wanted for the image ``segments[segment]`` given ``segments[:segment]``: at x [K, n, d] and t [K].
+
+    A model answers that; the rest is the asker's own. ``target`` [K, n, d] is eps - x_0 where x was made by noising the
+    picture, None where the sampler was there. ``guidance``: how the conditional velocity is to be mixed with those of
+    the unconditional branches, at those of the K times that are ``guided`` (none where it is empty).
+    """
 
     segment: int
     x: Tensor
     t: Tensor
+    target: Tensor | None = None
+    guidance: Guidance = NO_GUIDANCE
+    guided: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class FlowPath:
 
 
 @dataclass(frozen=True)
-class Visit:
+class LatentSnapshot:
     """One state on the way to a picture that the sampler kept: x [n, d] before step ``step`` of the grid, at time t."""
 
     step: int
@@ -118,7 +118,7 @@ class Image:
     """A picture: ``latents`` [n, d] at t = 0 (packed patches, row-major) of a token grid (rows, columns).
 
     ``drawn`` tells whether the policy drew it (else it is given). ``path`` is the behaviour data of a picture that was
-    sampled with SDE steps, ``visit`` a state on its way that was kept for ReFL. ``target`` marks a given image whose
+    sampled with SDE steps, ``snapshot`` a state on its way that was kept for ReFL. ``target`` marks a given image whose
     velocities supervised training learns.
     """
 
@@ -127,7 +127,7 @@ class Image:
     path: FlowPath | None = None
     target: bool = False
     drawn: bool = False
-    visit: Visit | None = None
+    snapshot: LatentSnapshot | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from unigrpo import cli
+from unigrpo import cli, options
 from unigrpo.reports import runlog
 
 SMALL = ["--rollout.image_size", "64", "--rollout.max_think_tokens", "6", "--eval.limit", "2", "--eval.compare_limit",
@@ -197,7 +197,7 @@ def test_in_fp32_the_first_ratios_are_within_the_tight_bounds(tiny, tmp_path, lo
 
 @pytest.mark.parametrize("memory", ["whole", "sliced", "tiled"])
 def test_gradients_of_a_reward_on_pixels_reach_the_latents(tiny, memory):
-    from unigrpo.models.bagel.checkpoint import load_policy
+    from unigrpo.models.bagel_files.checkpoint import load_policy
 
     policy = load_policy(tiny, image_size=(64, 64), autoencoder_memory=memory)
     latents = torch.randn((2, 16, 64), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
@@ -242,12 +242,12 @@ def test_a_resumed_adapter_notices_another_base(tiny, tmp_path, capsys):
 
 def test_edits_and_drawings_of_one_file_are_guided_apart(tiny, monkeypatch):
     from unigrpo import Bagel
+    from unigrpo.commands import generate as drawing
     from unigrpo.trajectory import Prompt
-    from unigrpo.verbs import drawing
 
     shown = (torch.zeros((3, 1024, 1024), dtype=torch.uint8),)
     prompts = [Prompt(0, "a"), Prompt(1, "b", images=shown), Prompt(2, "c", images=shown), Prompt(3, "d")]
-    parts = drawing.together(Bagel.from_pretrained(tiny), prompts, cli.Generate(model=str(tiny)))
+    parts = drawing.together(Bagel.from_pretrained(tiny), prompts, options.Generate(model=str(tiny)))
     assert [[prompt.position for prompt in part] for part in parts] == [[0], [1, 2], [3]]
 
 
@@ -262,7 +262,7 @@ def test_a_prompt_that_cannot_be_read_is_found_before_the_first_is_drawn(tiny, t
 
 
 def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, monkeypatch, capsys):
-    from unigrpo.verbs import drawing
+    from unigrpo.commands import generate as drawing
 
     draw = drawing.draw
 
@@ -274,7 +274,7 @@ def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, m
     monkeypatch.setattr(drawing, "draw", failing)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cup"}\n{"prompt": "make it blue", "images": ["x.png"]}\n')
     Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
-    options = ["--prompts", str(tmp_path / "p.jsonl"), "--model", str(tiny), *DRAWN, "--out", str(tmp_path / "out")]
-    assert cli.run(["generate", *options]) == 2
+    words = ["--prompts", str(tmp_path / "p.jsonl"), "--model", str(tiny), *DRAWN, "--out", str(tmp_path / "out")]
+    assert cli.run(["generate", *words]) == 2
     assert "no more paint" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"00000-0.png", "results.jsonl"}

@@ -14,12 +14,13 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny_runs
-from unigrpo import cli, config, resolve
-from unigrpo.models.bagel import tiny as tiny_module
+from unigrpo import build, cli
 from unigrpo.models.bagel.flux import FluxConfig, original_shapes
-from unigrpo.models.bagel.probe import probe, round_weights
-from unigrpo.models.bagel.tiny import full_autoencoder_bytes, make_tiny_bagel
-from unigrpo.models.bagel.whole_folders import whole_folder
+from unigrpo.models.bagel_files import tiny as tiny_module
+from unigrpo.models.bagel_files.probe import probe, round_weights
+from unigrpo.models.bagel_files.tiny import full_autoencoder_bytes, make_tiny_bagel
+from unigrpo.models.bagel_files.whole_folders import whole_folder
+from unigrpo.recipe import Model
 from unigrpo.reports import runlog
 from unigrpo.reports.model_card import figures_of, license_of
 
@@ -37,7 +38,7 @@ def home(tmp_path_factory):
     readme = home / "tiny" / "README.md"
     readme.write_text("---\nlicense: apache-2.0\n---\n" + readme.read_text())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unigrpo.verbs.training.write_report", lambda run_dir: run_dir / runlog.REPORT)
+        patch.setattr("unigrpo.commands.train.write_report", lambda run_dir: run_dir / runlog.REPORT)
         for name, lora in (("full", []), ("lora", ["--model.lora", "{rank: 4, alpha: 64}"])):
             words = ["train", "bagel/unigrpo", "--model.path", home / "tiny", "--iterations", "1", *SMALL, *FAST, *lora]
             assert tiny_runs.unigrpo(*words, "--out", home / name) == 0
@@ -103,8 +104,8 @@ def test_the_lines_of_an_adapters_card_work(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(code, "card", "exec"), names)
-    plain = resolve.policy(config.Model(str(home / "tiny")))
-    ours = resolve.policy(config.Model("adapter"))  # found beside it, and known by its hash
+    plain = build.policy(Model(str(home / "tiny")))
+    ours = build.policy(Model("adapter"))  # found beside it, and known by its hash
     answers = [probe(policy).logits for policy in (names["bagel"], ours, plain)]
     assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
 
@@ -131,10 +132,8 @@ def figures(text):
 def test_a_merged_adapter_says_how_far_it_is_from_the_adapted_model(home, tmp_path, capsys, dtype, kept):
     export(home / "lora", tmp_path / "out", "--dtype", dtype)
     told = capsys.readouterr().out
-    written = resolve.policy(config.Model(str(tmp_path / "out"), dtype="float32"))
-    adapted, _ = resolve.with_adapter(
-        config.Model(str(home / "lora"), dtype="float32"), resolve.model_folder(str(home / "lora"))
-    )
+    written = build.policy(Model(str(tmp_path / "out"), dtype="float32"))
+    adapted, _ = build.with_adapter(Model(str(home / "lora"), dtype="float32"), build.model_folder(str(home / "lora")))
     logits, velocity = probe(adapted).distance(probe(written))
     assert figures(told) == pytest.approx([logits, velocity], rel=0.1, abs=1e-6)
     assert (max(logits, velocity) > 1e-3) == (dtype == "source") and (max(logits, velocity) < 1e-5) == (
@@ -160,13 +159,13 @@ def test_our_own_layout_has_the_precision_that_is_asked_for(tmp_path, capsys):
     export(tiny_runs.model_folder(), tmp_path / "out", "--dtype", "bfloat16")
     assert "the written model is from the trained one by" in capsys.readouterr().out
     assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
-    assert resolve.policy(config.Model(str(tmp_path / "out"))).model.vae2llm.weight.dtype == torch.float32
+    assert build.policy(Model(str(tmp_path / "out"))).model.vae2llm.weight.dtype == torch.float32
 
 
 def test_the_probe_changes_nothing_and_is_the_same_in_any_precision(home):
     folder = str(home / "tiny")
-    wide = resolve.policy(config.Model(folder, dtype="float32"))
-    low = resolve.policy(config.Model(folder, dtype="bfloat16"), trained=lambda name: "layers.1" in name)
+    wide = build.policy(Model(folder, dtype="float32"))
+    low = build.policy(Model(folder, dtype="bfloat16"), trained=lambda name: "layers.1" in name)
     before = {name: (value.data_ptr(), value.clone()) for name, value in low.model.state_dict().items()}
     first, second = probe(wide), probe(low)
     assert torch.equal(first.logits, second.logits) and torch.equal(first.velocity, second.velocity)

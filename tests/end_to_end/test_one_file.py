@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from formulas import queries_of, resolve_clip_range
 from small_models import largest, normal, relative, small_policy
 from tolerances import assert_same_answers, assert_same_sums, gradient_bound, rounding, terms_of
-from unigrpo import resolve
-from unigrpo.config import load_recipe
-from unigrpo.models.bagel.checkpoint import load_policy, save_policy
-from unigrpo.objectives.flow_grpo import resolve_clip_range
+from unigrpo import build
+from unigrpo.models.bagel_files.checkpoint import load_policy, save_policy
+from unigrpo.recipe import load_recipe
 from unigrpo.training.clock import Clock
 from unigrpo.training.optimizer import ExpertOptimizer
 from unigrpo.training.update import Batch, annotate_reference, backward, replay, update
@@ -122,14 +122,14 @@ def run_library(folder):
     """Iteration 0 with the library's parts, as the trainer runs them."""
     recipe, epochs = small_recipe(), []
     policy, reference = load_policy(folder / "model"), load_policy(folder / "reference")
-    method = resolve.method(recipe, policy.decode_image)
+    method = build.method(recipe, policy.decode_image)
     optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
-    collected = resolve.source(recipe).collect(policy, ITERATION, Clock())
+    collected = build.source(recipe).collect(policy, ITERATION, Clock())
     generator = torch.Generator()
-    batch = Batch(collected.trajectories, [method.draws(t, generator) for t in collected.trajectories])
+    batch = Batch(collected.trajectories, [queries_of(method, t, generator) for t in collected.trajectories])
     batch = annotate_reference(reference, batch, micro_batch=96, temperature=1.0)
     for _ in range(recipe.optimizer.ppo_epochs):
-        losses = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
+        losses = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
         optimizer.zero_grad()
         backward(policy, method, losses, len(batch))
         gradients = {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}

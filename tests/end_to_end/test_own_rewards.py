@@ -16,12 +16,13 @@ from PIL import Image
 
 import tiny_runs
 import unigrpo
-from unigrpo import cli, config, resolve
-from unigrpo.models.bagel.opening import Opened
+from unigrpo import build, cli
+from unigrpo.build import trial
 from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel_files.opening import Opened
+from unigrpo.recipe import to_yaml
 from unigrpo.reports import runlog
 from unigrpo.reports.source_pictures import IMAGES
-from unigrpo.resolve import trial
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.protocol import DifferentiableReward, RewardFault
@@ -29,7 +30,7 @@ from unigrpo.training import checkpoint
 from unigrpo.trajectory import Prompt
 
 VERIFIER = """
-from unigrpo import resolve
+from unigrpo import build
 from unigrpo.rewards import registry
 verifier = registry.build("shapes/verifier")
 calls = []
@@ -75,7 +76,7 @@ def broken(images, prompts, metadata, thinking):
 @pytest.mark.parametrize("key", ["train", "validation"])
 def test_a_bug_in_a_reward_is_told_before_anything_is_done(here, capsys, monkeypatch, key):
     write(here / "mine.py", BROKEN)
-    monkeypatch.setattr(resolve.models, "load_policy", lambda *given, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(build.models, "load_policy", lambda *given, **options: pytest.fail("a model was loaded"))
     words = tiny_runs.overrides(**{f"reward__{key}": "[{name: shapes/verifier}, {name: mine.py:broken}]"})
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", "run", *words) == 2
     shown = capsys.readouterr()
@@ -99,9 +100,9 @@ OWN = {"name": "mine.py:broken"}
 
 def runlog_recipe():
     """A tiny recipe as a mapping."""
-    from unigrpo.config.notation import parse
+    from unigrpo.recipe.notation import parse
 
-    return parse(config.to_yaml(tiny_runs.tiny_recipe()))
+    return parse(to_yaml(tiny_runs.tiny_recipe()))
 
 
 def test_eval_tries_its_reward_too(here, capsys):
@@ -206,7 +207,7 @@ def test_a_reward_of_a_notebook_is_told_as_what_it_is(here, capsys):
 
 def test_what_logs_call_rewards():
     names = ["/a/mine.py:f", "/b/mine.py:f", "/b/mine.py:g", "package.module:f", "shapes/verifier", "/b/mine.py:g"]
-    assert resolve.data.labels(names) == [*names[:2], "mine.py:g", *names[3:5], "mine.py:g"]
+    assert build.data.labels(names) == [*names[:2], "mine.py:g", *names[3:5], "mine.py:g"]
 
 
 # ---------------------------------------------------------------- a program's or notebook's call

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import tiny_runs
-from unigrpo import config
+from unigrpo.files import write_json_atomic
+from unigrpo.recipe import load_recipe
 from unigrpo.reports import runlog
-from unigrpo.verbs.reproduce import cells
-from unigrpo.verbs.reproduce.cells import ROWS, TABLE1, Row, cells_of
-from unigrpo.verbs.reproduce.results import read_cell
-from unigrpo.verbs.reproduce.running import Runner
+from unigrpo.tools.paper import cells
+from unigrpo.tools.paper.cells import ROWS, TABLE1, Row, cells_of
+from unigrpo.tools.paper.results import read_cell
+from unigrpo.tools.paper.running import Runner
 
 SOME = ("sft-yes", "refl-no", "refl-yes", "unigrpo")
 
@@ -130,7 +131,7 @@ class TestCells:
         missing = {cell.row.id for cell in found if cell.missing}
         assert missing == {"refl-no", "refl-yes", "refl-thinking", "refl-textgrpo"}
         (one,) = [cell for cell in found if cell.row.id == "unigrpo"]
-        recipe = config.load_recipe("paper/unigrpo", one.arguments[2:])
+        recipe = load_recipe("paper/unigrpo", one.arguments[2:])
         assert [scorer.name for scorer in recipe.reward.train] == ["shapes/verifier"]
 
     def test_the_hash_knows_everything_that_decides_the_numbers(self, tmp_path):
@@ -182,9 +183,9 @@ class TestRunner:
             if codes[cell.row.id] == 0 and cell.trains:
                 runlog.append_metrics(folder, line(0))
                 figures = {"score": 0.5, "exam_score": 0.5, "reward": 0.1, "by_category": {}, "n": 4}
-                runlog.write_json_atomic(folder / runlog.SUMMARY, {"before": figures, "after": figures})
+                write_json_atomic(folder / runlog.SUMMARY, {"before": figures, "after": figures})
             elif codes[cell.row.id] == 0:
-                runlog.write_json_atomic(folder / "summary.json", {"score": 0.5, "exam_score": 0.6})
+                write_json_atomic(folder / "summary.json", {"score": 0.5, "exam_score": 0.6})
             else:
                 (folder / "half").touch()
             return codes[cell.row.id]
@@ -222,7 +223,7 @@ class TestRunner:
 
 
 def test_results_of_more_seeds_are_kept(tmp_path, monkeypatch, capsys):
-    runlog.write_json_atomic(tmp_path / "results" / "table1-quick.json", {"seeds": [0, 1, 2]})
+    write_json_atomic(tmp_path / "results" / "table1-quick.json", {"seeds": [0, 1, 2]})
     assert run(tmp_path, "table1", "--seeds", "2") == 2
     assert "replace them by fewer" in capsys.readouterr().err
 
@@ -261,7 +262,7 @@ class TestCollapse:
         runlog.append_metrics(folder, line(0))
         figures = {"exam_score": 0.5, "reward": 0.1, "by_category": {}, "n": 4}
         summary = {"before": {"score": 0.5, **figures}, "after": {"score": after, **figures}}
-        runlog.write_json_atomic(folder / runlog.SUMMARY, summary)
+        write_json_atomic(folder / runlog.SUMMARY, summary)
         found = read_cell(self.cell(tmp_path), folder, 0)
         assert found is not None and found["status"] == status
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from unigrpo import config
 from unigrpo.evaluation.evaluator import summarise
+from unigrpo.recipe import load_recipe
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
 from unigrpo.training.recorder import as_validation
@@ -36,7 +36,7 @@ def test_the_folder_holds_what_is_documented_and_nothing_else(run_dir):
 
 
 def test_the_recipe_is_the_one_that_was_asked_for(run_dir):
-    assert config.load_recipe(run_dir / runlog.RECIPE) == tiny_runs.tiny_recipe()
+    assert load_recipe(run_dir / runlog.RECIPE) == tiny_runs.tiny_recipe()
 
 
 def test_the_environment_says_where(run_dir):

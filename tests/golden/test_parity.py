@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unigrpo.models.bagel import parity, transformer
+from unigrpo.models.bagel import transformer
 from unigrpo.models.bagel.blocks import CAUSAL, Block, RowBuilder, Tokens, allowed
-from unigrpo.models.bagel.golden import Check
 from unigrpo.models.bagel.layers import MoTLayer
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable, TimeEmbedder
+from unigrpo.tools.parity import parity
+from unigrpo.tools.parity.golden import Check
 
 FOLDER = Path(__file__).parent / "bagel_a"
 O_PROJ = "language_model.model.layers.1.self_attn.o_proj_moe_gen.weight"

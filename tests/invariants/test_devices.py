@@ -14,23 +14,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pretend_device
 import small_models
 import tiny_runs
+from formulas import combination, queries_of
 from small_models import EVALUATION, TRAINING, gradients, mixed_items, normal, prompts, randomise, sample, small_policy
 from unigrpo import seeds
-from unigrpo.config import Optimizer
+from unigrpo.build import models as resolving
 from unigrpo.evaluation.evaluator import evaluate
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
-from unigrpo.models.bagel.checkpoint import load_policy, restore_weights, save_policy
 from unigrpo.models.bagel.config import VisionConfig
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.tiny import make_tiny_bagel
-from unigrpo.models.bagel.tokenizer import word_tokenizer
 from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.checkpoint import load_policy, restore_weights, save_policy
+from unigrpo.models.bagel_files.tiny import make_tiny_bagel
+from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
-from unigrpo.objectives.methods import PolicyGradient, Supervised
-from unigrpo.objectives.settings import FlowSettings, RegulariserSettings, TextSettings
+from unigrpo.objectives.flow_grpo import FlowGRPO
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.objectives.supervised import Supervised
+from unigrpo.objectives.text_grpo import TextGRPO
 from unigrpo.policy import ReplayItem, VelocityQuery
-from unigrpo.resolve import models as resolving
-from unigrpo.rollout.engine import Draws, rollout
+from unigrpo.recipe import Optimizer
+from unigrpo.rollout.engine import RandomKeys, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.rollout.outcome import decode_pictures
@@ -45,13 +48,13 @@ from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstration
 
 CPU, DEVICE = torch.device("cpu"), pretend_device.enable()[0]
 OPTIMIZER = Optimizer(lr_reasoning=1e-3, lr_denoising=1e-3, max_grad_norm=0.1, weight_decay=0.01)
-JOINT = PolicyGradient(text=TextSettings(kl_weight=0.1), regulariser=RegulariserSettings(weight=0.3))
-STEPPED = FlowSettings(ratio_norm=False, grad_reweight="inv_dt_norm")
+JOINT = combination(text=TextGRPO(kl_weight=0.1), regulariser=Regulariser(weight=0.3))
+STEPPED = FlowGRPO(ratio_norm=False, grad_reweight="inv_dt_norm")
 METHODS = {
     "unigrpo": JOINT,
     "unigrpo-through-context": replace(JOINT, image=STEPPED, image_grad_through_context=True),
-    "text_grpo": PolicyGradient(image=None, text=TextSettings(kl_weight=0.1)),
-    "flow_grpo": PolicyGradient(text=None, regulariser=RegulariserSettings("latent_kl", 0.3)),
+    "text_grpo": combination(image=None, text=TextGRPO(kl_weight=0.1)),
+    "flow_grpo": combination(text=None, regulariser=Regulariser("latent_kl", 0.3)),
 }
 EITHER_DTYPE = pytest.mark.parametrize(
     "dtype",
@@ -237,7 +240,7 @@ def test_pictures_are_seen_edited_asked_about_and_trained_on():
     guided = replace(TRAINING, guidance=Guidance(4.0, 2.0, renorm="text_channel"))
 
     def work(policy):
-        drawn = rollout(policy, single_round(think=True), edits, guided, group_size=2, draws=Draws(0, 0))
+        drawn = rollout(policy, single_round(think=True), edits, guided, group_size=2, draws=RandomKeys(0, 0))
         asked = [policy.question_segments("it", prompt.images, think=True) for prompt in edits]
         with torch.no_grad():
             answers, _ = policy.think(policy.prefill(asked), uniforms=torch.full((2, 4), 0.6), temperature=1.0)
@@ -291,7 +294,7 @@ def scored(policy, method, reference):
     sampling = TRAINING if method.image else replace(TRAINING, window=None)
     advantages = (1.0, -0.5, 2.0, -1.5, 0.7, -0.3)
     drawn = [replace(t, advantage=a) for t, a in zip(sample(policy, sampling=sampling), advantages, strict=True)]
-    batch = Batch(drawn, [method.draws(t, seeds.generator(0, 0, 0, t.sample, "draws")) for t in drawn])
+    batch = Batch(drawn, [queries_of(method, t, seeds.generator(0, 0, 0, t.sample, "draws")) for t in drawn])
     batch = annotate_reference(reference, batch, micro_batch=4, temperature=1.0)
     return batch, rescore(policy, batch, micro_batch=4, temperature=1.0)
 
@@ -308,8 +311,8 @@ def test_methods_train(name):
 
 
 def supervised(policy, made):
-    method = Supervised(times_per_image=2, shift=3.0)
-    draws = [method.draws(t, seeds.generator(0, 0, n, 0, "draws")) for n, t in enumerate(made)]
+    method = Supervised(noisy_copies=2, shift=3.0)
+    draws = [queries_of(method, t, seeds.generator(0, 0, n, 0, "draws")) for n, t in enumerate(made)]
     return trained(policy, method, Batch(made, draws))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from formulas import METHODS, assign_advantages, combination, queries_of, resolve_clip_range
 from small_models import (
     EOS,
     EVALUATION,
@@ -21,11 +22,9 @@ from small_models import (
 )
 from tolerances import assert_same_answers, assert_same_sums, rounding, terms_of
 from unigrpo import flow
-from unigrpo.config import Optimizer
-from unigrpo.objectives.advantage import assign_advantages
-from unigrpo.objectives.flow_grpo import resolve_clip_range
-from unigrpo.objectives.methods import METHODS, Losses, PolicyGradient
-from unigrpo.rollout.engine import Draws, window_starts
+from unigrpo.objectives.method import Losses
+from unigrpo.recipe import Optimizer
+from unigrpo.rollout.engine import RandomKeys, window_starts
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.training.update import Batch, annotate_reference, backward, ratio_bounds, replay, update
@@ -36,7 +35,7 @@ def batch_of(policy, method, **options):
     sampled = sample(policy, **options)
     rewards = normal(len(sampled), seed=11).tolist()
     ready = assign_advantages([replace(t, reward=r) for t, r in zip(sampled, rewards, strict=True)])
-    return Batch(ready, [method.draws(t, torch.Generator()) for t in ready])
+    return Batch(ready, [queries_of(method, t, torch.Generator()) for t in ready])
 
 
 def recorded_steps(policy, monkeypatch, **options):
@@ -64,7 +63,7 @@ def test_06_the_first_updates_ratios_are_1_through_the_whole_path(think, monkeyp
     batch = batch_of(policy, method, some=prompts(4), group_size=6, think=think)
     batch = annotate_reference(policy, batch, micro_batch=7, temperature=1.0)
     answers = replay(policy, batch, 1.0)
-    stats = method.losses(batch.trajectories, answers, batch.draws).stats
+    stats = method.losses(batch.trajectories, answers, batch.queries).stats
     assert float(stats["flow/log_ratio_max"].max()) <= 1e-7
     assert stats["flow/log_ratio"].dtype == torch.float64 and stats["flow/log_ratio"].shape == (24, 3)
     assert float(stats["flow/velocity_mse"].max()) <= 1e-10  # 16: the start checkpoint is its own reference
@@ -116,7 +115,7 @@ def test_06_an_update_with_other_weights_than_the_rollouts_is_stopped(half):
 def test_18_windows_are_uniform_and_never_reach_the_last_step():
     rows = [(prompt, 0) for prompt in prompts(100)]
     states = torch.get_rng_state(), random.getstate()
-    starts = [s for iteration in range(30) for s in window_starts(rows, TRAINING, Draws(0, iteration))]
+    starts = [s for iteration in range(30) for s in window_starts(rows, TRAINING, RandomKeys(0, iteration))]
     counts = [starts.count(start) for start in (0, 1, 2)]
     assert sum(counts) == 3000 and sum((c - 1000) ** 2 / 1000 for c in counts) < 13.8  # chi-square, p = 1e-3
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
@@ -124,7 +123,7 @@ def test_18_windows_are_uniform_and_never_reach_the_last_step():
 
 def test_18_a_prompts_window_differs_between_iterations():
     rows = [(prompts(1)[0], sample) for sample in range(4)]
-    drawn = [window_starts(rows, TRAINING, Draws(0, iteration)) for iteration in range(20)]
+    drawn = [window_starts(rows, TRAINING, RandomKeys(0, iteration)) for iteration in range(20)]
     assert all(len(set(starts)) == 1 for starts in drawn) and {starts[0] for starts in drawn} == {0, 1, 2}
 
 
@@ -155,7 +154,7 @@ def test_19_a_trajectory_has_exactly_three_velocities_with_gradients(monkeypatch
     assert not any(t.images[0].latents.requires_grad for t in sampled)
     assert not any(t.sampled_texts[0].log_probs.requires_grad for t in sampled)
     with counted_forwards(policy) as calls:
-        answers = replay(policy, Batch(sampled, [method.draws(t, torch.Generator()) for t in sampled]), 1.0)
+        answers = replay(policy, Batch(sampled, [queries_of(method, t, torch.Generator()) for t in sampled]), 1.0)
     assert calls == [3]  # one forward: shared prompts, the rest of the contexts, and all noisy images beside it
     for answer in answers:
         (velocity,) = answer.velocities
@@ -207,13 +206,13 @@ def test_27_text_log_probs_are_those_of_the_sampled_ids_at_the_temperature(tempe
 
 
 def losses_of(policy, method, batch):
-    return method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
+    return method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
 
 
 @pytest.mark.parametrize("through", [False, True])
 def test_30_the_image_loss_reaches_the_reasoning_weights_only_through_the_flag(through):
     policy = small_policy()
-    method = PolicyGradient(
+    method = combination(
         image_grad_through_context=through, regulariser=replace(METHODS["unigrpo"].regulariser, weight=0.0)
     )
     batch = batch_of(policy, method)

@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from formulas import METHODS, combination, flow_grpo, group_advantages, queries_of, text_grpo
 from tolerances import rounding
 from unigrpo import flow, seeds
-from unigrpo.objectives.advantage import group_advantages
-from unigrpo.objectives.flow_grpo import flow_grpo
-from unigrpo.objectives.methods import METHODS, PolicyGradient
-from unigrpo.objectives.regularizers import velocity_mse
-from unigrpo.objectives.settings import FlowSettings, RegulariserSettings, TextSettings
+from unigrpo.objectives.flow_grpo import FlowGRPO
+from unigrpo.objectives.regularisers import Regulariser, velocity_mse
 from unigrpo.objectives.terms import clipped_surrogate
-from unigrpo.objectives.text_grpo import k3, text_grpo
+from unigrpo.objectives.text_grpo import TextGRPO, k3
 from unigrpo.trajectory import FlowPath, Image, Prompt, Reference, Text, Trajectory
 
 F64 = torch.float64
@@ -262,14 +260,12 @@ class Toy:
         return Trajectory(Prompt(i, ""), 0, segments, advantage=(-1.0) ** i * (0.5 + 0.1 * i), reference=reference)
 
 
-METHOD = PolicyGradient(
-    text=TextSettings(clip_range=0.2), image=FlowSettings(clip_range=1.0), regulariser=RegulariserSettings(weight=0.3)
-)
+METHOD = combination(text=TextGRPO(clip_range=0.2), image=FlowGRPO(clip_range=1.0), regulariser=Regulariser(weight=0.3))
 
 
 def losses(method, toy, trajectories):
     generator = torch.Generator()
-    draws = [method.draws(t, generator) for t in trajectories]
+    draws = [queries_of(method, t, generator) for t in trajectories]
     return method.losses(trajectories, [toy.say(t) for t in trajectories], draws)
 
 
@@ -286,13 +282,13 @@ def gradients(method, pieces):
 def test_17_only_the_window_counts():
     toy = Toy()
     trajectory = toy.trajectory(0)
-    (draw,) = METHOD.draws(trajectory, torch.Generator())
+    (draw,) = queries_of(METHOD, trajectory, torch.Generator())
     path = trajectory.images[0].path
     assert torch.equal(draw.x, path.x) and torch.equal(draw.t, path.t) and len(draw.t) == 3
     odd_image = Image(normal(2, 4, purpose="given"), (1, 2))  # drawn by the ODE alone, or given: no path
     longer = replace(trajectory, segments=(odd_image, *trajectory.segments))
     assert torch.equal(losses(METHOD, toy, [longer]).total, losses(METHOD, toy, [trajectory]).total)
-    assert [d.segment for d in METHOD.draws(longer, torch.Generator())] == [3]
+    assert [d.segment for d in queries_of(METHOD, longer, torch.Generator())] == [3]
 
 
 def test_28_joint_gradient_is_the_sum_of_its_parts():

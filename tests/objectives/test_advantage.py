@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from unigrpo.objectives.advantage import advantage_statistics, assign_advantages, group_advantages
+from formulas import assign_advantages, group_advantages
+from unigrpo.objectives.advantage import advantage_statistics
 from unigrpo.trajectory import Prompt, Trajectory
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from formulas import flow_grpo, resolve_clip_range
 from tolerances import rounding
 from unigrpo import flow, seeds
-from unigrpo.objectives.flow_grpo import flow_grpo, resolve_clip_range
-from unigrpo.objectives.regularizers import latent_kl, velocity_mse
+from unigrpo.objectives.regularisers import latent_kl, velocity_mse
 from unigrpo.trajectory import FlowPath
 
 GRID = flow.timesteps(9, 4.0)

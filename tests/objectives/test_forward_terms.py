@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from formulas import METHODS, combination, diffusion_nft, fpo, late_steps, optimality, queries_of
 from unigrpo import flow
-from unigrpo.objectives.diffusion_nft import diffusion_nft, optimality
-from unigrpo.objectives.fpo import fpo, matching_losses
-from unigrpo.objectives.methods import METHODS, PolicyGradient
-from unigrpo.objectives.pictures import behaviour_velocities, collect
-from unigrpo.objectives.refl import late_steps, refl
-from unigrpo.objectives.settings import ForwardNoise, FPOSettings, ReFLSettings, RegulariserSettings
-from unigrpo.objectives.supervised import noised
-from unigrpo.trajectory import Behaviour, Image, Prompt, Trajectory, Visit
+from unigrpo.objectives.forward_noise import ForwardNoise, noised
+from unigrpo.objectives.fpo import FPO, matching_losses
+from unigrpo.objectives.image_terms import behaviour_velocities, collect
+from unigrpo.objectives.refl import ReFL
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.trajectory import Behaviour, Image, LatentSnapshot, Prompt, Trajectory
 
 B, N, SHAPE = 3, 2, (4, 5)
 
@@ -70,8 +69,8 @@ class TestFPO:
     def test_33_new_noise_between_epochs_is_refused(self):
         image = Image(normal(*SHAPE), (2, 2), drawn=True)
         trajectory, method = Trajectory(Prompt(0, ""), 0, (image,), advantage=1.0), METHODS["fpo"]
-        draws = method.draws(trajectory, torch.Generator().manual_seed(1))
-        again = method.draws(trajectory, torch.Generator().manual_seed(2))
+        draws = queries_of(method, trajectory, torch.Generator().manual_seed(1))
+        again = queries_of(method, trajectory, torch.Generator().manual_seed(2))
         trajectory = replace(trajectory, behaviour=Behaviour(draws[0].x, torch.zeros_like(draws[0].x)))
         said = Said((torch.zeros_like(draws[0].x),))
         assert len(behaviour_velocities(collect([trajectory], [said], [draws]))) == 1
@@ -80,12 +79,12 @@ class TestFPO:
 
     def test_given_pictures_are_not_noised(self):
         given = Trajectory(Prompt(0, ""), 0, (Image(normal(*SHAPE), (2, 2)),))
-        assert METHODS["fpo"].draws(given, torch.Generator()) == ()
+        assert queries_of(METHODS["fpo"], given, torch.Generator()) == ()
 
     def test_the_pairs_follow_the_shift(self):
         image = Image(normal(*SHAPE), (2, 2), drawn=True)
         plain, shifted = (
-            ForwardNoise(pairs=400, shift=s).draw(0, image, torch.Generator().manual_seed(0)).t for s in (1.0, 4.0)
+            ForwardNoise(pairs=400).query(0, image, torch.Generator().manual_seed(0), shift=s).t for s in (1.0, 4.0)
         )
         torch.testing.assert_close(shifted, 4.0 * plain / (1.0 + 3.0 * plain))
         assert float(plain.mean()) == pytest.approx(0.5, abs=0.01)
@@ -145,11 +144,11 @@ class TestDiffusionNFT:
 class TestReFL:
     weights = normal(*SHAPE, seed=4)
 
-    def reward(self, pictures, prompts, metadata):
+    def reward(self, pictures, prompts):
         return (0.1 * pictures * self.weights).sum((1, 2)).tanh()
 
     def loss(self, v, x, t):
-        return refl(v, x, t, ["a"] * len(v), [{}] * len(v), decode=lambda z: 2.0 * z, reward=self.reward).loss
+        return ReFL().term(v, x, t, [Prompt(0, "a")] * len(v), lambda z, prompts: self.reward(2.0 * z, prompts)).loss
 
     def test_34_finite_difference(self):
         x, t = [normal(1, *SHAPE, seed=6)], [torch.tensor([0.2], dtype=torch.float64)]
@@ -167,24 +166,21 @@ class TestReFL:
         t, seen = torch.tensor([0.1, 0.4], dtype=torch.float64), []
         x = flow.interpolate(clean, noise, t)
         v = [u[None].requires_grad_() for u in noise - clean]
-        refl(
+        ReFL().term(
             v,
             [u[None] for u in x],
             [u[None] for u in t],
-            ["a", "b"],
-            [{}, {}],
-            decode=lambda z: seen.append(z) or z,
-            reward=self.reward,
+            [Prompt(0, "a"), Prompt(1, "b")],
+            lambda z, prompts: seen.append(z) or self.reward(z, prompts),
         )
         torch.testing.assert_close(seen[0], clean, rtol=0, atol=1e-6)
 
     def test_34_the_time_is_the_sampler_s(self):
-        visit = Visit(6, float(flow.timesteps(9, 4.0)[6]), normal(*SHAPE))
-        image = Image(normal(*SHAPE), (2, 2), drawn=True, visit=visit)
-        term = ReFLSettings(decode=lambda z: z, reward=self.reward)
-        draw = term.draw(2, image, torch.Generator())
-        assert draw.segment == 2 and draw.t.tolist() == [visit.t] and torch.equal(draw.x[0], visit.x)
-        assert term.draw(2, replace(image, visit=None), torch.Generator()) is None
+        visit = LatentSnapshot(6, float(flow.timesteps(9, 4.0)[6]), normal(*SHAPE))
+        image = Image(normal(*SHAPE), (2, 2), drawn=True, snapshot=visit)
+        query = ReFL().query(2, image, torch.Generator(), shift=4.0)
+        assert query.segment == 2 and query.t.tolist() == [visit.t] and torch.equal(query.x[0], visit.x)
+        assert ReFL().query(2, replace(image, snapshot=None), torch.Generator(), shift=4.0) is None
 
     def test_late_steps(self):
         assert late_steps(9, 0.25) == (6, 8) and late_steps(25, 0.25) == (18, 24)
@@ -201,10 +197,10 @@ class TestReFL:
     def test_bad_rewards_are_named(self, reward, says):
         v, x, t = [normal(1, *SHAPE).requires_grad_()], [normal(1, *SHAPE)], [torch.tensor([0.2])]
         with pytest.raises(ValueError, match=says):
-            refl(v, x, t, ["a"], [{}], decode=lambda z: z, reward=reward)
+            ReFL().term(v, x, t, [Prompt(0, "a")], reward)
 
 
 def test_a_latent_kl_needs_transitions():
-    with pytest.raises(ValueError, match="latent KL compares SDE steps"):
-        PolicyGradient(text=None, image=FPOSettings(), regulariser=RegulariserSettings("latent_kl", 0.1))
-    PolicyGradient(text=None, image=FPOSettings(), regulariser=RegulariserSettings("latent_kl", 0.0))
+    with pytest.raises(ValueError, match="compares SDE steps"):
+        combination(text=None, image=FPO(), regulariser=Regulariser("latent_kl", 0.1))
+    combination(text=None, image=FPO(), regulariser=Regulariser("latent_kl", 0.0))

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from formulas import METHODS, combination, flow_grpo, queries_of
 from unigrpo import flow
-from unigrpo.objectives.flow_grpo import flow_grpo
-from unigrpo.objectives.methods import METHODS, PolicyGradient, Supervised, targets_per_row
-from unigrpo.objectives.settings import RegulariserSettings, TextSettings
+from unigrpo.objectives.method import targets_per_row
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.objectives.supervised import Supervised
+from unigrpo.objectives.text_grpo import TextGRPO
 from unigrpo.trajectory import FlowPath, Image, Prompt, Reference, Text, Trajectory
 
 GRID = flow.timesteps(9, 4.0)
@@ -47,7 +49,7 @@ def sampled(pictures=1, advantage=1.0, reference=True):
 
 def losses(method, rows):
     trajectories, answers = zip(*rows, strict=True)
-    return method.losses(trajectories, answers, [method.draws(t, GENERATOR) for t in trajectories])
+    return method.losses(trajectories, answers, [queries_of(method, t, GENERATOR) for t in trajectories])
 
 
 def test_each_method_returns_its_own_losses():
@@ -62,19 +64,19 @@ def test_each_method_returns_its_own_losses():
 
 def test_lambda_and_weight_multiply_the_image_loss():
     rows = [sampled()]
-    bare = losses(PolicyGradient(regulariser=RegulariserSettings(weight=0.0)), rows)
-    full = losses(PolicyGradient(regulariser=RegulariserSettings(weight=2.0), lambda_flow=0.5), rows)
+    bare = losses(combination(regulariser=Regulariser(weight=0.0)), rows)
+    full = losses(combination(regulariser=Regulariser(weight=2.0), lambda_flow=0.5), rows)
     mse = full.stats["flow/velocity_mse"].mean(1)
     assert float(mse) == pytest.approx(0.09**2, rel=1e-4)
     torch.testing.assert_close(full.image_loss, 0.5 * (bare.image_loss + 2.0 * mse))
     assert "flow/velocity_mse" not in bare.stats
-    kl = losses(PolicyGradient(regulariser=RegulariserSettings(kind="latent_kl", weight=2.0)), rows)
+    kl = losses(combination(regulariser=Regulariser(kind="latent_kl", weight=2.0)), rows)
     torch.testing.assert_close(kl.image_loss, bare.image_loss + 2.0 * kl.stats["flow/latent_kl"].mean(1))
 
 
 def test_what_the_methods_ask_for():
     asks = {
-        name: (m.needs_reference_velocity, m.needs_reference_log_probs, len(m.draws(sampled()[0], GENERATOR)))
+        name: (m.needs_reference_velocity, m.needs_reference_log_probs, len(queries_of(m, sampled()[0], GENERATOR)))
         for name, m in METHODS.items()
     }
     assert asks == {
@@ -86,7 +88,7 @@ def test_what_the_methods_ask_for():
         "diffusion_nft": (True, False, 0),
         "supervised": (False, False, 0),
     }
-    assert PolicyGradient(text=TextSettings(kl_weight=0.1)).needs_reference_log_probs
+    assert combination(text=TextGRPO(kl_weight=0.1)).needs_reference_log_probs
 
 
 def test_zero_advantage_keeps_the_regulariser():
@@ -98,7 +100,7 @@ def test_zero_advantage_keeps_the_regulariser():
 
 def test_pictures_of_one_trajectory_are_averaged():
     two, one = sampled(pictures=2, advantage=0.7), sampled()
-    found = losses(PolicyGradient(regulariser=RegulariserSettings(weight=0.0)), [two, one])
+    found = losses(combination(regulariser=Regulariser(weight=0.0)), [two, one])
     paths = [image.path for image in two[0].images]
     each = flow_grpo(two[1].velocities, paths, torch.tensor([0.7, 0.7])).loss
     torch.testing.assert_close(found.image_loss[0], each.mean())
@@ -122,15 +124,15 @@ def test_missing_data_is_named(rows, says):
 
 def test_settings_refuse_what_cannot_work():
     with pytest.raises(ValueError, match="text term"):
-        PolicyGradient(text=None, image=None)
+        combination(text=None, image=None)
     with pytest.raises(ValueError, match="velocity_mse, latent_kl"):
-        RegulariserSettings(kind="mse")
+        Regulariser(kind="mse")
     with pytest.raises(ValueError, match="weight"):
-        RegulariserSettings(weight=-1.0)
+        Regulariser(weight=-1.0)
 
 
 class TestSupervised:
-    method = Supervised(ce_weight=2.0, mse_weight=3.0, times_per_image=2)
+    method = Supervised(ce_weight=2.0, mse_weight=3.0, noisy_copies=2)
     text = Text(torch.tensor([1, 2]), target=True)
     image = Image(torch.randn(4, 2, generator=GENERATOR), (2, 2), target=True)
     given = Text(torch.tensor([7]))
@@ -140,7 +142,7 @@ class TestSupervised:
             Trajectory(Prompt(0, ""), 0, (self.given, self.text, self.image)),
             Trajectory(Prompt(1, ""), 0, (self.given, self.text)),
         ]
-        draws = [self.method.draws(t, torch.Generator().manual_seed(3)) for t in rows]
+        draws = [queries_of(self.method, t, torch.Generator().manual_seed(3)) for t in rows]
         assert [len(d) for d in draws] == [1, 0] and draws[0][0].segment == 2
         assert draws[0][0].x.shape == (2, 4, 2) and draws[0][0].t.shape == (2,)
         right, log_probs = draws[0][0].target, torch.tensor([-1.0, -2.0, -3.0])
@@ -152,8 +154,8 @@ class TestSupervised:
 
     def test_weights_of_zero_drop_a_term(self):
         row = Trajectory(Prompt(0, ""), 0, (self.given, self.image))
-        assert replace(self.method, mse_weight=0.0).draws(row, GENERATOR) == ()
+        assert queries_of(replace(self.method, mse_weight=0.0), row, GENERATOR) == ()
         only_images = replace(self.method, ce_weight=0.0)
-        draws = only_images.draws(row, GENERATOR)
+        draws = queries_of(only_images, row, GENERATOR)
         found = only_images.losses([row], [Said(torch.empty(0), (draws[0].target,))], [draws])
         assert found.text_loss is None and float(found.total) == 0.0

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from unigrpo.objectives.methods import Draw, Supervised, targets_per_row
-from unigrpo.objectives.supervised import flow_matching_mse, noised, sample_times, token_cross_entropy
-from unigrpo.policy import Replayed
+from unigrpo.objectives.forward_noise import noised, sample_times
+from unigrpo.objectives.method import targets_per_row
+from unigrpo.objectives.supervised import Supervised, flow_matching_mse, token_cross_entropy
+from unigrpo.policy import Replayed, VelocityQuery
 from unigrpo.trajectory import Image, Prompt, Text, Trajectory
 
 ROWS = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0]), torch.empty(0)]
@@ -43,14 +44,14 @@ def test_flow_matching_is_zero_for_the_true_velocity_and_the_square_otherwise():
 
 
 def test_training_times_are_a_shifted_sigmoid_of_a_normal():
-    plain = sample_times(2000, 1.0, generator=generator())
+    plain = sample_times(2000, 1.0, generator=generator(), times="logit_normal")
     assert plain.dtype == torch.float64 and float(plain.min()) > 0.0 and float(plain.max()) < 1.0
     assert float(plain.logit().mean()) == pytest.approx(0.0, abs=0.08)
     assert float(plain.logit().std()) == pytest.approx(1.0, abs=0.06)
-    shifted = sample_times(2000, 3.0, generator=generator())
+    shifted = sample_times(2000, 3.0, generator=generator(), times="logit_normal")
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
     with pytest.raises(ValueError, match="shift"):
-        sample_times(1, 0.0, generator=generator())
+        sample_times(1, 0.0, generator=generator(), times="logit_normal")
 
 
 def test_a_minibatch_of_pictures_alone_learns_from_them():
@@ -63,7 +64,7 @@ def test_a_minibatch_of_pictures_alone_learns_from_them():
         Replayed(torch.zeros(0), torch.zeros(0), torch.zeros(0), (torch.full((1, 4, 2), float(i + 1)),))
         for i in range(2)
     ]
-    draws = [(Draw(1, target, torch.tensor([0.5]), target),)] * 2
+    draws = [(VelocityQuery(1, target, torch.tensor([0.5]), target),)] * 2
     losses = method.losses(rows, answers, draws)
     assert losses.text_loss is None and losses.image_loss.tolist() == [2.0, 8.0]
     assert losses.stats["sft/cross_entropy"].isnan().all()
@@ -80,7 +81,10 @@ def mixed_sizes():
     rows = [Trajectory(Prompt(i, "a"), 0, (text, *images[i : i + 1])) for i in range(3)]
     spoken = torch.full((3,), -0.5)
     answers = [Replayed(spoken, spoken, spoken, tuple(velocities[i : i + 1])) for i in range(3)]
-    draws = [tuple(Draw(1, target, torch.rand(len(target)), target) for target in targets[i : i + 1]) for i in range(3)]
+    draws = [
+        tuple(VelocityQuery(1, target, torch.rand(len(target)), target) for target in targets[i : i + 1])
+        for i in range(3)
+    ]
     return rows, answers, draws
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from formulas import text_grpo
 from tolerances import rounding
-from unigrpo.objectives.text_grpo import k3, text_grpo
+from unigrpo.objectives.text_grpo import k3
 
 ROWS = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5, -0.5, -3.0])]
 ADVANTAGES = torch.tensor([1.0, -1.0])

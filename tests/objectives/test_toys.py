@@ -10,11 +10,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from formulas import METHODS, assign_advantages, queries_of
 from unigrpo import flow
-from unigrpo.objectives.advantage import assign_advantages
-from unigrpo.objectives.methods import METHODS, PolicyGradient
-from unigrpo.objectives.settings import ReFLSettings, RegulariserSettings
-from unigrpo.trajectory import Behaviour, FlowPath, Image, Prompt, Trajectory, Visit
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.trajectory import Behaviour, FlowPath, Image, LatentSnapshot, Prompt, Trajectory
 
 D, SPREAD, GROUP, GROUPS, NOISE = 6, 0.3, 16, 8, 0.8
 W = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 0.0], dtype=torch.float64)
@@ -35,7 +34,7 @@ def draw(m, index, window):
     x, visited, steps = torch.randn(1, D, generator=source, dtype=torch.float64), None, []
     for k, (t, t_next) in enumerate(pairwise(GRID)):
         if k == 6:
-            visited = Visit(k, float(t), x)
+            visited = LatentSnapshot(k, float(t), x)
         v = velocity(m, x, t[None])
         if k in window:
             mean, std = flow.sde_transition(x, v, t, t_next, noise_level=NOISE, t_second=float(GRID[1]))
@@ -52,7 +51,7 @@ def draw(m, index, window):
         score = flow.log_prob(after, mean, std)
         nexts = GRID[[k + 1 for k in at]]
         path = FlowPath(tuple(at), GRID[at], nexts, float(GRID[1]), before, after, mean, std, score, NOISE)
-    image = Image(x, (1, 1), path, drawn=True, visit=visited)
+    image = Image(x, (1, 1), path, drawn=True, snapshot=visited)
     return Trajectory(Prompt(index // GROUP, ""), index % GROUP, (image,), reward=float(x[0] @ W))
 
 
@@ -61,24 +60,24 @@ class Said:
         self.velocities, self.log_probs = velocities, torch.empty(0)
 
 
-def after_one_step(method, sign, rate=0.02):
+def after_one_step(method, sign, rate=0.02, reward=None):
     """w m after one gradient step (of fixed length) from m = 0."""
     start = torch.zeros(D, dtype=torch.float64)
-    window = (1, 2, 3) if method.image.needs_sde else ()
+    window = (1, 2, 3) if method.needs_sde else ()
     rows = assign_advantages([draw(start, i, window) for i in range(GROUP * GROUPS)])
     rows = [replace(row, advantage=sign * row.advantage) for row in rows]
-    draws = [method.draws(row, torch.Generator().manual_seed(i)) for i, row in enumerate(rows)]
+    draws = [queries_of(method, row, torch.Generator().manual_seed(i)) for i, row in enumerate(rows)]
     m = start.clone().requires_grad_()
     say = lambda p: [Said(tuple(velocity(p, d.x, d.t[:, None]) for d in ds)) for ds in draws]  # noqa: E731
     rows = [
         replace(row, behaviour=Behaviour(torch.cat([d.x for d in ds]), torch.cat(list(said.velocities)).detach()))
         for row, ds, said in zip(rows, draws, say(start), strict=True)
     ]
-    method.losses(rows, say(m), draws).total.mean().backward()
+    method.losses(rows, say(m), draws, latent_reward=reward).total.mean().backward()
     return float((start - rate * m.grad / m.grad.norm()) @ W)
 
 
-NONE = RegulariserSettings(weight=0.0)
+NONE = Regulariser(weight=0.0)
 
 
 @pytest.mark.parametrize("name", ["flow_grpo", "fpo", "diffusion_nft"])
@@ -91,6 +90,6 @@ def test_36_one_step_raises_the_expected_reward_and_lowers_it_when_negated(name)
 
 def test_36_refl_climbs_its_reward():
     for sign in (1.0, -1.0):
-        term = ReFLSettings(decode=lambda z: z, reward=lambda p, *_, sign=sign: sign * (p[:, 0] @ W))
-        moved = after_one_step(PolicyGradient(text=None, image=term, regulariser=NONE), 1.0)
+        reward = lambda z, prompts, sign=sign: sign * (z[:, 0] @ W)  # noqa: E731
+        moved = after_one_step(replace(METHODS["refl"], regulariser=NONE), 1.0, reward=reward)
         assert sign * moved > 0.95 * 0.02 * float(W.norm())

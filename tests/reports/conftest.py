@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from unigrpo.files import write_json_atomic, write_records_atomic, write_text_atomic
 from unigrpo.reports import grids, runlog
 from unigrpo.training.metrics import metrics_line
-from unigrpo.training.sources import Collected
+from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.update import Updated
 from unigrpo.trajectory import Prompt, Trajectory
 
@@ -45,7 +46,7 @@ def line_of(k: int, total: int = 120) -> dict[str, Any]:
     norms = {"reasoning": 0.6 + 0.2 * rng.random(), "denoising": 0.02 + 0.01 * rng.random()}
     return metrics_line(
         iteration=k,
-        collected=Collected([Trajectory(Prompt(0, ""), i, ()) for i in range(96)], _rewards(rise, rng)),
+        collected=RolloutBatch([Trajectory(Prompt(0, ""), i, ()) for i in range(96)], _rewards(rise, rng)),
         updates=[Updated(stats, norms, 0.9 - 0.4 * rise + 0.02 * rng.normal())],
         rates={"reasoning": 3e-4, "denoising": 5e-4},
         canaries={
@@ -84,7 +85,7 @@ def supervised_line_of(k: int) -> dict[str, Any]:
     """Make the metrics of one iteration of supervised training."""
     return metrics_line(
         iteration=k,
-        collected=Collected([Trajectory(Prompt(0, ""), 0, ())]),
+        collected=RolloutBatch([Trajectory(Prompt(0, ""), 0, ())]),
         updates=[
             Updated({"sft/cross_entropy": 1.25 / (k + 1), "sft/flow_matching": 0.5}, {"reasoning": 1.0}, entropy=1.0)
         ],
@@ -139,18 +140,18 @@ PAIRED = {
 
 def _write_evaluation(run_dir: Path, when: Literal["before", "after"], good: float) -> None:
     pictures, records = pictures_and_records(good, seed=len(when))
-    runlog.write_records_atomic(runlog.evaluation_file(run_dir, when, "jsonl"), records)
+    write_records_atomic(runlog.evaluation_file(run_dir, when, "jsonl"), records)
     grids.save_png_atomic(grids.record_sheet(pictures, records), runlog.evaluation_file(run_dir, when, "png"))
 
 
 def build_run(run_dir: Path, *, iterations: int = 120, after: bool = True, paired: dict[str, Any] = PAIRED) -> Path:
     """Write a whole made-up run folder with the library's own helpers."""
-    runlog.write_text_atomic(run_dir / runlog.RECIPE, RECIPE)
-    runlog.write_json_atomic(run_dir / runlog.ENVIRONMENT, {"python": "3.11", "git_commit": None, "threads": 1})
+    write_text_atomic(run_dir / runlog.RECIPE, RECIPE)
+    write_json_atomic(run_dir / runlog.ENVIRONMENT, {"python": "3.11", "git_commit": None, "threads": 1})
     lines = [line_of(k) for k in range(iterations)]
-    runlog.write_records_atomic(run_dir / runlog.METRICS, lines)
+    write_records_atomic(run_dir / runlog.METRICS, lines)
     sides = {"before": summary(0.6)} | ({"after": summary(0.81), "paired": paired} if after else {})
-    runlog.write_json_atomic(run_dir / runlog.SUMMARY, sides)
+    write_json_atomic(run_dir / runlog.SUMMARY, sides)
     _write_evaluation(run_dir, "before", 0.5)
     if after:
         _write_evaluation(run_dir, "after", 0.9)

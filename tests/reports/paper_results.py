@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unigrpo.reports import paper
+from unigrpo.tools.paper import rows as paper
 
 
 def cell_of(row: str, seed: int, score: float | None = 0.5, **changes: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unigrpo.files import write_json_atomic, write_records_atomic
 from unigrpo.reports import grids, html, runlog
 
 VOID = {"meta", "img", "br", "link", "use", "path"}
@@ -141,7 +142,7 @@ def write_evaluation(run_dir: Path, shown: list[dict[str, Any]], records: list[d
     """Write a contact sheet of some records beside the records of an evaluation."""
     sheet = grids.record_sheet(np.zeros((len(shown), 8, 8, 3), dtype=np.uint8), shown)
     grids.save_png_atomic(sheet, runlog.evaluation_file(run_dir, "before", "png"))
-    runlog.write_records_atomic(runlog.evaluation_file(run_dir, "before", "jsonl"), records)
+    write_records_atomic(runlog.evaluation_file(run_dir, "before", "jsonl"), records)
 
 
 def twins() -> list[dict[str, Any]]:
@@ -229,7 +230,7 @@ def test_what_is_known_of_before_training_stands_beside_the_last_validation(make
     run_dir = make_run(iterations=45, after=False)
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     summary["before"]["validation"] = {**summary["before"], "score": 0.583}
-    runlog.write_json_atomic(run_dir / runlog.SUMMARY, summary)
+    write_json_atomic(run_dir / runlog.SUMMARY, summary)
     page = page_of(run_dir).text
     assert "Last validation score: 0.717, at iteration 40 (before training 0.583)." in page
     assert "the dot at 0 is the model before training" in page and "score 0.583 → 0.717" in page
@@ -242,9 +243,9 @@ def test_given_pictures_stand_beside_the_results(make_run: Callable[..., Path]) 
         path = runlog.evaluation_file(run_dir, when, "jsonl")
         records = runlog.read_records(path)
         records[1]["images"] = ["evaluations/source-1-0.png", "evaluations/source-1-1.png"]
-        runlog.write_records_atomic(path, records)
+        write_records_atomic(path, records)
     samples = [{"position": 3, "sample": k, "prompt": "make it red", "images": [SAMPLE_SOURCE]} for k in range(3)]
-    runlog.write_records_atomic(runlog.samples_file(run_dir, 25, "jsonl"), samples)
+    write_records_atomic(runlog.samples_file(run_dir, 25, "jsonl"), samples)
     for name in ("evaluations/source-1-0.png", "evaluations/source-1-1.png", SAMPLE_SOURCE):
         Image.new("RGB", (40, 20), (255, 0, 0)).save(run_dir / name)
     content = html.report_content(run_dir)

@@ -16,7 +16,13 @@ import paper_results as made
 import pytest
 from PIL import Image
 
-from unigrpo.reports import grids, paper, paper_figures, paper_gains, paper_pictures, paper_tables, paper_words
+from unigrpo.reports import grids
+from unigrpo.tools.paper import figures as paper_figures
+from unigrpo.tools.paper import gains as paper_gains
+from unigrpo.tools.paper import pictures as paper_pictures
+from unigrpo.tools.paper import rows as paper
+from unigrpo.tools.paper import tables as paper_tables
+from unigrpo.tools.paper import words as paper_words
 
 
 def verdict_of(results: dict[str, Any], start: str) -> str:
@@ -268,7 +274,7 @@ def test_traces_picture_has_a_row_per_prompt() -> None:
 
 
 def test_tables_need_no_matplotlib() -> None:
-    code = "import sys, unigrpo.reports.paper_tables, unigrpo.reports.paper_figures; print([m in sys.modules for m in "
+    code = "import sys, unigrpo.tools.paper.tables, unigrpo.tools.paper.figures; print([m in sys.modules for m in "
     code += "('matplotlib', 'torch')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.lower()) == [False, False]

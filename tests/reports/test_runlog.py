@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from unigrpo.files import write_json_atomic, write_text_atomic
 from unigrpo.reports import runlog
 
 
@@ -171,15 +172,15 @@ def test_json_takes_scalars_of_numpy_and_torch_and_has_no_nan(tmp_path: Path) ->
         "d": [np.bool_(True), float("inf")],
         5: None,
     }
-    path = runlog.write_json_atomic(tmp_path / "new" / "x.json", value)
+    path = write_json_atomic(tmp_path / "new" / "x.json", value)
     assert json.loads(path.read_text()) == {"a": 0.5, "b": 2, "c": None, "d": [True, None], "5": None}
     with pytest.raises(TypeError, match=r"value\.a\.b is a object"):
-        runlog.write_json_atomic(path, {"a": {"b": object()}})
+        write_json_atomic(path, {"a": {"b": object()}})
     assert runlog.read_json(path)["a"] == 0.5  # the failed write left the old file
 
 
 def test_atomic_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = runlog.write_text_atomic(tmp_path / "x.txt", "old")
+    path = write_text_atomic(tmp_path / "x.txt", "old")
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def fail(*_: object) -> None:
@@ -187,7 +188,7 @@ def test_atomic_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        runlog.write_text_atomic(path, "new")
+        write_text_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["x.txt"]
 
@@ -201,7 +202,7 @@ def _umask() -> int:
 def test_environment_is_plain_json(tmp_path: Path) -> None:
     found = runlog.environment()
     assert {"python", "torch", "platform", "threads", "cpu_count", "git_commit", "date"} <= found.keys()
-    runlog.write_json_atomic(tmp_path / runlog.ENVIRONMENT, found)
+    write_json_atomic(tmp_path / runlog.ENVIRONMENT, found)
 
 
 def test_importing_reports_loads_nothing_heavy() -> None:

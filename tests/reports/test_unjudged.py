@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from unigrpo.evaluation.evaluator import Evaluation, category_of, describe_comparison, describe_summary, unjudged
+from unigrpo.files import write_records_atomic
 from unigrpo.reports import curves, grids, html, runlog
 from unigrpo.reports.progress import Progress
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.recorder import Recorder
-from unigrpo.training.sources import Collected
+from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.update import Updated
 from unigrpo.trajectory import Image, Prompt, Trajectory
 from unigrpo.worlds.geneval import fixed
@@ -61,7 +62,7 @@ def line_of(k: int, validation: dict[str, Any] | None) -> dict[str, Any]:
     """Make the metrics of one iteration."""
     return metrics_line(
         iteration=k,
-        collected=Collected([Trajectory(Prompt(0, ""), 0, ())], {"reward_mean": -60.0 + 4 * k, "reward_std": 3.0}),
+        collected=RolloutBatch([Trajectory(Prompt(0, ""), 0, ())], {"reward_mean": -60.0 + 4 * k, "reward_std": 3.0}),
         updates=[Updated({}, {"reasoning": 0.5, "denoising": 0.2}, entropy=0.8)],
         rates={"reasoning": 1e-6, "denoising": 3e-5},
         canaries={"colour_diversity": 2.5},
@@ -83,7 +84,7 @@ def build(run_dir: Path, prompts: list[Prompt], *, after: bool = True, samples: 
         Trajectory(p, i, (Image(torch.zeros(1, 1), (1, 1)),), reward=-50.0 - i, verdict={"kilobytes": 50.0 + i})
         for i, p in enumerate(prompts[:12])
     ]
-    recorder.samples(Reader(), Collected(shown, pictures=photographs(len(shown), 5, size)), 3)  # type: ignore[arg-type]
+    recorder.samples(Reader(), RolloutBatch(shown, pictures=photographs(len(shown), 5, size)), 3)  # type: ignore[arg-type]
     if after:
         recorder.evaluation("after", evaluation(prompts, -48.0, samples, size), 4)
     html.write_report(run_dir)
@@ -204,7 +205,7 @@ def test_long_thinking_is_folded(tmp_path: Path) -> None:
     records = [{"position": 0, "sample": 0, "prompt": "a", "thinking": thinking, "correct": None, "reward": 1.0}]
     sheet = grids.record_sheet(np.zeros((1, 16, 16, 3), dtype=np.uint8), records)
     grids.save_png_atomic(sheet, runlog.evaluation_file(run_dir, "before", "png"))
-    runlog.write_records_atomic(runlog.evaluation_file(run_dir, "before", "jsonl"), records)
+    write_records_atomic(runlog.evaluation_file(run_dir, "before", "jsonl"), records)
     page = html.write_report(run_dir).read_text(encoding="utf-8")
     assert re.search(r"<details><summary>.*It thought:.*…</summary><p>(word ){300}</p></details>", page)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from unigrpo import cli, config
-from unigrpo.config import ConfigError
-from unigrpo.rewards import loading, registry
+from unigrpo import cli, loading
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import Scorer as RecipeScorer
+from unigrpo.recipe import absolute_own_name, load_recipe, to_yaml
+from unigrpo.rewards import registry
 from unigrpo.rewards.making import made
 from unigrpo.rewards.origins import origin_of, read_origin
 from unigrpo.rewards.protocol import DifferentiableReward
@@ -205,22 +207,22 @@ def test_a_script_that_starts_a_run_is_read_up_to_there(tmp_path):
 
 
 def test_names_of_files_become_absolute(tmp_path):
-    absolute = config.absolute_reward_name("rewards/mine.py:f", tmp_path)
-    assert absolute == f"{tmp_path / 'rewards' / 'mine.py'}:f" == config.absolute_reward_name(absolute, tmp_path / "x")
+    absolute = absolute_own_name("rewards/mine.py:f", tmp_path)
+    assert absolute == f"{tmp_path / 'rewards' / 'mine.py'}:f" == absolute_own_name(absolute, tmp_path / "x")
     for name in ("shapes/verifier", "package.module:f", "mine.py", "a b:c", "mine.py:f()", ":f", "mine.py:"):
-        assert config.absolute_reward_name(name, tmp_path) == name
+        assert absolute_own_name(name, tmp_path) == name
 
 
 def test_a_recipe_names_files_beside_it_and_the_command_line_those_of_the_working_folder(tmp_path, monkeypatch):
-    text = config.to_yaml(config.load_recipe("shapes/unigrpo", ["--reward.train", "[{name: mine.py:f, weight: 2}]"]))
+    text = to_yaml(load_recipe("shapes/unigrpo", ["--reward.train", "[{name: mine.py:f, weight: 2}]"]))
     assert f"{tmp_path}/mine.py:f" in text
     recipe = write(tmp_path / "recipes" / "own.yaml", text.replace(f"{tmp_path}/mine.py", "../mine.py"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    loaded = config.load_recipe("../recipes/own.yaml", ["--reward.validation", "[{name: other.py:g}]"])
-    assert loaded.reward.train == (config.Scorer(f"{tmp_path}/mine.py:f", 2.0),)
-    assert loaded.reward.validation == (config.Scorer(f"{tmp_path}/here/other.py:g"),)
-    assert config.load_recipe(recipe).reward.train == loaded.reward.train
+    loaded = load_recipe("../recipes/own.yaml", ["--reward.validation", "[{name: other.py:g}]"])
+    assert loaded.reward.train == (RecipeScorer(f"{tmp_path}/mine.py:f", 2.0),)
+    assert loaded.reward.validation == (RecipeScorer(f"{tmp_path}/here/other.py:g"),)
+    assert load_recipe(recipe).reward.train == loaded.reward.train
 
 
 # ---------------------------------------------------------------- registering again

@@ -10,7 +10,7 @@ import torch
 from small_models import EVALUATION, TRAINING, prompts, sample, small_policy
 from tolerances import assert_same_answers
 from unigrpo import flow
-from unigrpo.rollout.engine import Draws, window_starts
+from unigrpo.rollout.engine import RandomKeys, window_starts
 from unigrpo.rollout.outcome import decode_pictures
 from unigrpo.trajectory import Image, Text
 
@@ -135,18 +135,18 @@ def test_the_window_is_shared_by_a_group_and_drawn_again_every_iteration():
     rows = [(prompt, s) for prompt in prompts(40) for s in range(3)]
     seen = []
     for iteration in range(4):
-        starts = window_starts(rows, TRAINING, Draws(0, iteration))
+        starts = window_starts(rows, TRAINING, RandomKeys(0, iteration))
         assert starts[0::3] == starts[1::3] == starts[2::3]
         assert set(starts) == {0, 1, 2}  # differs between prompts
         seen.append(tuple(starts))
     assert len(set(seen)) == 4
-    assert window_starts(rows, TRAINING, Draws(0, 0)) == list(seen[0])
+    assert window_starts(rows, TRAINING, RandomKeys(0, 0)) == list(seen[0])
 
 
 def test_no_window_means_no_stochastic_step():
     rows = [(prompts(1)[0], 0)]
-    assert window_starts(rows, EVALUATION, Draws(0, 0)) == [None]
-    assert window_starts(rows, replace(TRAINING, window_size=0), Draws(0, 0)) == [None]
+    assert window_starts(rows, EVALUATION, RandomKeys(0, 0)) == [None]
+    assert window_starts(rows, replace(TRAINING, window_size=0), RandomKeys(0, 0)) == [None]
 
 
 def test_a_window_that_does_not_fit_is_refused(policy):

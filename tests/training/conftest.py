@@ -3,12 +3,12 @@
 import pytest
 
 import tiny_runs
+from unigrpo.commands import train as train_command
 from unigrpo.reports import runlog
-from unigrpo.verbs import training as verbs
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the report (seconds of drawing), which the end-to-end tests look at."""
     tiny_runs.finished_run()  # is made with its report, whoever asks for it first
-    monkeypatch.setattr(verbs, "write_report", lambda run_dir: run_dir / runlog.REPORT)
+    monkeypatch.setattr(train_command, "write_report", lambda run_dir: run_dir / runlog.REPORT)

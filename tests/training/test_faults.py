@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny_runs
-from unigrpo import resolve
+from unigrpo import build
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry
 from unigrpo.rewards.protocol import RewardOutput
@@ -43,7 +43,7 @@ def misses_one(output):
 
 def use(monkeypatch, nth, fault):
     """Register the reward for one test, as a user's own."""
-    assert resolve.data.registry is registry
+    assert build.data.registry is registry
     monkeypatch.setitem(registry._FACTORIES, "tests/faulty", lambda: Faulty(nth, fault))
 
 

@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from formulas import combination, queries_of
 from small_models import gradients, mixed_items, normal, relative, sample, small_policy
 from tolerances import assert_same_sums, gradient_bound
 from unigrpo import seeds
-from unigrpo.config import Optimizer
-from unigrpo.objectives.methods import PolicyGradient
-from unigrpo.objectives.settings import FlowSettings, RegulariserSettings
+from unigrpo.objectives.flow_grpo import FlowGRPO
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.recipe import Optimizer
 from unigrpo.training.lora import Adapter, WithoutAdapter, base_state_dict, target_pattern
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
 from unigrpo.training.update import Batch, annotate_reference, backward, replay, rescore, update
 
-METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), image=FlowSettings(clip_range=1e-3))
+METHOD = combination(regulariser=Regulariser(weight=0.3), image=FlowGRPO(clip_range=1e-3))
 BOTH = ("reasoning", "denoising")
 LAYER = "language_model.model.layers.0"
 
@@ -441,14 +442,14 @@ def batch_of(policy, adapter, method=METHOD):
     """Two groups of three, rolled out by the policy itself, with the base as the reference."""
     sampled = sample(policy)
     ready = [replace(t, advantage=a) for t, a in zip(sampled, (1.0, -0.5, 2.0, -1.5, 0.7, -0.3), strict=True)]
-    draws = [method.draws(t, seeds.generator(0, 0, t.prompt.position, t.sample, "draws")) for t in ready]
+    draws = [queries_of(method, t, seeds.generator(0, 0, t.prompt.position, t.sample, "draws")) for t in ready]
     return annotate_reference(WithoutAdapter(policy, adapter), Batch(ready, draws), micro_batch=6, temperature=1.0)
 
 
 CASES = {
     "joint": (BOTH, METHOD),
     "joint, through context": (BOTH, replace(METHOD, image_grad_through_context=True)),
-    "reasoning": (["reasoning"], PolicyGradient(image=None)),
+    "reasoning": (["reasoning"], combination(image=None)),
     "denoising": (["denoising"], replace(METHOD, text=None)),
 }
 
@@ -480,7 +481,7 @@ def test_a_step_moves_the_adapter_alone(case, prepare):
 def loss_gradients(policy, adapter, batch):
     """The two backward passes of the joint objective: ``inputs`` and ``retain_graph``, then everything."""
     policy.model.zero_grad(set_to_none=True)
-    losses = METHOD.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
+    losses = METHOD.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
     backward(policy, METHOD, losses, len(batch))
     return gradients(policy)
 
@@ -507,7 +508,7 @@ def test_the_image_loss_stays_out_of_the_reasoning_adapter():
     policy, adapter = adapted_policy()
     move(adapter)
     batch = batch_of(policy, adapter)
-    losses = METHOD.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
+    losses = METHOD.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
     backward(policy, METHOD, replace(losses, text_loss=None), len(batch))
     assert gradients(policy).keys() and gradients(policy).keys() <= policy.denoising_parameters().keys()
 

@@ -7,11 +7,13 @@ import shutil
 import pytest
 
 import tiny_runs
-from unigrpo import cli, config
-from unigrpo.config import ConfigError
+from unigrpo import options
+from unigrpo.commands.train import resumed_recipe
+from unigrpo.files import write_json_atomic
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import load_recipe
 from unigrpo.reports import runlog
-from unigrpo.verbs import inputs
-from unigrpo.verbs.training import resumed_recipe
+from unigrpo.runs import inputs
 
 RECIPE = """
 name: mine
@@ -43,7 +45,7 @@ def begun(tmp_path_factory):
     lay_out(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home / "recipes")
-        patch.setattr("unigrpo.verbs.training.write_report", lambda run_dir: run_dir / runlog.REPORT)
+        patch.setattr("unigrpo.commands.train.write_report", lambda run_dir: run_dir / runlog.REPORT)
         assert tiny_runs.unigrpo("train", "mine.yaml", "--out", "../run") == 0
     return home
 
@@ -59,11 +61,11 @@ def home(begun, tmp_path):
 
 
 def resumed(home, *words):
-    return resumed_recipe(cli.Train("mine", out=home / "run", resume=True), words)
+    return resumed_recipe(options.Train("mine", out=home / "run", resume=True), words)
 
 
 def test_a_run_holds_absolute_paths_and_the_hashes_of_its_files(begun):
-    recipe = config.load_recipe(begun / "run" / runlog.RECIPE)
+    recipe = load_recipe(begun / "run" / runlog.RECIPE)
     assert recipe.model.path == str(begun / "models" / "start")
     assert recipe.data.prompts == recipe.eval.prompts == str(begun / "recipes" / "prompts.txt")
     kept = runlog.read_json(begun / "run" / runlog.ENVIRONMENT)["inputs"]
@@ -80,7 +82,7 @@ def test_the_command_that_it_prints_works_from_anywhere(begun, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unigrpo.verbs.training.Progress.update", stopped)
+        patch.setattr("unigrpo.commands.train.Progress.update", stopped)
         assert tiny_runs.unigrpo("train", "mine.yaml", "--out", "../run") == 130
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "to go on: " in line]
     command = shlex.split(said.partition("to go on: ")[2])
@@ -154,7 +156,7 @@ def test_a_reward_s_file_may_move_too(tmp_path, place, works):
 
     run = inputs.Resumed(named("mine.py:f"), named(place), tmp_path)
     (tmp_path / runlog.RECIPE).write_text("")
-    runlog.write_json_atomic(tmp_path / runlog.ENVIRONMENT, {"inputs": inputs.recorded(run.begun)})
+    write_json_atomic(tmp_path / runlog.ENVIRONMENT, {"inputs": inputs.recorded(run.begun)})
     if works:
         assert inputs.check_moved([run]) == []
     else:

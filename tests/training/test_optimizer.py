@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from small_models import small_policy
 from tolerances import assert_same_sums
-from unigrpo.config import Optimizer
+from unigrpo.recipe import Optimizer
 from unigrpo.training.optimizer import EXPERTS, ExpertOptimizer, MovingAverage, TrainingFault, schedule
 
 

@@ -14,9 +14,9 @@ import torch
 
 import tiny_runs
 import unigrpo
+from unigrpo.commands import train as train_command
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
-from unigrpo.verbs import training as verbs
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_ctrl_c_finishes_the_iteration_and_says_how_to_go_on(tmp_path, quick, mo
     run_dir = tmp_path / "a run"  # a name that a shell would split
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(verbs.Progress, "update", interrupt(1))
+        patch.setattr(train_command.Progress, "update", interrupt(1))
         words = ("train", tiny_runs.UNIGRPO, "--out", run_dir, *tiny_runs.overrides(checkpoint__every=25))
         assert tiny_runs.unigrpo(*words) == 130
     assert signal.getsignal(signal.SIGINT) is handler
@@ -204,7 +204,7 @@ def test_ctrl_c_finishes_the_iteration_and_says_how_to_go_on(tmp_path, quick, mo
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, quick, monkeypatch, capsys):
-    monkeypatch.setattr(verbs.Progress, "update", interrupt(2))
+    monkeypatch.setattr(train_command.Progress, "update", interrupt(2))
     words = ("train", tiny_runs.UNIGRPO, "--out", tmp_path, *tiny_runs.overrides())
     assert tiny_runs.unigrpo(*words) == 130
     shown = capsys.readouterr()

@@ -11,11 +11,11 @@ import sys
 import pytest
 
 import tiny_runs
-from unigrpo.config import ConfigError
+from unigrpo.commands import train as train_command
+from unigrpo.ranges import ConfigError
 from unigrpo.reports import runlog
+from unigrpo.runs import folders, locks
 from unigrpo.training import checkpoint
-from unigrpo.verbs import folders, locks
-from unigrpo.verbs import training as verbs
 
 
 def ended():
@@ -41,7 +41,7 @@ def test_a_living_run_lets_no_other_in(tmp_path, quick, monkeypatch, capsys):
             for again in ((*words, "--seed", "1"), ("--resume",)):
                 codes.append(tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, *again))
 
-    monkeypatch.setattr(verbs.Progress, "update", update)
+    monkeypatch.setattr(train_command.Progress, "update", update)
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, *words) == 0
     assert codes == [2, 2]
     said = f"{run_dir} is in use: process {os.getpid()} on {socket.gethostname()} (since 20"
@@ -51,7 +51,7 @@ def test_a_living_run_lets_no_other_in(tmp_path, quick, monkeypatch, capsys):
 
 
 def test_another_process_is_kept_out_too(tmp_path):
-    code = "import sys, pathlib; from unigrpo.verbs.locks import hold\nwith hold(pathlib.Path(sys.argv[1])): pass"
+    code = "import sys, pathlib; from unigrpo.runs.locks import hold\nwith hold(pathlib.Path(sys.argv[1])): pass"
     with locks.hold(tmp_path / locks.LOCK):
         done = subprocess.run([sys.executable, "-c", code, tmp_path / locks.LOCK], capture_output=True, text=True)
     assert done.returncode == 1 and f"process {os.getpid()} on" in done.stderr.splitlines()[-1]
@@ -165,7 +165,7 @@ def test_a_hole_in_the_metrics_is_found_before_a_model_is_loaded(tmp_path, monke
     metrics.write_bytes(metrics.read_bytes()[:-30])
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
-        patch.setattr(verbs.resolve, "parts", None)
+        patch.setattr(train_command.build, "parts", None)
         assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume") == 2
     said = capsys.readouterr().err
     assert "first for iteration 3" in said and "remove all folders above iteration-000003" in said

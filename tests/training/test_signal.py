@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import tiny_runs
-from unigrpo.objectives.advantage import group_advantages
-from unigrpo.objectives.methods import METHODS
+from formulas import METHODS, group_advantages
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry
 from unigrpo.training.signal import SignalWatch, missing_signal

@@ -8,10 +8,11 @@ import threading
 import pytest
 
 import tiny_runs
+import unigrpo.recipe as recipe_of
+from unigrpo.commands import train as train_command
+from unigrpo.runs import signals
 from unigrpo.training import checkpoint, saving
 from unigrpo.training.trainer import Stop
-from unigrpo.verbs import signals
-from unigrpo.verbs import training as verbs
 
 WORDS = ("train", tiny_runs.UNIGRPO, *tiny_runs.overrides(checkpoint__every=25))
 
@@ -41,7 +42,7 @@ def test_a_scheduler_or_a_closed_terminal_saves_and_ends_well(tmp_path, quick, m
     """Both may come more than once for one cause: only Ctrl-C again stops at once."""
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(verbs.Progress, "update", sends(number, number, signal.SIGTERM))
+        patch.setattr(train_command.Progress, "update", sends(number, number, signal.SIGTERM))
         assert tiny_runs.unigrpo(*WORDS, "--out", run_dir) == 0
     out = capsys.readouterr().out
     assert out.count("stopping as soon as") == 1 and f"{number.name}: stopping as soon as the step under way" in out
@@ -65,7 +66,7 @@ def test_what_a_stop_would_lose(tmp_path):
 def test_nohup_holds(tmp_path, quick, monkeypatch, capsys):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(verbs.Progress, "update", sends(signal.SIGHUP, at=0))
+        monkeypatch.setattr(train_command.Progress, "update", sends(signal.SIGHUP, at=0))
         words = tiny_runs.overrides(iterations=2)
         assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, *words, "--out", tmp_path / "run") == 0
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -123,12 +124,12 @@ def test_minutes_save_between_and_change_no_number(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["unigrpo", "textgrpo", "flowgrpo", "unigrpo-lora-1gpu", "sft"])
 def test_recipes_of_large_models_save_by_the_clock(name):
-    assert tiny_runs.config.load_recipe(f"bagel/{name}").checkpoint.minutes == 30
-    assert tiny_runs.config.load_recipe(tiny_runs.UNIGRPO).checkpoint.minutes is None
+    assert recipe_of.load_recipe(f"bagel/{name}").checkpoint.minutes == 30
+    assert recipe_of.load_recipe(tiny_runs.UNIGRPO).checkpoint.minutes is None
 
 
 def test_minutes_are_read_and_written(tmp_path):
     recipe = tiny_runs.tiny_recipe(checkpoint__minutes=0.5)
-    assert tiny_runs.config.from_yaml(tiny_runs.config.to_yaml(recipe)) == recipe
+    assert recipe_of.from_yaml(recipe_of.to_yaml(recipe)) == recipe
     with pytest.raises(ValueError, match=r"checkpoint\.minutes = 0\.0 is out of range: it must be above 0"):
         tiny_runs.tiny_recipe(checkpoint__minutes=0)

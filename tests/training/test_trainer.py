@@ -7,7 +7,7 @@ import torch
 
 import tiny_runs
 from unigrpo.evaluation import evaluator
-from unigrpo.rollout.engine import Draws
+from unigrpo.rollout.engine import RandomKeys
 from unigrpo.training.clock import Clock
 from unigrpo.training.optimizer import TrainingFault
 from unigrpo.training.sources import RolloutSource
@@ -127,8 +127,8 @@ def test_the_noise_of_supervised_training_is_keyed_by_iteration(tmp_path):
 
 def test_evaluations_share_their_draws_with_no_iteration():
     assert evaluator.EVALUATION_ITERATION < 0
-    ours = torch.rand(4, generator=Draws(0, evaluator.EVALUATION_ITERATION).generator(5, 0, "noise"))
-    theirs = torch.rand(4, generator=Draws(0, 1).generator(5, 0, "noise"))
+    ours = torch.rand(4, generator=RandomKeys(0, evaluator.EVALUATION_ITERATION).generator(5, 0, "noise"))
+    theirs = torch.rand(4, generator=RandomKeys(0, 1).generator(5, 0, "noise"))
     assert not torch.equal(ours, theirs)
 
 

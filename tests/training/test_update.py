@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from formulas import combination, queries_of, resolve_clip_range
 from small_models import TRAINING, gradients, prompts, relative, sample, small_policy
 from tolerances import assert_same_answers, gradient_bound, rounding, terms_of
 from unigrpo import seeds
-from unigrpo.config import Optimizer
-from unigrpo.objectives.flow_grpo import resolve_clip_range
-from unigrpo.objectives.methods import PolicyGradient, targets_per_row
-from unigrpo.objectives.settings import FlowSettings, RegulariserSettings
+from unigrpo.objectives.flow_grpo import FlowGRPO
+from unigrpo.objectives.method import targets_per_row
+from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.recipe import Optimizer
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.training.update import (
     Batch,
@@ -30,9 +31,9 @@ from unigrpo.training.update import (
 )
 from unigrpo.trajectory import Prompt, Trajectory
 
-METHOD = PolicyGradient(regulariser=RegulariserSettings(weight=0.3), image=FlowSettings(clip_range=1e-3))
-TEXT_ONLY = PolicyGradient(image=None)
-RAW = FlowSettings(ratio_norm=False)
+METHOD = combination(regulariser=Regulariser(weight=0.3), image=FlowGRPO(clip_range=1e-3))
+TEXT_ONLY = combination(image=None)
+RAW = FlowGRPO(ratio_norm=False)
 
 
 def true_batch(policy, method=METHOD, *, reference=None, rollouts=None):
@@ -40,7 +41,7 @@ def true_batch(policy, method=METHOD, *, reference=None, rollouts=None):
     sampled = sample(policy) if rollouts is None else rollouts
     advantages = itertools.cycle([1.0, -0.5, 2.0, -1.5, 0.7, -0.3])
     ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=False)]
-    draws = [method.draws(t, seeds.generator(0, 0, t.prompt.position, t.sample, "draws")) for t in ready]
+    draws = [queries_of(method, t, seeds.generator(0, 0, t.prompt.position, t.sample, "draws")) for t in ready]
     frozen = small_policy(seed=7) if reference is None else reference
     return annotate_reference(frozen, Batch(ready, draws), micro_batch=6, temperature=1.0)
 
@@ -58,7 +59,7 @@ def gradients_of(policy, method, batch, micro_batch=6):
 def gradients_of_loss(policy, method, batch, name):
     """The gradient of one loss alone, wherever it leads."""
     policy.model.zero_grad(set_to_none=True)
-    losses = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
+    losses = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
     {"text": losses.text_loss, "image": losses.image_loss}[name].sum().div(len(batch)).backward()
     return gradients(policy)
 
@@ -180,7 +181,7 @@ def test_without_the_image_loss_only_the_text_is_learnt(through_context):
 def test_a_loss_that_is_not_finite_is_named(bad):
     policy = small_policy()
     batch = true_batch(policy)
-    losses = METHOD.losses(batch.trajectories, replay(policy, batch, 1.0), batch.draws)
+    losses = METHOD.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
     spoilt = replace(losses, **{f"{bad}_loss": getattr(losses, f"{bad}_loss") * math.nan})
     with pytest.raises(TrainingFault, match=f"the {bad} loss is nan; nothing was updated"):
         backward(policy, METHOD, spoilt, 6)
@@ -256,7 +257,13 @@ def test_the_bound_of_text_grows_with_the_logits(size, temperature):
         rows = [shifted(t, share * max(spread, 10.0)) for t in batch.trajectories]
         check = fp32_bounds(policy)
         update(
-            policy, still(policy), METHOD, Batch(rows, batch.draws), micro_batch=4, temperature=temperature, check=check
+            policy,
+            still(policy),
+            METHOD,
+            Batch(rows, batch.queries),
+            micro_batch=4,
+            temperature=temperature,
+            check=check,
         )
 
     off_by(5e-7)  # the rounding of two ways to the same logits
@@ -351,9 +358,9 @@ def test_below_fp32_the_check_is_made_against_rescored_values():
 def test_target_tokens_are_counted_over_the_minibatch():
     policy = small_policy()
     batch = true_batch(policy)
-    assert targets_per_row(batch.trajectories, batch.draws).text == 0.0
+    assert targets_per_row(batch.trajectories, batch.queries).text == 0.0
     learnt = [replace(t, segments=(replace(t.sampled_texts[0], target=True),)) for t in batch.trajectories[:4]]
     rows = [*learnt, *batch.trajectories[4:]]
     wanted = sum(t.sampled_texts[0].num_actions for t in rows[:4]) / 6
-    counted = targets_per_row(rows, batch.draws)
-    assert counted.text == wanted and counted.image == sum(d.x[..., 0].numel() for ds in batch.draws for d in ds) / 6
+    counted = targets_per_row(rows, batch.queries)
+    assert counted.text == wanted and counted.image == sum(d.x[..., 0].numel() for ds in batch.queries for d in ds) / 6

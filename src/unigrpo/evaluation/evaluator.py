@@ -13,7 +13,7 @@ from torch import Tensor
 from unigrpo.evaluation.statistics import judged_difference
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
-from unigrpo.rollout.engine import Draws, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.trajectory import Prompt
@@ -79,7 +79,7 @@ def evaluate(
     # made at once and filled: putting parts together at the end would hold all pictures twice
     pictures = torch.empty((len(prompts) * samples, 3, height, width), dtype=torch.uint8)
     for some, first, count in _portions(prompts, samples, batch):
-        draws, episode = Draws(seed, EVALUATION_ITERATION), single_round(think=think)
+        draws, episode = RandomKeys(seed, EVALUATION_ITERATION), single_round(think=think)
         drawn = rollout(policy, episode, some, sampling, group_size=count, draws=draws, first_sample=first)
         made = decode_pictures(policy, drawn)
         thinking = [thinking_of(policy, t) for t in drawn]

@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from unigrpo.ranges import NonNegative, Positive
 from unigrpo.trajectory import Trajectory
 
 
-def group_advantages(
-    rewards: Tensor | Sequence[float], group_ids: Sequence[Hashable], *, epsilon: float = 1e-4, clip: float = 5.0
-) -> Tensor:
-    """Return A = (R - mean) / (std + epsilon) over the samples of one prompt, clamped to [-clip, clip]; fp32 [N].
+@dataclass(frozen=True)
+class Advantage:
+    """A = clamp((R - mean) / (std + epsilon), -clip, clip) inside a group (docs/math.md#advantages).
 
     Paper eq. 1, which has no epsilon and no clamp and leaves the kind of std open; these are the official code's:
-    population std (ddof 0), 1e-4 and 5 (spec b.8). Statistics are fp64. A group whose rewards are all equal, so also
-    a group of one, gets exactly 0. Raises ValueError on NaN or infinite rewards.
+    population std (ddof 0), 1e-4 and 5.
     """
+
+    epsilon: NonNegative = 1e-4
+    """Added to the group's standard deviation (paper silent)."""
+    clip: Positive = 5.0
+    """Advantages are clipped to +- this (paper silent)."""
+
+    def of(self, rewards: Tensor | Sequence[float], group_ids: Sequence[Hashable]) -> Tensor:
+        """Return the advantages of N rewards, fp32 [N]; a group is all that share an id.
+
+        Statistics are fp64. A group whose rewards are all equal, so also a group of one, gets exactly 0. Raises
+        ValueError on NaN or infinite rewards.
+        """
+        return _group_advantages(rewards, group_ids, epsilon=self.epsilon, clip=self.clip)
+
+    def assign(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        """Return the trajectories with their advantages; a group is all trajectories of one ``prompt.position``.
+
+        Raises ValueError if a trajectory has no reward yet.
+        """
+        rewards = [t.reward for t in trajectories]
+        known = [r for r in rewards if r is not None]
+        if len(known) < len(rewards):
+            raise ValueError("a trajectory has no reward: score all trajectories before their advantages")
+        advantages = self.of(known, [t.prompt.position for t in trajectories])
+        return [replace(t, advantage=a) for t, a in zip(trajectories, advantages.tolist(), strict=True)]
+
+
+def _group_advantages(
+    rewards: Tensor | Sequence[float], group_ids: Sequence[Hashable], *, epsilon: float, clip: float
+) -> Tensor:
     values = torch.as_tensor(rewards, dtype=torch.float64).detach()
     if values.ndim != 1 or values.shape[0] != len(group_ids):
         raise ValueError(
@@ -52,28 +81,13 @@ def _spread(group: Tensor) -> Tensor:
     return std
 
 
-def assign_advantages(
-    trajectories: Sequence[Trajectory], *, epsilon: float = 1e-4, clip: float = 5.0
-) -> list[Trajectory]:
-    """Return the trajectories with their advantages; a group is all trajectories of one ``prompt.position``.
-
-    Raises ValueError if a trajectory has no reward yet.
-    """
-    rewards = [t.reward for t in trajectories]
-    known = [r for r in rewards if r is not None]
-    if len(known) < len(rewards):
-        raise ValueError("a trajectory has no reward: score all trajectories before their advantages")
-    advantages = group_advantages(known, [t.prompt.position for t in trajectories], epsilon=epsilon, clip=clip)
-    return [replace(t, advantage=a) for t, a in zip(trajectories, advantages.tolist(), strict=True)]
-
-
 def advantage_statistics(
     rewards: Tensor | Sequence[float], advantages: Tensor | Sequence[float], group_ids: Sequence[Hashable]
 ) -> dict[str, float]:
     """Return what to log of an iteration's rewards and advantages.
 
     reward_mean, reward_std: over everything; reward_group_std: mean of the groups' std, the signal GRPO has;
-    zero_std_ratio: share of groups without any (spec h.7); advantage_mean, advantage_std, advantage_abs_max.
+    zero_std_ratio: share of groups without any; advantage_mean, advantage_std, advantage_abs_max.
     """
     values, scaled = (torch.as_tensor(u, dtype=torch.float64).detach() for u in (rewards, advantages))
     groups = [values[rows] for rows in _groups(group_ids)]

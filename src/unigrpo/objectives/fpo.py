@@ -1,19 +1,67 @@
-"""FPO: a clipped surrogate whose ratio comes from flow-matching losses at fixed noise (spec f.2)."""
+"""FPO: a clipped surrogate whose ratio comes from flow-matching losses at fixed noise (docs/math.md#fpo)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from unigrpo.objectives.forward_noise import ForwardNoise
+from unigrpo.objectives.image_terms import ImageBatch, behaviour_velocities
 from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate
+from unigrpo.ranges import Positive
 
-_LARGEST_DIFFERENCE = 3.0  # of a single pair's losses, before exp (spec f.2)
+_LARGEST_DIFFERENCE = 3.0  # of a single pair's losses, before exp (docs/math.md#fpo)
+
+
+@dataclass(frozen=True)
+class FPO(ForwardNoise):
+    """min(r A, clip(r, 1 - eps, 1 + eps) A) of the ELBO ratio r = exp(mean_n[l_n(old) - l_n(now)]) (docs/math.md#fpo).
+
+    The losses are averaged before exp; with ``per_pair`` there is one ratio for every pair, r_n = exp(clamp(l_n(old) -
+    l_n(now), -3, 3)), and the surrogate is averaged. With equal weights every ratio is 1 and the gradient is A grad l,
+    an advantage-weighted flow matching. The paper gives neither pairs nor clip_range; 8 and 0.05 are the public FPO's.
+    """
+
+    clip_range: Positive = 0.05
+    """A ratio is clipped to 1 +- this."""
+    per_pair: bool = False
+    """One ratio per pair in place of one over their mean loss."""
+
+    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+        """Return -J_FPO per picture, [P]."""
+        return self.term(batch.velocities, behaviour_velocities(batch), batch.targets, advantages)
+
+    def term(
+        self,
+        velocities: Sequence[Tensor],
+        old_velocities: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        advantages: Tensor,
+    ) -> Term:
+        """The same of velocities (of now, with gradients), old ones and targets eps - x_0, per picture [N, n, d]."""
+        check_rows(velocities=velocities, old_velocities=old_velocities, targets=targets, advantages=advantages)
+        now = matching_losses(velocities, targets)
+        difference = matching_losses(old_velocities, targets).detach() - now
+        if self.per_pair:
+            log_ratio = difference.clamp(-_LARGEST_DIFFERENCE, _LARGEST_DIFFERENCE)
+        else:
+            log_ratio = difference.mean(1, keepdim=True)
+        surrogate = clipped_surrogate(log_ratio, advantages.to(log_ratio.device)[:, None], self.clip_range)
+        ratio = log_ratio.detach()
+        stats = {
+            "fpo/log_ratio_max": ratio.abs().amax(1),
+            "fpo/ratio": ratio.exp().mean(1),
+            "fpo/clip": (surrogate.clipped_low | surrogate.clipped_high).double().mean(1),
+            "fpo/elbo_loss": now.detach().mean(1),
+        }
+        return Term(-surrogate.value.mean(1), stats)
 
 
 def matching_losses(velocities: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Return l_n = mean_D (v_n - (eps_n - x_0))^2 of every pair (t_n, eps_n), fp64 [B, N] (spec f.2).
+    """Return l_n = mean_D (v_n - (eps_n - x_0))^2 of every pair (t_n, eps_n), fp64 [B, N] (docs/math.md#fpo).
 
     velocities, targets: per picture [N, n, d]. -l_n stands for log p(x_0 | c): the ELBO of denoising, up to a constant.
     """
@@ -23,38 +71,3 @@ def matching_losses(velocities: Sequence[Tensor], targets: Sequence[Tensor]) -> 
             f"velocities {list(v.shape)} and targets {list(target.shape)} must have one shape [B, N, n, d]"
         )
     return (v - target.detach()).square().flatten(2).mean(2)
-
-
-def fpo(
-    velocities: Sequence[Tensor],
-    old_velocities: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    advantages: Tensor,
-    *,
-    clip_range: float = 0.05,
-    per_pair: bool = False,
-) -> Term:
-    """Return -J_FPO per picture, [B]: min(r A, clip(r, 1 - eps, 1 + eps) A) of the ELBO ratio (spec f.2).
-
-    r = exp(mean_n[l_n(old) - l_n(now)]), the losses averaged before exp; with ``per_pair`` one ratio for every pair,
-    r_n = exp(clamp(l_n(old) - l_n(now), -3, 3)), and the surrogate averaged. With equal weights every ratio is 1 and
-    the gradient is A grad l, an advantage-weighted flow matching (spec I.33). The paper gives neither N nor the clip.
-
-    velocities (of now, with gradients), old_velocities, targets eps - x_0: per picture [N, n, d]; advantages: [B].
-    """
-    check_rows(velocities=velocities, old_velocities=old_velocities, targets=targets, advantages=advantages)
-    now = matching_losses(velocities, targets)
-    difference = matching_losses(old_velocities, targets).detach() - now
-    if per_pair:
-        log_ratio = difference.clamp(-_LARGEST_DIFFERENCE, _LARGEST_DIFFERENCE)
-    else:
-        log_ratio = difference.mean(1, keepdim=True)
-    surrogate = clipped_surrogate(log_ratio, advantages.to(log_ratio.device)[:, None], clip_range)
-    ratio = log_ratio.detach()
-    stats = {
-        "fpo/log_ratio_max": ratio.abs().amax(1),
-        "fpo/ratio": ratio.exp().mean(1),
-        "fpo/clip": (surrogate.clipped_low | surrogate.clipped_high).double().mean(1),
-        "fpo/elbo_loss": now.detach().mean(1),
-    }
-    return Term(-surrogate.value.mean(1), stats)

@@ -1,55 +1,81 @@
-"""ReFL: the gradient of a differentiable reward through one late denoising step and the decoder (spec f.1)."""
+"""ReFL: the gradient of a differentiable reward through one late denoising step and the decoder (docs/math.md#refl)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from unigrpo.flow import predict_x0
+from unigrpo.objectives.image_terms import ImageBatch, ImageTerm, LatentReward
 from unigrpo.objectives.terms import Term, check_rows
+from unigrpo.policy import VelocityQuery
+from unigrpo.ranges import Range
+from unigrpo.trajectory import Image, Prompt
 
-PixelReward = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Tensor]
-"""(pictures [B, 3, H, W] in [0, 1], prompts, metadata) -> rewards [B], with gradients into the pictures."""
 
+@dataclass(frozen=True)
+class ReFL(ImageTerm):
+    """-R(decode(x - t v)): the reward of the picture that one step from a late state x would finish.
 
-def late_steps(num_points: int, late: float) -> tuple[int, int]:
-    """Return [lo, hi): the last share ``late`` of the num_points - 1 steps, at least one.
-
-    The paper says "late" and no more; ImageReward's are the last quarter (spec f.1).
+    The step is uniform in the last share ``late`` of the grid (the paper: "late"; ImageReward's is the last quarter).
+    Only this forward has a gradient: x was reached without one. Advantages play no part.
     """
-    steps = num_points - 1
-    return max(0, min(steps - 1, steps - round(late * steps))), steps
 
+    late: Annotated[float, Range(0, 1, open_low=True)] = 0.25
+    """The trained step is drawn from this last share of the grid."""
+    needs_reward_gradient = True
 
-def refl(
-    velocities: Sequence[Tensor],
-    x: Sequence[Tensor],
-    t: Sequence[Tensor],
-    prompts: Sequence[str],
-    metadata: Sequence[Mapping[str, Any]],
-    *,
-    decode: Callable[[Tensor], Tensor],
-    reward: PixelReward,
-) -> Term:
-    """Return -R(decode(x - t v)) per picture, [B]: the picture that one step from x would finish (spec f.1).
+    def kept_steps(self, num_points: int) -> tuple[int, int]:
+        """[lo, hi): the last share ``late`` of the num_points - 1 steps, at least one."""
+        steps = num_points - 1
+        return max(0, min(steps - 1, steps - round(self.late * steps))), steps
 
-    Only this forward has a gradient: x at the late step t was reached without one. velocities, x: per picture
-    [1, n, d]; t: per picture [1], a time of the sampler's grid. ValueError where the reward gives no gradient or is not
-    finite.
-    """
-    check_rows(velocities=velocities, x=x, t=t, prompts=prompts, metadata=metadata)
-    v, at, time = torch.cat(list(velocities)), torch.cat(list(x)), torch.cat(list(t))
-    predicted = predict_x0(at.to(v.device), v, time.to(v.device)).to(v.dtype)
-    values = reward(decode(predicted), prompts, metadata)
-    if values.shape != (len(prompts),):
-        raise ValueError(f"the reward gave {list(values.shape)} values for {len(prompts)} pictures: one each is needed")
-    finite = torch.isfinite(values.detach())
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"the reward of {prompts[row]!r} is {float(values[row].detach())}: it must be a finite number")
-    if v.requires_grad and not values.requires_grad:
-        raise ValueError("the reward gives no gradient for its pictures: ReFL needs a differentiable one")
-    return Term(-values.double(), {"refl/reward": values.detach().double()})
+    def query(self, segment: int, image: Image, generator: torch.Generator, *, shift: float) -> VelocityQuery | None:
+        """Return the late state that the sampler kept; nothing is drawn."""
+        if image.snapshot is None:
+            return None
+        return VelocityQuery(segment, image.snapshot.x[None], torch.tensor([image.snapshot.t], dtype=torch.float64))
+
+    def copies(self, window_size: int) -> int:
+        """One step is trained."""
+        return 1
+
+    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+        """Return -R per picture, [P]."""
+        if batch.latent_reward is None:
+            raise ValueError("ReFL follows the reward's gradient, but the run was built without a differentiable one")
+        x, t = [query.x for query in batch.queries], [query.t for query in batch.queries]
+        return self.term(batch.velocities, x, t, batch.prompts, batch.latent_reward)
+
+    def term(
+        self,
+        velocities: Sequence[Tensor],
+        x: Sequence[Tensor],
+        t: Sequence[Tensor],
+        prompts: Sequence[Prompt],
+        reward: LatentReward,
+    ) -> Term:
+        """The same of velocities and x, per picture [1, n, d], and t [1], a time of the sampler's grid.
+
+        ValueError where the reward gives no gradient or is not finite.
+        """
+        check_rows(velocities=velocities, x=x, t=t, prompts=prompts)
+        v, at, time = torch.cat(list(velocities)), torch.cat(list(x)), torch.cat(list(t))
+        values = reward(predict_x0(at.to(v.device), v, time.to(v.device)).to(v.dtype), prompts)
+        if values.shape != (len(prompts),):
+            raise ValueError(
+                f"the reward gave {list(values.shape)} values for {len(prompts)} pictures: one each is needed"
+            )
+        finite = torch.isfinite(values.detach())
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"the reward of {prompts[row].text!r} is {float(values[row].detach())}: it must be a finite number"
+            )
+        if v.requires_grad and not values.requires_grad:
+            raise ValueError("the reward gives no gradient for its pictures: ReFL needs a differentiable one")
+        return Term(-values.double(), {"refl/reward": values.detach().double()})

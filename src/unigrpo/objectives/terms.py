@@ -37,11 +37,11 @@ class Surrogate:
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Surrogate:
-    """Return PPO's clipped surrogate (paper eq. 2 and 6, spec b.5, d.1) of r = exp(log_ratio).
+    """Return PPO's clipped surrogate (paper eq. 2 and 6; docs/math.md#the-clipped-surrogate) of r = exp(log_ratio).
 
     J = A + min((r - 1) A, clip(r - 1, -eps, eps) A) with r - 1 = expm1(log_ratio) in fp64: clip ranges near 1e-6 do
-    not survive 1 + eps in fp32 (spec h.1). ``clipped_low``: A < 0 and r < 1 - eps; ``clipped_high``: A > 0 and
-    r > 1 + eps, where the gradient is zero. ``advantage`` broadcasts against ``log_ratio``.
+    not survive 1 + eps in fp32 (docs/math.md#precision). ``clipped_low``: A < 0 and r < 1 - eps; ``clipped_high``: A >
+    0 and r > 1 + eps, where the gradient is zero. ``advantage`` broadcasts against ``log_ratio``.
     """
     if not clip_range > 0.0:
         raise ValueError(f"clip_range is {clip_range}: it must be > 0 (0 would stop all learning)")

@@ -3,60 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from unigrpo.objectives.image_terms import present
 from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate
+from unigrpo.policy import Replayed
+from unigrpo.ranges import NonNegative, Positive
+from unigrpo.trajectory import Trajectory
 
 
-def text_grpo(
-    log_probs: Sequence[Tensor],
-    old: Sequence[Tensor],
-    advantages: Tensor,
-    *,
-    clip_range: float = 0.2,
-    kl_weight: float = 0.0,
-    reference: Sequence[Tensor] | None = None,
-) -> Term:
-    """Return -J_Text per trajectory, [B] (paper eq. 2, spec d.1-d.3).
+@dataclass(frozen=True)
+class TextGRPO:
+    """J_i = mean_k[ min(r A_i, clip(r, 1 - eps, 1 + eps) A_i) - kl_weight k3 ],  r = exp(log_probs - old) per token.
 
-    J_i = mean_k[ min(r A_i, clip(r, 1 - eps, 1 + eps) A_i) - kl_weight k3 ],  r = exp(log_probs - old) per token.
-    The mean runs over the actions of ONE trajectory, so long sequences do not outweigh short ones.
-
-    log_probs, old, reference: one 1-D tensor per trajectory, all its sampled tokens (spec d.5); advantages: [B].
-    The paper gives no clip range for text; 0.2 is PPO's. Its KL weight is 0; reference is needed above that.
-    Raises ValueError where lengths disagree or a trajectory has no sampled token.
+    Paper eq. 2. The mean runs over the actions of ONE trajectory, so long sequences do not outweigh short ones. The
+    paper gives no clip range for text; 0.2 is PPO's. Its KL weight is 0; a reference is needed above that.
     """
-    check_rows(log_probs=log_probs, old=old, advantages=advantages, **({"reference": reference} if reference else {}))
-    lengths = _lengths(log_probs, old)
-    if not kl_weight >= 0.0:
-        raise ValueError(f"kl_weight is {kl_weight}: it must be >= 0")
-    if kl_weight > 0.0 and reference is None:
-        raise ValueError(
-            f"text kl_weight is {kl_weight}, which needs the reference's log-probs; set it to 0 or pass them"
+
+    clip_range: Positive = 0.2
+    """A ratio is clipped to 1 +- this (paper silent)."""
+    kl_weight: NonNegative = 0.0
+    """Weight of the k3 estimate of the KL to the start checkpoint (Table 3: 0)."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether trajectories must carry the reference's log-probs."""
+        return self.kl_weight > 0.0
+
+    def loss(self, trajectories: Sequence[Trajectory], answers: Sequence[Replayed], advantages: Tensor) -> Term:
+        """Return -J_Text per trajectory, [B]; the KL is logged wherever the reference's log-probs are there."""
+        references = [t.reference.log_probs if t.reference else None for t in trajectories]
+        known = self.needs_reference or all(r is not None for r in references)
+        return self.term(
+            [a.log_probs for a in answers],
+            [behaviour_log_probs(t) for t in trajectories],
+            advantages,
+            present(references, "reference log-probs") if known else None,
         )
-    now = torch.cat(list(log_probs)).double()
-    log_ratio = now - torch.cat(list(old)).to(now.device, torch.float64).detach()
-    counts = torch.tensor(lengths, device=now.device)
-    surrogate = clipped_surrogate(log_ratio, advantages.to(now.device).repeat_interleave(counts), clip_range)
-    objective = surrogate.value
-    per_token = {
-        "text/ratio": log_ratio.detach().exp(),
-        "text/clip_low": surrogate.clipped_low.double(),
-        "text/clip_high": surrogate.clipped_high.double(),
-    }
-    if reference is not None:
-        kl = k3(now, torch.cat(list(reference)).to(now.device))
-        objective = objective - kl_weight * kl if kl_weight > 0.0 else objective
-        per_token["text/kl"] = kl.detach()
-    stats = {name: _means(values, lengths) for name, values in per_token.items()}
-    stats["text/log_ratio_max"] = torch.stack([row.abs().max() for row in log_ratio.detach().split(lengths)])
-    return Term(-_means(objective, lengths), stats)
+
+    def term(
+        self,
+        log_probs: Sequence[Tensor],
+        old: Sequence[Tensor],
+        advantages: Tensor,
+        reference: Sequence[Tensor] | None = None,
+    ) -> Term:
+        """The same of log_probs, old, reference: one 1-D tensor per trajectory, all its sampled tokens.
+
+        Raises ValueError where lengths disagree or a trajectory has no sampled token.
+        """
+        rows = {"reference": reference} if reference else {}
+        check_rows(log_probs=log_probs, old=old, advantages=advantages, **rows)
+        lengths = _lengths(log_probs, old)
+        if not self.kl_weight >= 0.0:
+            raise ValueError(f"kl_weight is {self.kl_weight}: it must be >= 0")
+        if self.needs_reference and reference is None:
+            raise ValueError(
+                f"text kl_weight is {self.kl_weight}, which needs the reference's log-probs; set it to 0 or pass them"
+            )
+        now = torch.cat(list(log_probs)).double()
+        log_ratio = now - torch.cat(list(old)).to(now.device, torch.float64).detach()
+        counts = torch.tensor(lengths, device=now.device)
+        surrogate = clipped_surrogate(log_ratio, advantages.to(now.device).repeat_interleave(counts), self.clip_range)
+        objective = surrogate.value
+        per_token = {
+            "text/ratio": log_ratio.detach().exp(),
+            "text/clip_low": surrogate.clipped_low.double(),
+            "text/clip_high": surrogate.clipped_high.double(),
+        }
+        if reference is not None:
+            kl = k3(now, torch.cat(list(reference)).to(now.device))
+            objective = objective - self.kl_weight * kl if self.needs_reference else objective
+            per_token["text/kl"] = kl.detach()
+        stats = {name: _means(values, lengths) for name, values in per_token.items()}
+        stats["text/log_ratio_max"] = torch.stack([row.abs().max() for row in log_ratio.detach().split(lengths)])
+        return Term(-_means(objective, lengths), stats)
+
+
+def behaviour_log_probs(trajectory: Trajectory) -> Tensor:
+    """Return the log-probs [actions] that the rollout gave the tokens it sampled, all texts in order."""
+    texts = [t.log_probs for t in trajectory.sampled_texts if t.log_probs is not None]
+    return torch.cat(texts) if texts else torch.empty(0)
 
 
 def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(pi || pi_ref) per token, exp(d) - d - 1 >= 0, d = log p_ref - log p (spec d.3)."""
+    """Return k3 >= 0 of KL(pi || pi_ref) per token, exp(d) - d - 1, d = log p_ref - log p (docs/math.md#text)."""
     d = reference.double().detach() - log_probs.double()
     return torch.expm1(d) - d
 

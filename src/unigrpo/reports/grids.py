@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unigrpo.reports.runlog import write_bytes_atomic
+from unigrpo.files import write_bytes_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from unigrpo.files import write_text_atomic
 from unigrpo.reports import curves, pictures, runlog
 from unigrpo.reports.differences import COLLAPSED, interval_of, why_none
 
@@ -43,7 +44,7 @@ def write_report(run_dir: Path | str) -> Path:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.from_string(template).render(report_content(run_dir))
-    return runlog.write_text_atomic(run_dir / runlog.REPORT, page)
+    return write_text_atomic(run_dir / runlog.REPORT, page)
 
 
 def _require_run(run_dir: Path) -> None:
@@ -110,7 +111,8 @@ def _environment(run_dir: Path) -> Json:
 
 
 def _parse_recipe(text: str, path: Path) -> dict[str, Any]:
-    from unigrpo.config import ConfigError, parse
+    from unigrpo.ranges import ConfigError
+    from unigrpo.recipe import parse
 
     try:
         recipe = parse(text)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from unigrpo.config import ConfigError
+from unigrpo.ranges import ConfigError
 from unigrpo.rewards.frames import explain
 
 GIVEN = ("images", "prompts", "metadata", "thinking")

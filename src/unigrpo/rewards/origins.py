@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unigrpo.config import reference
-from unigrpo.rewards.loading import digest
+from unigrpo.loading import digest, reference
 
 
 @dataclass(frozen=True)

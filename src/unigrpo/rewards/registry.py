@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from unigrpo.config import ConfigError, did_you_mean, reference
-from unigrpo.rewards import loading
+from unigrpo import loading
+from unigrpo.loading import reference
+from unigrpo.ranges import ConfigError, did_you_mean
 from unigrpo.rewards.making import made
 from unigrpo.rewards.origins import Origin, origin_of, place_of
 from unigrpo.rewards.protocol import RewardFunction

@@ -18,7 +18,7 @@ from unigrpo import flow, seeds
 from unigrpo.policy import Context, Policy
 from unigrpo.rollout.episode import Action, Episode
 from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, GuidanceContexts, guided, prepare
-from unigrpo.trajectory import FlowPath, Image, Prompt, Text, Trajectory, Visit
+from unigrpo.trajectory import FlowPath, Image, LatentSnapshot, Prompt, Text, Trajectory
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Sampling:
 
     ``num_points`` grid points are num_points - 1 forwards. ``window`` (lo, hi): the start is uniform in
     lo..hi-window_size, or moves by ``slide``. ``same_initial_noise`` gives all members of a group one initial noise
-    (the paper: no). ``visit`` (lo, hi): keep the state before one step of each picture, uniform in lo..hi-1 (ReFL).
+    (the paper: no). ``kept_steps`` (lo, hi): keep the state before one step of each picture, uniform in lo..hi-1
+    (ReFL).
     """
 
     num_points: int
@@ -58,11 +59,11 @@ class Sampling:
     same_initial_noise: bool = False
     guidance: Guidance = NO_GUIDANCE
     slide: Slide | None = None
-    visit: tuple[int, int] | None = None
+    kept_steps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomKeys:
     """The keyed randomness of one rollout: (run seed, iteration)."""
 
     seed: int
@@ -92,7 +93,7 @@ class _Path:
 
     x: Tensor
     steps: list[_Step] = field(default_factory=list)
-    visits: dict[int, Visit] = field(default_factory=dict)
+    snapshots: dict[int, LatentSnapshot] = field(default_factory=dict)
 
 
 def rollout(
@@ -102,7 +103,7 @@ def rollout(
     sampling: Sampling,
     *,
     group_size: int,
-    draws: Draws,
+    draws: RandomKeys,
     on_phase: Callable[[str], None] = lambda phase: None,
     first_sample: int = 0,
 ) -> list[Trajectory]:
@@ -135,7 +136,7 @@ Rows = Sequence[tuple[Prompt, int]]
 
 
 def _think(
-    policy: Policy, context: Context, rows: Rows, sampling: Sampling, draws: Draws
+    policy: Policy, context: Context, rows: Rows, sampling: Sampling, draws: RandomKeys
 ) -> tuple[list[Text], Context]:
     cap = sampling.max_think_tokens
     uniforms = torch.stack([torch.rand(cap, generator=draws.generator(p.position, s, "think")) for p, s in rows])
@@ -148,16 +149,16 @@ def _draw(
     branches: GuidanceContexts | None,
     rows: Rows,
     sampling: Sampling,
-    draws: Draws,
+    draws: RandomKeys,
 ) -> list[Image]:
     grid = flow.timesteps(sampling.num_points, sampling.shift)
     starts = window_starts(rows, sampling, draws)
     noise = _sde_noise(policy, rows, sampling, draws)
-    kept = visited_steps(rows, sampling, draws)
+    kept = steps_to_keep(rows, sampling, draws)
     path = _Path(_initial_noise(policy, rows, sampling, draws))
     times, is_guided = grid.tolist(), _guided_steps(sampling)
     for k, (t, t_next) in enumerate(pairwise(times)):
-        path.visits |= {row: Visit(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
+        path.snapshots |= {row: LatentSnapshot(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
         at = torch.full((len(rows),), t, device=path.x.device)
         v = policy.velocity(context, path.x, at)
         if branches is not None and is_guided[k]:
@@ -172,7 +173,7 @@ def _guided_steps(sampling: Sampling) -> tuple[bool, ...]:
     return tuple(sampling.guidance.on and inside for inside in steps)
 
 
-def window_starts(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | None]:
+def window_starts(rows: Rows, sampling: Sampling, draws: RandomKeys) -> list[int | None]:
     """First SDE step of every row, drawn per (iteration, prompt) and shared by the group; None: no SDE step."""
     if sampling.window is None or sampling.window_size == 0:
         return [None] * len(rows)
@@ -186,23 +187,23 @@ def window_starts(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | No
     return [starts[prompt.position] for prompt, _ in rows]
 
 
-def visited_steps(rows: Rows, sampling: Sampling, draws: Draws) -> list[int | None]:
+def steps_to_keep(rows: Rows, sampling: Sampling, draws: RandomKeys) -> list[int | None]:
     """The step before which a row's state is kept, drawn per sample; None: nothing is kept."""
-    if sampling.visit is None:
+    if sampling.kept_steps is None:
         return [None] * len(rows)
-    lo, hi = sampling.visit
+    lo, hi = sampling.kept_steps
     sources = [draws.generator(prompt.position, sample, "visit") for prompt, sample in rows]
     return [int(torch.randint(lo, hi, (), generator=source)) for source in sources]
 
 
-def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: Draws) -> Tensor:
+def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: RandomKeys) -> Tensor:
     shape = (policy.spec.num_tokens, policy.spec.latent_dim)
     sample_of = (lambda s: -1) if sampling.same_initial_noise else (lambda s: s)
     noise = [torch.randn(shape, generator=draws.generator(p.position, sample_of(s), "noise")) for p, s in rows]
     return torch.stack(noise).to(_device(policy))
 
 
-def _sde_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: Draws) -> Tensor | None:
+def _sde_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: RandomKeys) -> Tensor | None:
     if sampling.window is None or sampling.window_size == 0:
         return None
     shape = (sampling.window_size, policy.spec.num_tokens, policy.spec.latent_dim)
@@ -251,7 +252,7 @@ def _collect(policy: Policy, path: _Path, grid: Tensor, sampling: Sampling, coun
     images = []
     for row in range(count):
         flow_path = _flow_path(taken[row], grid, sampling) if taken[row] else None
-        images.append(Image(path.x[row], policy.spec.grid, flow_path, drawn=True, visit=path.visits.get(row)))
+        images.append(Image(path.x[row], policy.spec.grid, flow_path, drawn=True, snapshot=path.snapshots.get(row)))
     return images
 
 

@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unigrpo.files import read_json_object
-from unigrpo.reports.runlog import write_json_atomic
+from unigrpo.files import read_json_object, write_json_atomic
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "unigrpo_base.json"
 COPY_AGAIN = "copy the adapter folder again"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from unigrpo.config import ConfigError, Lora
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import Lora
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import CONFIG, PREFIX, WEIGHTS, adapted, read_config, read_weights
 

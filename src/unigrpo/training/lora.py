@@ -20,9 +20,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from unigrpo import seeds
-from unigrpo.config import how_to_install
+from unigrpo.files import write_bytes_atomic, write_text_atomic
 from unigrpo.policy import Replayed, ReplayItem, Scorer
-from unigrpo.reports.runlog import write_bytes_atomic, write_text_atomic
+from unigrpo.ranges import how_to_install
 from unigrpo.training.adapter_files import CONFIG, WEIGHTS, Base, read_config, read_weights
 
 NAME, PREFIX = "default", "base_model.model."  # peft's name of the only adapter, and of the module inside its wrapper

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unigrpo.training.sources import Collected
+from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.update import Updated
 
 IMAGE_TERMS = ("fpo/", "nft/", "refl/")
@@ -14,7 +14,7 @@ IMAGE_TERMS = ("fpo/", "nft/", "refl/")
 def metrics_line(
     *,
     iteration: int,
-    collected: Collected,
+    collected: RolloutBatch,
     updates: Sequence[Updated],
     rates: Mapping[str, float],
     canaries: Mapping[str, float],

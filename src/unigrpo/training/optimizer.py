@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unigrpo.config import Optimizer as OptimizerConfig
-from unigrpo.config import how_to_install
 from unigrpo.policy import Policy
+from unigrpo.ranges import how_to_install
+from unigrpo.recipe import Optimizer as OptimizerConfig
 
 EXPERTS = ("reasoning", "denoising")
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")

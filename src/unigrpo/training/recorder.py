@@ -11,12 +11,13 @@ from torch import Tensor
 
 from unigrpo.evaluation.canaries import colour_diversity, edge_energy, plan_diversity
 from unigrpo.evaluation.evaluator import Evaluation, compare, summarise
+from unigrpo.files import write_json_atomic, write_records_atomic, write_text_atomic
 from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
 from unigrpo.rollout.outcome import thinking_of
-from unigrpo.training.sources import Collected
+from unigrpo.training.sources import RolloutBatch
 
 SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12
 CANARY_NUMBERS = 2**26
@@ -33,16 +34,16 @@ class Recorder:
         """Write what the run was started with, or add where it is resumed; ``facts``: more of the environment."""
         path, now = self.run_dir / runlog.ENVIRONMENT, {**runlog.environment(), **facts}
         before = runlog.read_json(path)  # first, so that a damaged one is told before anything is written
-        runlog.write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
+        write_text_atomic(self.run_dir / runlog.RECIPE, recipe_yaml)
         if before:
             now = {**before, "resumed": [*before.get("resumed", []), now]}
-        runlog.write_json_atomic(path, now)
+        write_json_atomic(path, now)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append one iteration."""
         runlog.append_metrics(self.run_dir, line)
 
-    def samples(self, policy: Policy, collected: Collected, iteration: int) -> None:
+    def samples(self, policy: Policy, collected: RolloutBatch, iteration: int) -> None:
         """Keep a few training trajectories: two groups side by side, with words, reward and picture."""
         if collected.pictures is None:
             return
@@ -64,7 +65,7 @@ class Recorder:
         given = {t.prompt.position: t.prompt.images for t in some if t.prompt.images}
         jsonl = runlog.samples_file(self.run_dir, iteration + 1, "jsonl")
         records = with_sources(records, self.run_dir, f"samples/{jsonl.stem}-source", given)
-        runlog.write_records_atomic(jsonl, records)
+        write_records_atomic(jsonl, records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
         save_png_atomic(record_sheet(pictures, records), runlog.samples_file(self.run_dir, iteration + 1, "png"))
 
@@ -79,7 +80,7 @@ class Recorder:
         shown = {result.records[i]["position"] for i in chosen}
         given = {position: images for position, images in result.sources.items() if position in shown}
         records = with_sources(result.records, self.run_dir, "evaluations/source", given)
-        runlog.write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), records)
+        write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), records)
         pictures = result.pictures[chosen].permute(0, 2, 3, 1).numpy()
         sheet = record_sheet(pictures, [result.records[i] for i in chosen])
         save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))
@@ -91,7 +92,7 @@ class Recorder:
         if when == "after":
             before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
             summary["paired"] = compare(before, result.records)
-        runlog.write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
+        write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
         return summary
 
     def forget(self, when: Literal["before", "after"]) -> None:
@@ -99,7 +100,7 @@ class Recorder:
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
         if when in summary:
             kept = {name: part for name, part in summary.items() if name not in (when, "paired")}
-            runlog.write_json_atomic(self.run_dir / runlog.SUMMARY, kept)
+            write_json_atomic(self.run_dir / runlog.SUMMARY, kept)
 
     def evaluated(self, when: Literal["before", "after"]) -> bool:
         """Whether this evaluation is already in the folder (in a resumed run)."""
@@ -123,7 +124,7 @@ def canaries(pictures: Tensor, plans: Sequence[str]) -> dict[str, float]:
     return {**found, "plan_diversity": plan_diversity(plans)} if plans else found
 
 
-def training_canaries(policy: Policy, collected: Collected) -> dict[str, float]:
+def training_canaries(policy: Policy, collected: RolloutBatch) -> dict[str, float]:
     """The canaries of an iteration's training samples; empty without pictures."""
     if collected.pictures is None:
         return {}

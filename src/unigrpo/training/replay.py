@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unigrpo.objectives.pictures import Draw
 from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.rollout.guidance import mix, words_alone
 from unigrpo.trajectory import Segment, Trajectory, without_prompt
@@ -18,14 +17,14 @@ class Batch:
     """Trajectories that are trained on together, and for each the velocities its method asks for."""
 
     trajectories: list[Trajectory]
-    draws: list[tuple[Draw, ...]]
+    queries: list[tuple[VelocityQuery, ...]]
 
     def __len__(self) -> int:
         return len(self.trajectories)
 
     def part(self, start: int, end: int) -> Batch:
         """A slice."""
-        return Batch(self.trajectories[start:end], self.draws[start:end])
+        return Batch(self.trajectories[start:end], self.queries[start:end])
 
     def pieces(self, size: int) -> list[Batch]:
         """Consecutive slices of at most ``size``."""
@@ -33,16 +32,15 @@ class Batch:
 
 
 def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
-    """Say again what was written and drawn: [B] log-probs, and one velocity [K, n, d] per draw.
+    """Recompute log-probs [B] and velocities, one [K, n, d] per query.
 
-    A guided draw is asked for again in the contexts of its unconditional branches, in the same forward, and mixed as
+    A guided query is asked again in the contexts of its unconditional branches, in the same forward, and mixed as
     the sampler mixed it (``rollout.guidance``); gradients flow through every branch.
     """
     items, branches = [], []
-    for row, (trajectory, draws) in enumerate(zip(batch.trajectories, batch.draws, strict=True)):
-        queries = tuple(VelocityQuery(d.segment, d.x, d.t) for d in draws)
+    for row, (trajectory, queries) in enumerate(zip(batch.trajectories, batch.queries, strict=True)):
         items.append(ReplayItem(trajectory.segments, queries))
-        branches += [(row, n, *asked) for n, draw in enumerate(draws) for asked in branch_items(trajectory, draw)]
+        branches += [(row, n, *asked) for n, query in enumerate(queries) for asked in branch_items(trajectory, query)]
     answers = policy.replay([*items, *(item for *_, item in branches)], temperature=temperature)
     own, others = answers[: len(items)], answers[len(items) :]
     if not branches:
@@ -50,30 +48,30 @@ def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
     said = {(row, n, name): other.velocities[0] for (row, n, name, _), other in zip(branches, others, strict=True)}
     return [
         replace(answer, velocities=tuple(
-            mixed(v, said.get((row, n, "text")), said.get((row, n, "image")), draw)
-            for n, (v, draw) in enumerate(zip(answer.velocities, draws, strict=True))
+            mixed(v, said.get((row, n, "text")), said.get((row, n, "image")), query)
+            for n, (v, query) in enumerate(zip(answer.velocities, queries, strict=True))
         ))
-        for row, (answer, draws) in enumerate(zip(own, batch.draws, strict=True))
+        for row, (answer, queries) in enumerate(zip(own, batch.queries, strict=True))
     ]  # fmt: skip
 
 
-def branch_items(trajectory: Trajectory, draw: Draw) -> list[tuple[str, ReplayItem]]:
-    """What to ask of the unconditional branches of one draw: without the prompt, and without pictures."""
-    if not any(draw.guided):
+def branch_items(trajectory: Trajectory, query: VelocityQuery) -> list[tuple[str, ReplayItem]]:
+    """What to ask of the unconditional branches of one query: without the prompt, and without pictures."""
+    if not any(query.guided):
         return []
-    given, image = trajectory.given, trajectory.segments[draw.segment]
+    given, image = trajectory.given, trajectory.segments[query.segment]
     contexts: list[tuple[str, tuple[Segment, ...]]] = [("text", without_prompt(given))]
-    if draw.guidance.image_scale > 1.0:
+    if query.guidance.image_scale > 1.0:
         contexts.append(("image", words_alone(given)))
     return [
-        (name, ReplayItem((*context, image), (VelocityQuery(len(context), draw.x, draw.t),)))
+        (name, ReplayItem((*context, image), (VelocityQuery(len(context), query.x, query.t),)))
         for name, context in contexts
     ]
 
 
-def mixed(v: Tensor, v_text: Tensor | None, v_image: Tensor | None, draw: Draw) -> Tensor:
+def mixed(v: Tensor, v_text: Tensor | None, v_image: Tensor | None, query: VelocityQuery) -> Tensor:
     """The guided velocity [K, n, d] where the step is guided, else the conditional one."""
     if v_text is None:
         return v
-    guided = torch.tensor(draw.guided, device=v.device)
-    return torch.where(guided[:, None, None], mix(v, v_text, v_image, draw.guidance), v)
+    guided = torch.tensor(query.guided, device=v.device)
+    return torch.where(guided[:, None, None], mix(v, v_text, v_image, query.guidance), v)

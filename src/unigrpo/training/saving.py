@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from unigrpo.config import Recipe
 from unigrpo.policy import Policy, Scorer
+from unigrpo.recipe import Recipe
 from unigrpo.training import checkpoint
 from unigrpo.training.agreement import check_adapter
 from unigrpo.training.lora import base_state_dict

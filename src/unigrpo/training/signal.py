@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigrpo.objectives.methods import Method
+from unigrpo.objectives.method import Method
 from unigrpo.training.optimizer import ExpertOptimizer
 from unigrpo.training.update import Updated
 

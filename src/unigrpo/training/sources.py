@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unigrpo.objectives.advantage import advantage_statistics, assign_advantages
+from unigrpo.objectives.advantage import Advantage, advantage_statistics
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
-from unigrpo.rollout.engine import Draws, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.outcome import decode_pictures, thinking_of
 from unigrpo.training.clock import Clock
@@ -20,7 +20,7 @@ from unigrpo.trajectory import Prompt, Trajectory
 
 
 @dataclass(frozen=True)
-class Collected:
+class RolloutBatch:
     """One iteration's trajectories, what to log of them, and the pictures (uint8 [B, 3, H, W]) where there are any."""
 
     trajectories: list[Trajectory]
@@ -31,7 +31,7 @@ class Collected:
 class Source(Protocol):
     """Gives the trajectories of an iteration, the same for the same iteration."""
 
-    def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
+    def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Make (or read) one iteration's trajectories."""
         ...
 
@@ -72,18 +72,17 @@ class RolloutSource:
     prompts_per_iteration: int
     group_size: int
     seed: int
-    advantage_epsilon: float
-    advantage_clip: float
+    advantage: Advantage
     batch: int | None = None
 
-    def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
+    def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Sample, decode, score and assign advantages."""
         prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
         sampled: list[Trajectory] = []
         pictures: list[Tensor] = []
         for some, first, count in portions(prompts, self.group_size, self.batch):
             with clock.phase("rollout"):
-                draws = Draws(self.seed, iteration)
+                draws = RandomKeys(self.seed, iteration)
                 sampled += rollout(
                     policy, self.episode, some, self.sampling, group_size=count, draws=draws, first_sample=first
                 )
@@ -92,8 +91,8 @@ class RolloutSource:
         with clock.phase("reward"):
             drawn = torch.cat(pictures)
             scored = score(self.reward, policy, sampled, drawn)
-        ready = assign_advantages(scored, epsilon=self.advantage_epsilon, clip=self.advantage_clip)
-        return Collected(ready, describe(ready), drawn)
+        ready = self.advantage.assign(scored)
+        return RolloutBatch(ready, describe(ready), drawn)
 
 
 def portions(
@@ -151,7 +150,7 @@ class DemonstrationSource:
 
     make: Callable[[Policy, int], list[Trajectory]]
 
-    def collect(self, policy: Policy, iteration: int, clock: Clock) -> Collected:
+    def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Make one batch of demonstrations."""
         with clock.phase("data"), torch.no_grad():
-            return Collected(self.make(policy, iteration))
+            return RolloutBatch(self.make(policy, iteration))

@@ -1,4 +1,4 @@
-"""The loop: collect, annotate, update, log; it never asks which method it runs (design: The loop, whole)."""
+"""The loop: collect, annotate, update, log; it never asks which method it runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 
 from unigrpo import seeds
-from unigrpo.config import Recipe
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
-from unigrpo.objectives.flow_grpo import resolve_clip_range
-from unigrpo.objectives.methods import Method
+from unigrpo.objectives.image_terms import LatentReward
+from unigrpo.objectives.method import Method
 from unigrpo.policy import Policy, Scorer
+from unigrpo.recipe import Recipe
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import settle_metrics
 from unigrpo.training.clock import Clock
@@ -25,7 +25,7 @@ from unigrpo.training.recorder import Recorder, training_canaries
 from unigrpo.training.replay import Batch
 from unigrpo.training.saving import Saver
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
-from unigrpo.training.sources import Collected, Source
+from unigrpo.training.sources import RolloutBatch, Source
 from unigrpo.training.update import (
     RatioBounds,
     Updated,
@@ -53,8 +53,8 @@ class Evaluator(Protocol):
 
 
 @dataclass
-class Parts:
-    """Everything a run is made of; the command line resolves a recipe's names into these."""
+class RunComponents:
+    """Everything a run is made of; ``build`` turns a recipe's names into these."""
 
     policy: Policy
     reference: Scorer | None
@@ -64,7 +64,7 @@ class Parts:
     save_model: Callable[[Path], None]
     load_model: Callable[[Path], None]
     compute_dtype: torch.dtype = torch.float32
-    clip_range: float | str | None = None
+    latent_reward: LatentReward | None = None
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Trainer:
     """One run in one folder."""
 
     recipe: Recipe
-    parts: Parts
+    parts: RunComponents
     run_dir: Path
     stop: Stop = field(default_factory=Stop)
 
@@ -173,25 +173,28 @@ class Trainer:
             seconds={**clock.seconds, "total": time.perf_counter() - started},
         )
 
-    def annotate(self, collected: Collected, iteration: int) -> tuple[Batch, dict[str, float]]:
-        """Fix what stays the same over epochs: the draws, the reference's answers, and in low precision the old values.
+    def annotate(self, collected: RolloutBatch, iteration: int) -> tuple[Batch, dict[str, float]]:
+        """Fix what stays the same over epochs: the queries, the reference's answers, below fp32 the old values.
 
         Also returns how far the rollout and its replay are apart in low precision (nothing in fp32).
         """
         method, optimizer, recipe = self.parts.method, self.recipe.optimizer, self.recipe
         temperature = recipe.rollout.temperature
-        draws = [
-            method.draws(t, seeds.generator(recipe.seed, iteration, t.prompt.position, t.sample, "draws"))
+        queries = [
+            method.queries(
+                t,
+                seeds.generator(recipe.seed, iteration, t.prompt.position, t.sample, "draws"),
+                shift=recipe.rollout.shift,
+            )
             for t in collected.trajectories
         ]
-        compares = method.needs_reference_velocity or method.needs_reference_log_probs
-        reference = self.parts.reference if compares else None
-        if compares and reference is None:
+        reference = self.parts.reference if method.needs_reference else None
+        if method.needs_reference and reference is None:
             raise ValueError("this method regularises towards a reference, but the run was built without one")
         rounds = self.parts.compute_dtype != torch.float32 and method.needs_old_values
         ready, gap = Batch([], []), {"text": 0.0, "image": 0.0}
         size = optimizer.micro_batch
-        for part in minibatches(Batch(collected.trajectories, draws), optimizer.minibatches):
+        for part in minibatches(Batch(collected.trajectories, queries), optimizer.minibatches):
             # cut into the very micro-batches that are trained on: other shapes would round otherwise
             if reference is not None:
                 part = annotate_reference(reference, part, micro_batch=size, temperature=temperature)
@@ -200,7 +203,7 @@ class Trainer:
             if rounds:
                 part, apart = rescore(self.parts.policy, part, micro_batch=size, temperature=temperature)
                 gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
-            ready = Batch(ready.trajectories + part.trajectories, ready.draws + part.draws)
+            ready = Batch(ready.trajectories + part.trajectories, ready.queries + part.queries)
         return ready, gap if rounds else {}
 
     def update(self, batch: Batch) -> list[Updated]:
@@ -217,6 +220,7 @@ class Trainer:
                         micro_batch=config.micro_batch,
                         temperature=self.recipe.rollout.temperature,
                         check=self.bounds() if not updates else None,
+                        latent_reward=self.parts.latent_reward,
                     )
                 )
         self.optimizer.zero_grad()  # gradients take memory that the next rollout can use
@@ -224,18 +228,18 @@ class Trainer:
 
     def bounds(self) -> RatioBounds:
         """How far the first ratios may be from 1."""
-        return ratio_bounds(self.parts.compute_dtype, self.clip_range())
+        return ratio_bounds(self.parts.compute_dtype, self.clip_range)
 
+    @property
     def clip_range(self) -> float | None:
-        """The image clip range as a number; None for a method without an image term."""
-        clip = self.parts.clip_range
-        return None if clip is None else resolve_clip_range(clip, self.parts.policy.spec.num_elements)
+        """The range to which ratios of SDE steps are clipped; None for a method without any."""
+        return self.parts.method.clip_range_for(self.parts.policy.spec.num_elements)
 
     def _warn(self, line: dict[str, Any], progress: Progress) -> None:
         """Say when nothing is learned, or when rollout and replay round so differently that clipping acts on it."""
         if sentence := self.watch.note(line.get("no_signal", []), line["iteration"]):
             progress.note(sentence)
-        gap, limits = line.get("rollout_gap", {}), {"text": TEXT_GAP_LIMIT, "image": self.clip_range()}
+        gap, limits = line.get("rollout_gap", {}), {"text": TEXT_GAP_LIMIT, "image": self.clip_range}
         for kind, limit in limits.items():
             if limit is not None and gap.get(kind, 0.0) > limit and kind not in self.warned:
                 self.warned.add(kind)

@@ -1,4 +1,4 @@
-"""One optimizer step: replay in micro-batches, the method's losses, backward, clip, step (design: Gradients)."""
+"""One optimizer step: replay in micro-batches, the method's losses, backward, clip, step (docs/math.md#joint)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
-from unigrpo.objectives.methods import Losses, Method, TargetsPerRow, targets_per_row
+from unigrpo.objectives.image_terms import LatentReward
+from unigrpo.objectives.method import Losses, Method, TargetsPerRow, targets_per_row
 from unigrpo.objectives.terms import Statistics, merge, summarize
 from unigrpo.policy import Policy, Scorer
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
@@ -49,16 +50,20 @@ def update(
     micro_batch: int,
     temperature: float,
     check: RatioBounds | None = None,
+    latent_reward: LatentReward | None = None,
 ) -> Updated:
     """Accumulate the gradient of mean_i loss_i over a minibatch, check it, and step once.
 
     ``check``: bounds of the first update's log-ratios; beyond them TrainingFault, before anything is changed.
+    ``latent_reward``: for methods that follow the reward's gradient.
     """
     optimizer.zero_grad()
-    per_row = targets_per_row(batch.trajectories, batch.draws)
+    per_row = targets_per_row(batch.trajectories, batch.queries)
     collected, entropies = [], []
     for part in batch.pieces(micro_batch):
-        seen, tokens_seen = accumulate(policy, method, part, len(batch), temperature=temperature, per_row=per_row)
+        seen, tokens_seen = accumulate(
+            policy, method, part, len(batch), temperature=temperature, per_row=per_row, latent_reward=latent_reward
+        )
         collected.append(seen)
         entropies.extend(tokens_seen)
     stats = summarize(merge(collected))
@@ -70,12 +75,19 @@ def update(
 
 
 def accumulate(
-    policy: Policy, method: Method, part: Batch, count: int, *, temperature: float, per_row: TargetsPerRow
+    policy: Policy,
+    method: Method,
+    part: Batch,
+    count: int,
+    *,
+    temperature: float,
+    per_row: TargetsPerRow,
+    latent_reward: LatentReward | None = None,
 ) -> tuple[Statistics, list[Tensor]]:
     """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins."""
     answers = replay(policy, part, temperature)
     spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
-    losses = method.losses(part.trajectories, answers, part.draws, per_row=per_row)
+    losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
     backward(policy, method, losses, count)
     return {**losses.stats, "text/spread_max": spread}, [answer.entropies for answer in answers]
 
@@ -155,27 +167,27 @@ def ratio_bounds(compute_dtype: torch.dtype, clip_range: float | None) -> RatioB
 
 @torch.no_grad()
 def annotate_reference(reference: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
-    """Add what the frozen start checkpoint says: v_ref on the draws and log-probs, with its own weights throughout."""
+    """Add what the frozen start checkpoint says, with its own weights throughout: v_ref at the queries, log-probs."""
     ready = []
     for part in batch.pieces(micro_batch):
         for trajectory, answer in zip(part.trajectories, replay(reference, part, temperature), strict=True):
             velocity = torch.cat(answer.velocities) if answer.velocities else None
             ready.append(replace(trajectory, reference=Reference(velocity, answer.log_probs)))
-    return Batch(ready, batch.draws)
+    return Batch(ready, batch.queries)
 
 
 @torch.no_grad()
 def annotate_behaviour(policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
-    """Add what the weights before the update say on the draws, from the micro-batches that will be trained on."""
+    """Add what the weights before the update say at the queries, from the micro-batches that will be trained on."""
     ready = []
     for part in batch.pieces(micro_batch):
         answers = replay(policy, part, temperature)
-        for trajectory, draws, answer in zip(part.trajectories, part.draws, answers, strict=True):
-            if draws:
-                behaviour = Behaviour(torch.cat([d.x for d in draws]), torch.cat(answer.velocities))
+        for trajectory, queries, answer in zip(part.trajectories, part.queries, answers, strict=True):
+            if queries:
+                behaviour = Behaviour(torch.cat([query.x for query in queries]), torch.cat(answer.velocities))
                 trajectory = replace(trajectory, behaviour=behaviour)
             ready.append(trajectory)
-    return Batch(ready, batch.draws)
+    return Batch(ready, batch.queries)
 
 
 @torch.no_grad()
@@ -202,7 +214,7 @@ def rescore(policy: Scorer, batch: Batch, *, micro_batch: int, temperature: floa
                     segment = replace(segment, path=replace(path, mean=mean))
                 segments.append(segment)
             ready.append(replace(trajectory, segments=tuple(segments)))
-    return Batch(ready, batch.draws), gap
+    return Batch(ready, batch.queries), gap
 
 
 def _image_gap(path: FlowPath, mean: Tensor) -> float:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from unigrpo.config import ConfigError
+from unigrpo.ranges import ConfigError
 from unigrpo.worlds.pairs import PairRow
 from unigrpo.worlds.prompt_files import Row, Source, read_picture
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unigrpo.config import ConfigError
-from unigrpo.config.data_names import split_name
 from unigrpo.policy import Policy
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe.data_names import split_name
 from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
 from unigrpo.worlds.prompt_files import Row, Source, picture_of, read_picture, row_of, shuffled
 from unigrpo.worlds.records import Record, Records, open_records

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import pictures, seeds
-from unigrpo.config import ConfigError
+from unigrpo.ranges import ConfigError
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.records import EXAMPLE, PROMPT, Record, Records, open_records
 

@@ -8,7 +8,10 @@ import torch
 from safetensors import safe_open
 
 from small_models import normal, randomise, sample, small_policy
-from unigrpo.models.bagel.checkpoint import (
+from unigrpo.models.bagel.config import VisionConfig
+from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.checkpoint import (
     load_policy,
     load_weights,
     read_weights,
@@ -16,9 +19,6 @@ from unigrpo.models.bagel.checkpoint import (
     save_policy,
     write_weights,
 )
-from unigrpo.models.bagel.config import VisionConfig
-from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.transformer import BagelModel
 
 FP32, BF16 = torch.float32, torch.bfloat16
 

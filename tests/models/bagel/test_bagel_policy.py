@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from formulas import combination
 from small_models import (
     EOS,
     counted_forwards,
@@ -16,7 +17,7 @@ from small_models import (
 )
 from tolerances import assert_same_answers, gradient_bound
 from unigrpo.models.bagel.sampling import log_distribution, sample
-from unigrpo.objectives.methods import Losses, PolicyGradient
+from unigrpo.objectives.method import Losses
 from unigrpo.policy import ReplayItem
 from unigrpo.training.update import backward
 from unigrpo.trajectory import Image, Text
@@ -146,7 +147,7 @@ def losses(log_probs, velocities):
 
 @pytest.mark.parametrize("through", [False, True])
 def test_packed_replay_and_separate_passes_have_the_same_gradients(through):
-    method = PolicyGradient(image_grad_through_context=through)
+    method = combination(image_grad_through_context=through)
     found = []
     for packed in (True, False):
         policy = small_policy()

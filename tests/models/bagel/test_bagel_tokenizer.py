@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from small_models import small_policy
-from unigrpo.models.bagel.tokenizer import (
+from unigrpo.models.bagel_files.tokenizer import (
     SPECIAL_TOKENS,
     SpecialTokens,
     Tokenizer,

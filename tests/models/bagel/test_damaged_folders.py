@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import tiny_runs
-from unigrpo import cli, config, resolve
-from unigrpo.models.bagel.checkpoint import restore_weights
-from unigrpo.models.bagel.public import load_public
-from unigrpo.models.bagel.sound import Sound
-from unigrpo.models.bagel.tensor_files import TensorFiles, write_stream
-from unigrpo.models.bagel.tiny import make_tiny_bagel
+from unigrpo import build, cli
+from unigrpo.models.bagel_files.checkpoint import restore_weights
+from unigrpo.models.bagel_files.public import load_public
+from unigrpo.models.bagel_files.sound import Sound
+from unigrpo.models.bagel_files.tensor_files import TensorFiles, write_stream
+from unigrpo.models.bagel_files.tiny import make_tiny_bagel
+from unigrpo.recipe import Model
 from unigrpo.training.lora import Adapter
 
 RAW = {"infinite": "1e400", "Infinity": "Infinity", "NaN": "NaN", "sixty digits": "9" * 60, "deep": "[" * 2000}
@@ -43,7 +44,7 @@ def public(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "adapter"
-    policy = resolve.policy(config.Model(str(tiny_runs.model_folder())))
+    policy = build.policy(Model(str(tiny_runs.model_folder())))
     targets = policy.lora_targets(["denoising"])
     base = str(tiny_runs.model_folder())
     Adapter.create(policy.model, targets, rank=2, alpha=4, seed=0, base_name=base).save(folder)
@@ -66,7 +67,7 @@ def with_value(path, key, raw):
 def fault(folder):
     """What loading says; None if it says nothing. Anything but a ValueError is a traceback, and fails the test."""
     try:
-        resolve.policy(config.Model(str(folder)))
+        build.policy(Model(str(folder)))
     except ValueError as error:
         return str(error)
     return None

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from unigrpo.models.bagel import public
-from unigrpo.models.bagel.checkpoint import load_policy, restore_weights, save_policy
 from unigrpo.models.bagel.config import VisionConfig
 from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
 from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel.public import fetch, is_public, load_public, save_public
-from unigrpo.models.bagel.public_config import read_public_config
-from unigrpo.models.bagel.tensor_files import TensorFiles, write_stream
-from unigrpo.models.bagel.tiny import make_tiny_bagel
-from unigrpo.models.bagel.tokenizer import special_ids, train_tiny_tokenizer, word_tokenizer
 from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files import public
+from unigrpo.models.bagel_files.checkpoint import load_policy, restore_weights, save_policy
+from unigrpo.models.bagel_files.public import fetch, is_public, load_public, save_public
+from unigrpo.models.bagel_files.public_config import read_public_config
+from unigrpo.models.bagel_files.tensor_files import TensorFiles, write_stream
+from unigrpo.models.bagel_files.tiny import make_tiny_bagel
+from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer, word_tokenizer
 
 NAMES = Path(__file__).parents[2] / "golden" / "tensors_7b.txt"
 EMBED, FIRST = "language_model.model.embed_tokens.weight", "language_model.model.layers.0."

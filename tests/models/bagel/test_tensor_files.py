@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unigrpo.models.bagel.tensor_files import CODES, TensorFiles, copy_into, load_into, require_fit, write_stream
+from unigrpo.models.bagel_files.tensor_files import CODES, TensorFiles, copy_into, load_into, require_fit, write_stream
 
 PYTORCH = {"format": "pt"}
 

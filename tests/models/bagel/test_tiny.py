@@ -7,10 +7,10 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file
 
-from unigrpo.models.bagel.checkpoint import load_policy
-from unigrpo.models.bagel.public import save_public
-from unigrpo.models.bagel.tiny import PROMPTS, make_tiny_bagel
-from unigrpo.models.bagel.tokenizer import special_ids
+from unigrpo.models.bagel_files.checkpoint import load_policy
+from unigrpo.models.bagel_files.public import save_public
+from unigrpo.models.bagel_files.tiny import PROMPTS, make_tiny_bagel
+from unigrpo.models.bagel_files.tokenizer import special_ids
 from unigrpo.trajectory import Prompt
 
 CAP = 120

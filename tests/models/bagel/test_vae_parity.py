@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from test_flux import TINY, latents_of, pictures, random_tensors, reference_decode, reference_encode, reference_moments
 
-from unigrpo.models.bagel.vae_parity import is_vae_folder, read_scaling, run
+from unigrpo.tools.parity.autoencoder import is_vae_folder, read_scaling, run
 
 GROUPS = ["vae moments", "vae latent", "vae decoded", "vae round trip", "vae decode gradient is finite"]
 PUBLIC = {"scale_factor": 0.3611, "shift_factor": 0.1159}

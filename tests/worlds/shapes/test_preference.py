@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tolerances import assert_same_sums
-from unigrpo.models.bagel.checkpoint import load_autoencoder
+from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.worlds.shapes import Object, Scene, canonical, draw, render
 from unigrpo.worlds.shapes.preference import (
     PreferenceConfig,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unigrpo.config import how_to_install
-from unigrpo.models.bagel.tensor_files import Shape, require_fit
+from unigrpo.models.bagel_files.tensor_files import Shape, require_fit
+from unigrpo.ranges import how_to_install
 
 Memory = Literal["whole", "sliced", "tiled"]
 GROUPS = 32

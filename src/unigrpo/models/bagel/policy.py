@@ -15,12 +15,12 @@ from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_rang
 from unigrpo.models.bagel.blocks import NOISE, Block, Tokens, build_block, lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.origin import Origin
 from unigrpo.models.bagel.packing import Packed, pack
 from unigrpo.models.bagel.sampling import log_distribution, sample
-from unigrpo.models.bagel.tokenizer import Tokenizer
 from unigrpo.models.bagel.transformer import BagelModel, plain_tokens
 from unigrpo.models.bagel.turns import fitted, interleave, view_of
+from unigrpo.models.bagel_files.origin import Origin
+from unigrpo.models.bagel_files.tokenizer import Tokenizer
 from unigrpo.policy import Context, PolicySpec, Replayed, ReplayItem
 from unigrpo.trajectory import Image, Prompt, Segment, Text
 
@@ -61,8 +61,8 @@ class Bagel:
 
         Weights are kept in ``compute_dtype``, frozen or not. ValueError says what is missing, unexpected or misshapen.
         """
-        from unigrpo.models.bagel.checkpoint import load_policy  # which builds this class
-        from unigrpo.models.bagel.public import fetch
+        from unigrpo.models.bagel_files.checkpoint import load_policy  # which builds this class
+        from unigrpo.models.bagel_files.public import fetch
 
         return load_policy(fetch(str(name)), device=device, compute_dtype=compute_dtype, image_size=image_size)
 
@@ -71,8 +71,8 @@ class Bagel:
 
         A model that did not come from a public folder is written in this package's own layout.
         """
-        from unigrpo.models.bagel.checkpoint import save_policy
-        from unigrpo.models.bagel.public import save_public
+        from unigrpo.models.bagel_files.checkpoint import save_policy
+        from unigrpo.models.bagel_files.public import save_public
 
         if self.origin is None:
             save_policy(self, Path(folder))

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unigrpo.config import how_to_install
 from unigrpo.models.bagel.config import VisionConfig
+from unigrpo.ranges import how_to_install
 
 Grid = tuple[int, int]
 

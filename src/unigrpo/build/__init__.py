@@ -1,0 +1,54 @@
+"""From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
+
+checks: what is known before a model is loaded · models: which model, where, in which precision · data: prompts,
+demonstrations, rewards, suites · methods: terms and sampling · trial: rewards tried at the start · runs: a recipe,
+whole.
+"""
+
+from unigrpo.build.checks import check_data, check_drawn, check_here, check_suite
+from unigrpo.build.data import Suite, prompts, reward, suite
+from unigrpo.build.models import (
+    DTYPES,
+    builtin_folder,
+    device_of,
+    lasting_name,
+    model_folder,
+    policy,
+    started,
+    stored,
+    with_adapter,
+)
+from unigrpo.build.runs import RecipeEvaluator, parts, source
+from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
+from unigrpo.build.trial import drawn_size, try_reward, try_rewards
+from unigrpo.tools.planning.model_sizes import sizes
+
+__all__ = [
+    "DTYPES",
+    "RecipeEvaluator",
+    "Suite",
+    "builtin_folder",
+    "check_data",
+    "check_drawn",
+    "check_here",
+    "check_rewards",
+    "check_suite",
+    "device_of",
+    "drawn_size",
+    "evaluation_sampling",
+    "lasting_name",
+    "model_folder",
+    "parts",
+    "policy",
+    "prompts",
+    "reward",
+    "sizes",
+    "source",
+    "started",
+    "stored",
+    "suite",
+    "training_sampling",
+    "try_reward",
+    "try_rewards",
+    "with_adapter",
+]

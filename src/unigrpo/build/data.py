@@ -1,0 +1,183 @@
+"""From names to data: prompts, demonstrations, rewards, and the suites that evaluations run on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigrpo import seeds
+from unigrpo.evaluation.evaluator import Judge, unjudged
+from unigrpo.loading import reference
+from unigrpo.policy import Policy
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import DemonstrationData, Mix, Recipe, Scorer
+from unigrpo.recipe.data_names import HUB, SUFFIXES
+from unigrpo.rewards import jpeg as _jpeg  # noqa: F401 (registers its rewards)
+from unigrpo.rewards import registry
+from unigrpo.rewards.composite import CompositeReward, WeightedReward
+from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
+from unigrpo.training.sources import PromptSource
+from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.worlds import geneval, pairs, shapes
+from unigrpo.worlds.prompt_files import RowPrompts, own_prompts
+from unigrpo.worlds.records import names_records
+from unigrpo.worlds.shapes import tasks
+from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstrations
+from unigrpo.worlds.shapes.preference import load_preference
+
+SHAPES = "shapes"
+WORLDS = (SHAPES, "geneval")
+GENEVAL = ("geneval:train", "geneval:fixed")
+OWN = f"a file ({', '.join(SUFFIXES)}), a folder of save_to_disk, {HUB}..."
+KNOWN = f"{', '.join(f'shapes:{split}' for split in shapes.SPLITS)}, {', '.join(GENEVAL)}, {OWN}"
+
+
+# Prompts
+
+
+def prompts(name: str, seed: int) -> PromptSource:
+    """A stream of training prompts: of a world (``shapes:train``, ``geneval:train``), a file or a data set."""
+    if name == "geneval:train":
+        return geneval.PromptStream(seed)
+    if name == "geneval:fixed":
+        raise ConfigError(f"{name} is a list to evaluate on: set data.prompts to geneval:train")
+    if (rows := _rows(name, seed)) is not None:
+        return rows
+    return shapes.PromptStream(_shapes_split(name), seed)
+
+
+def _rows(name: str, seed: int) -> RowPrompts | None:
+    """Prompts of one's own; None where the name is a world's."""
+    if name.partition(":")[0] in WORLDS or not names_records(name):
+        return None
+    return own_prompts(name, seed)
+
+
+def _shapes_split(name: str) -> str:
+    world, _, split = name.partition(":")
+    if world != "shapes" or split not in shapes.SPLITS:
+        raise ConfigError(f"there are no prompts called {name!r}: there are {KNOWN}")
+    return split
+
+
+def is_shapes(name: str) -> bool:
+    """Whether prompts (or demonstrations) are of the shapes world, whose pictures have one size."""
+    return name.partition(":")[0] == "shapes"
+
+
+# Demonstrations
+
+
+def demonstration_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
+    """A maker of batches: (policy, iteration) -> trajectories with targets."""
+    if data.demonstrations == SHAPES:
+        return _shapes_maker(recipe, data)
+    source = own_demonstrations(recipe, data)
+
+    def make(policy: Policy, iteration: int) -> list[Trajectory]:
+        batch = source.batch(iteration, data.batch_size)
+        keys = [seeds.generator(recipe.seed, iteration, pair.prompt.position, 0, "drop prompt") for pair in batch]
+        drop = [float(torch.rand((), generator=key)) < data.drop_prompt for key in keys]
+        return pairs.supervised_trajectories(policy, batch, drop=drop)
+
+    return make
+
+
+def own_demonstrations(recipe: Recipe, data: DemonstrationData) -> pairs.RowPairs:
+    """Demonstrations of a file or a data set."""
+    if data.mix != Mix():
+        raise ConfigError(f"data.mix is for the demonstrations of shapes, not for {data.demonstrations}: leave it out")
+    if not names_records(data.demonstrations):
+        raise ConfigError(f"there are no demonstrations called {data.demonstrations!r}: there are {SHAPES}, {OWN}")
+    return pairs.own_pairs(data.demonstrations, recipe.seed)
+
+
+def _shapes_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
+    mix = data.mix
+
+    def make(policy: Policy, iteration: int) -> list[Trajectory]:
+        early = iteration < mix.dense_until * recipe.iterations
+        now = DemonstrationMix(
+            bad_plan=mix.bad_plan,
+            mismatch=mix.mismatch,
+            no_think=mix.no_think,
+            unconditional=mix.unconditional,
+            dense=mix.dense if early else mix.dense_late,
+            unsorted=mix.unsorted,
+            plan_only=mix.plan_only,
+        )
+        return tasks.supervised_trajectories(policy, demonstrations(recipe.seed, iteration, data.batch_size, now))
+
+    return make
+
+
+# Rewards and judges
+
+
+def _shapes_verifier(
+    images: Tensor, texts: Sequence[str], metadata: Sequence[Mapping[str, Any]], thinking: Sequence[str | None]
+) -> RewardOutput:
+    values, parts = tasks.graded_reward(images, metadata)
+    return RewardOutput(values, parts)
+
+
+class _ShapesPreference(DifferentiableReward):
+    """The small reward model of the shapes world, loaded when a recipe asks for it."""
+
+    def __init__(self) -> None:
+        from unigrpo.build.models import builtin_folder  # here, because models.py needs this package too
+
+        self.model = load_preference(builtin_folder("shapes-preference"))
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """The preference score of every picture."""
+        return self.model.to(images.device)(images, prompts)
+
+
+VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"
+registry.register(VERIFIER, lambda: _shapes_verifier)
+registry.register(PREFERENCE, _ShapesPreference)
+
+
+def reward(scorers: Sequence[Scorer]) -> CompositeReward:
+    """The weighted sum of named rewards."""
+    names = labels([s.name for s in scorers])
+    made = zip(names, scorers, strict=True)
+    return CompositeReward(tuple(WeightedReward(name, registry.build(s.name), s.weight) for name, s in made))
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """What logs call rewards: a file's without its folder, unless another one would be called so too."""
+    places = {name: reference(name) for name in names}
+    short = {name: name if place is None else place.label for name, place in places.items()}
+    shared = Counter(short.values())
+    return [short[name] if shared[short[name]] == 1 else name for name in names]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A list of prompts to evaluate on, and who judges the pictures (``judged``: by rules; else a reward must say).
+
+    ``rows``: the prompts as they are stored, where they are one's own.
+    """
+
+    name: str
+    prompts: Callable[[int], list[Prompt]]
+    judge: Judge
+    judged: bool = True
+    rows: RowPrompts | None = None
+
+
+def suite(name: str) -> Suite:
+    """The evaluation of a prompt set; ``shapes`` means held-out, ``geneval`` the fixed list."""
+    if name in ("geneval", *GENEVAL):
+        return Suite(name, geneval.fixed, unjudged, judged=False)
+    if (rows := _rows(name, 0)) is not None:
+        return Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
+    split = _shapes_split("shapes:held-out" if name == "shapes" else name)
+    return Suite(name, lambda limit: shapes.fixed(split, limit), tasks.judge_pictures)

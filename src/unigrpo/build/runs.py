@@ -1,0 +1,177 @@
+"""From a recipe to everything that its run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unigrpo.build import bases, data, models
+from unigrpo.build.checks import check_size
+from unigrpo.build.sampling import check_rewards, evaluation_sampling, latent_reward, training_sampling
+from unigrpo.build.trial import drawn_size, try_rewards
+from unigrpo.evaluation.evaluator import Evaluation, evaluate
+from unigrpo.models.bagel.policy import Bagel, is_denoising
+from unigrpo.models.bagel_files.checkpoint import restore_weights, save_policy
+from unigrpo.policy import Policy, Scorer
+from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
+from unigrpo.rewards.composite import CompositeReward
+from unigrpo.rollout.episode import single_round
+from unigrpo.training.lora import Adapter, WithoutAdapter
+from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
+from unigrpo.training.trainer import RunComponents
+
+VISION = ("vit_model.", "connector.")
+
+
+# The parts of a run
+
+
+@dataclass(frozen=True)
+class RecipeEvaluator:
+    """The evaluations that a recipe asks for: the same prompts and draws each time."""
+
+    recipe: Recipe
+    suite: data.Suite
+    reward: CompositeReward
+
+    def _evaluate(self, policy: Policy, limit: int, samples: int) -> Evaluation:
+        return evaluate(
+            policy,
+            self.suite.prompts(limit),
+            self.suite.judge,
+            evaluation_sampling(self.recipe),
+            samples=samples,
+            seed=self.recipe.seed,
+            think=self.recipe.eval.think,
+            reward=self.reward,
+            batch=self.recipe.rollout.batch or 192,
+        )
+
+    def validate(self, policy: Policy) -> Evaluation:
+        """One picture for each of the first ``eval.limit`` prompts."""
+        return self._evaluate(policy, self.recipe.eval.limit, 1)
+
+    def compare(self, policy: Policy) -> Evaluation:
+        """``eval.compare_samples`` pictures for each of ``eval.compare_limit`` prompts."""
+        return self._evaluate(policy, self.recipe.eval.compare_limit, self.recipe.eval.compare_samples)
+
+
+def source(recipe: Recipe) -> Source:
+    """Rollouts for RL, demonstrations for supervised training."""
+    given = recipe.data
+    if isinstance(given, DemonstrationData):
+        return DemonstrationSource(data.demonstration_maker(recipe, given))
+    return RolloutSource(
+        prompts=data.prompts(given.prompts, recipe.seed),
+        episode=single_round(think=recipe.rollout.think),
+        sampling=training_sampling(recipe),
+        reward=data.reward(recipe.reward.train),
+        prompts_per_iteration=given.prompts_per_iteration,
+        group_size=given.group_size,
+        seed=recipe.seed,
+        advantage=recipe.method.advantage,
+        batch=recipe.rollout.batch,
+    )
+
+
+def trains(recipe: Recipe) -> Callable[[str], bool]:
+    """Which parameters, by name, a run without LoRA trains: those of the method's experts."""
+    experts = trained_experts(recipe)
+    vision = recipe.method.train_vision
+
+    def trained(name: str) -> bool:
+        if "pos_embed" in name:
+            return False
+        if name.startswith(VISION):
+            return vision
+        return ("denoising" if is_denoising(name) else "reasoning") in experts
+
+    return trained
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The policy of a run, what its regularisers compare with, and how its weights are saved and read back."""
+
+    policy: Bagel
+    reference: Scorer | None
+    save: Callable[[Path], None]
+    load: Callable[[Path], None]
+
+
+def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
+    """All weights of the method's experts; the reference is a frozen copy in ``model.dtype``.
+
+    Its norms and text head are kept in fp32 as the policy's are, so that before the first step both say the same.
+    """
+    side, trained = recipe.rollout.image_size, trains(recipe)
+    policy = models.policy(recipe.model, seed=recipe.seed, image_side=side, trained=trained, merge=True)
+    for name, parameter in policy.model.named_parameters():
+        parameter.requires_grad_(trained(name))
+    frozen = None
+    if wants_reference:
+        wide = ("norm", "lm_head")
+        frozen = models.policy(
+            recipe.model,
+            seed=recipe.seed,
+            image_side=side,
+            trained=lambda name: trained(name) and any(part in name for part in wide),
+            merge=True,
+        )
+        frozen.model.requires_grad_(False)
+    return Trained(
+        policy, frozen, lambda folder: save_policy(policy, folder), lambda folder: restore_weights(policy, folder)
+    )
+
+
+def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
+    """Low-rank adapters on frozen weights; the reference is the same model with the adapters off.
+
+    It is there whether a term asks for it or not: a resumed run checks by it that the base is the one it began with.
+    """
+    policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
+    policy.model.requires_grad_(False)
+    experts = [expert for expert in trained_experts(recipe) if expert in lora.experts]
+    adapter = Adapter.create(
+        policy.model,
+        policy.lora_targets(experts),
+        rank=lora.rank,
+        alpha=lora.alpha,
+        seed=recipe.seed,
+        base_name=models.lasting_name(recipe.model.path),
+        base_key=models.base_key(recipe.model.path, recipe.seed),
+    )
+    return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
+
+
+def parts(recipe: Recipe) -> RunComponents:
+    """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
+    rewards = check_rewards(recipe)  # refused before a model is loaded
+    evaluation_sampling(recipe)
+    made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
+    watched, size = data.reward(recipe.reward.validation), drawn_size(recipe)
+    if size is not None:
+        check_size(recipe, size)
+        try_rewards(recipe, rewards, made_source, made_suite, size)
+    if recipe.model.lora is None:
+        made = full_training(recipe, wants_reference=recipe.method.needs_reference)
+    else:
+        made = adapter_training(recipe, recipe.model.lora)
+    bases.require_start(recipe.model.path)
+    if (drawn := made.policy.spec.image_size) != size:
+        check_size(recipe, drawn)
+        try_rewards(recipe, rewards, made_source, made_suite, drawn)
+    for prompt in made_suite.prompts(1):
+        made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
+    return RunComponents(
+        policy=made.policy,
+        reference=made.reference,
+        method=recipe.method,
+        source=made_source,
+        evaluator=RecipeEvaluator(recipe, made_suite, watched),
+        save_model=made.save,
+        load_model=made.load,
+        compute_dtype=models.DTYPES[recipe.model.dtype],
+        latent_reward=latent_reward(recipe, made.policy.decode_image),
+    )

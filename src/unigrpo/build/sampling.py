@@ -1,0 +1,90 @@
+"""From a recipe's reward and rollout sections to what is optimised, and to how samples are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unigrpo.build import data
+from unigrpo.objectives.image_terms import LatentReward
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import Recipe
+from unigrpo.rewards.composite import CompositeReward
+from unigrpo.rewards.protocol import metadata_of
+from unigrpo.rollout.engine import Sampling, Slide
+from unigrpo.rollout.guidance import Guidance
+from unigrpo.trajectory import Prompt
+
+
+def latent_reward(recipe: Recipe, decode: Callable[[Tensor], Tensor]) -> LatentReward | None:
+    """The reward of latents, for methods that follow its gradient; ``decode``: latents to pictures."""
+    if not recipe.method.needs_reward_gradient:
+        return None
+    reward = gradient_reward(recipe)
+
+    def of(latents: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return reward.differentiable(decode(latents), [prompt.text for prompt in prompts], metadata_of(prompts))
+
+    return of
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What a recipe optimises (None: nothing, as in supervised runs), whether by its gradient, and what it watches."""
+
+    train: CompositeReward | None
+    with_gradient: bool
+    validation: CompositeReward
+
+
+def check_rewards(recipe: Recipe) -> Rewards:
+    """Resolve the rewards of a recipe, without a model; ConfigError where the method cannot learn from them."""
+    validation = data.reward(recipe.reward.validation)
+    if recipe.method.needs_reward_gradient:
+        return Rewards(gradient_reward(recipe), True, validation)
+    return Rewards(data.reward(recipe.reward.train) if recipe.reward.train else None, False, validation)
+
+
+def gradient_reward(recipe: Recipe) -> CompositeReward:
+    """The training reward of a method that needs its gradient; ConfigError names one that has none."""
+    reward = data.reward(recipe.reward.train)
+    if reward.black_boxes:
+        raise ConfigError(
+            f"reward.train has {', '.join(reward.black_boxes)}, which gives no gradient for its pictures, and "
+            f"{recipe.method.name} learns from that alone: use a differentiable reward, such as {data.PREFERENCE}, or "
+            "method.name flow_grpo, which takes any"
+        )
+    return reward
+
+
+def training_sampling(recipe: Recipe) -> Sampling:
+    """How training samples are drawn; methods that do not score SDE steps draw by the ODE alone."""
+    r, method = recipe.rollout, recipe.method
+    draws = method.needs_sde
+    return Sampling(
+        num_points=r.num_points,
+        shift=r.shift,
+        window=r.window if draws else None,
+        window_size=r.window_size if draws else 0,
+        noise_level=r.noise_level if draws else 0.0,
+        sde=r.sde,
+        temperature=r.temperature,
+        max_think_tokens=r.max_think_tokens,
+        same_initial_noise=r.same_initial_noise,
+        guidance=Guidance(text_scale=r.guidance),
+        slide=Slide(r.window_every, r.window_stride) if draws and r.window_motion == "sliding" else None,
+        kept_steps=method.kept_steps(r.num_points),
+    )
+
+
+def evaluation_sampling(recipe: Recipe) -> Sampling:
+    """How evaluation pictures are drawn: the ODE, thinking sampled at temperature 1."""
+    e = recipe.eval
+    return Sampling(
+        num_points=e.num_points,
+        shift=recipe.rollout.shift,
+        max_think_tokens=recipe.rollout.max_think_tokens,
+        guidance=Guidance(text_scale=e.guidance, interval=e.interval, renorm=e.renorm),
+    )

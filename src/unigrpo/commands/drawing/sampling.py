@@ -1,0 +1,153 @@
+"""From the options of the verbs that draw to a model and a sampling."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from unigrpo import build, options
+from unigrpo.flow import Renorm
+from unigrpo.models.bagel.policy import Bagel
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import Model
+from unigrpo.rollout.engine import Sampling
+from unigrpo.rollout.guidance import Guidance
+
+SHAPES_BATCH, BAGEL_BATCH = 192, 4
+MOST, STRONGEST, COLDEST = 100_000, 1_000, 1e-4
+"""The largest count, and the largest guidance and temperature, that can be asked for, and the smallest temperature."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is taken where an option is not set."""
+
+    guidance: float
+    image_guidance: float
+    interval: tuple[float, float]
+    renorm: Renorm
+    temperature: float
+
+
+def own(policy: Bagel) -> Defaults:
+    """What a model itself recommends for drawing from words (spec/bagel.md 6)."""
+    c = policy.config
+    return Defaults(c.guidance, 1.0, c.guidance_interval, "global", c.temperature)
+
+
+def editing(policy: Bagel) -> Defaults:
+    """BAGEL's settings for edits (spec/bagel.md 6): guidance 4 on the words and 2 on the pictures, always on."""
+    return Defaults(policy.config.guidance, 2.0, (0.0, 1.0), "text_channel", policy.config.temperature)
+
+
+EVALUATION = Defaults(1.0, 1.0, (0.0, 1.0), "global", 1.0)
+
+
+def check(verb: options.Drawing) -> None:
+    """Refuse options that cannot work with any model, before one is loaded."""
+    if verb.steps is not None and verb.steps < 2:
+        raise ConfigError(
+            f"--steps {verb.steps}: a timestep grid needs at least 2 points (M points are M - 1 forwards)"
+        )
+    check_numbers(steps=verb.steps, max_think_tokens=verb.max_think_tokens, batch=verb.batch)
+    _check_strength("guidance", verb.guidance, least=1)
+    _check_strength("image-guidance", verb.image_guidance, least=1)
+    _check_strength("temperature", verb.temperature, least=0)
+    if verb.temperature is not None and 0 < verb.temperature < COLDEST:
+        raise ConfigError(f"--temperature {verb.temperature}: give at least {COLDEST}, or 0 for the likeliest word")
+    if verb.interval is not None and not 0 <= verb.interval[0] < verb.interval[1] <= 1:
+        raise ConfigError(f"--interval {verb.interval[0]} {verb.interval[1]}: it must be 0 <= LOW < HIGH <= 1")
+    if verb.seed < 0:
+        raise ConfigError(f"--seed {verb.seed}: it must be at least 0, as in recipes")
+    size_of(verb)
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Refuse counts below 1, and such as only a slip of the hand gives."""
+    for name, value in numbers.items():
+        option = "--" + name.replace("_", "-")
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} {value}: it must be at least 1")
+        if value is not None and value > MOST:
+            raise ConfigError(f"{option} {value}: it must be at most {MOST:,}")
+
+
+def _check_strength(option: str, value: float | None, *, least: int) -> None:
+    if value is not None and not least <= value <= STRONGEST:
+        raise ConfigError(f"--{option} {value:g}: it must be a number from {least} to {STRONGEST:,}")
+
+
+def size_of(verb: options.Drawing) -> tuple[int, int] | None:
+    """(height, width) of --size; None where it is not set."""
+    if verb.size is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", verb.size.lower())
+    if found is None:
+        raise ConfigError(f"--size {verb.size}: write it as WIDTHxHEIGHT, for example 1024x768")
+    return int(found[2]), int(found[1])
+
+
+def load(verb: options.Drawing) -> Bagel:
+    """The model that the options name, at the size that they name."""
+    model = Model(verb.model, device=verb.device)
+    accelerated = build.device_of(model).type != "cpu"
+    dtype = ("bfloat16" if accelerated else "float32") if verb.dtype == "auto" else verb.dtype
+    policy = build.policy(Model(verb.model, dtype=dtype, device=verb.device, autoencoder="sliced"))
+    size = size_of(verb)
+    if size is None:
+        return policy
+    try:
+        return policy.at_size(size)
+    except ValueError as error:
+        raise ConfigError(f"--size {verb.size}: {error}") from error
+
+
+def batch_size(policy: Bagel, verb: options.Drawing) -> int:
+    """How many pictures are drawn together."""
+    return verb.batch or (SHAPES_BATCH if policy.origin is None else BAGEL_BATCH)
+
+
+def sampling(policy: Bagel, verb: options.Drawing, defaults: Defaults) -> Sampling:
+    """The sampling that the options ask for, on the model's own timestep grid."""
+    c = policy.config
+    guided = Guidance(
+        _set(verb.guidance, defaults.guidance),
+        _set(verb.image_guidance, defaults.image_guidance),
+        _set(verb.interval, defaults.interval),
+        verb.renorm or defaults.renorm,
+    )
+    return Sampling(
+        num_points=_set(verb.steps, c.num_points),
+        shift=c.timestep_shift,
+        temperature=_set(verb.temperature, defaults.temperature),
+        max_think_tokens=_set(verb.max_think_tokens, c.max_think_tokens),
+        guidance=guided,
+    )
+
+
+Value = TypeVar("Value")
+
+
+def _set(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def described(how: Sampling) -> dict[str, Any]:
+    """A sampling as results.jsonl, summary.json and --json name it (M grid points are M - 1 forwards)."""
+    guided = how.guidance
+    return {
+        "num_points": how.num_points,
+        "guidance": guided.text_scale,
+        "image_guidance": guided.image_scale,
+        "interval": guided.interval,
+        "renorm": guided.renorm,
+        "temperature": how.temperature,
+        "max_think_tokens": how.max_think_tokens,
+    }
+
+
+def in_words(how: Sampling) -> str:
+    """The same for people: what decides how long drawing takes, and how faithful it is."""
+    forwards = f"{how.num_points} grid points ({how.num_points - 1} forwards)"
+    return f"{forwards}, guidance {how.guidance.text_scale:g}, thinking at temperature {how.temperature:g}"

@@ -1,0 +1,256 @@
+"""The verb ``generate``: think and draw, edit pictures, or answer questions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unigrpo import build, options, output
+from unigrpo.commands.drawing.asking import Asked, asked, in_the_world, names_of
+from unigrpo.commands.drawing.picture_folder import Drawn, PictureFolder, as_png, picture_name
+from unigrpo.commands.drawing.sampling import (
+    Defaults,
+    batch_size,
+    check,
+    check_numbers,
+    described,
+    editing,
+    in_words,
+    load,
+    own,
+    sampling,
+)
+from unigrpo.files import write_records_atomic
+from unigrpo.models.bagel.policy import Bagel
+from unigrpo.ranges import ConfigError
+from unigrpo.reports.grids import contact_sheet, save_png_atomic
+from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
+from unigrpo.rollout.episode import single_round
+from unigrpo.rollout.outcome import decode_pictures, thinking_of
+from unigrpo.runs.places import no_source, try_file
+from unigrpo.trajectory import Prompt
+from unigrpo.worlds import shapes
+from unigrpo.worlds.prompt_files import Source
+from unigrpo.worlds.shapes import tasks
+
+
+def run(verb: options.Generate) -> int:
+    """Draw (or answer) one prompt or a file of them."""
+    asking = asked(verb)
+    check(verb)
+    check_numbers(num=verb.num)
+    if verb.understand:
+        return answer(verb, asking)
+    out = verb.out or Path("generated" if verb.prompts else "generated.png")
+    if out.suffix.lower() != ".png":
+        return generate_folder(verb, asking, out)
+    if verb.prompts is not None:
+        raise ConfigError(f"--out {out}: the pictures of a file of prompts go into a folder; name one without .png")
+    refuse_folder_options(verb, out)
+    try_file(out)
+    no_source([out], asking.files)
+    policy = load(verb)
+    prompts = [in_the_world(policy, prompt) for prompt in asking.prompts]
+    planned, drawn = list(calls(policy, prompts, verb, number_of(policy, verb))), []
+    say_how(planned, verb)
+    for call in planned:
+        made = draw(policy, call, verb)
+        drawn += made
+        tell(made)
+    write_png(out, drawn, bare=policy.origin is not None)
+    output.result(f"wrote {out}", wrote=str(out), thinking=[one.thinking for one in drawn])
+    return 0
+
+
+def generate_folder(verb: options.Generate, asking: Asked, out: Path) -> int:
+    """Every picture by itself as soon as it is drawn, and results.jsonl with what led to it."""
+    if out.suffix and not out.is_dir():
+        raise ConfigError(f"--out {out}: pictures are written as .png, or into a folder")
+    folder = PictureFolder.open(out, go_on=verb.go_on, overwrite=verb.overwrite)
+    verb = replace(verb, model=lasting_model(verb.model))
+    policy = load(verb)
+    prompts = [in_the_world(policy, prompt) for prompt in asking.prompts]
+    planned = list(calls(policy, prompts, verb, number_of(policy, verb)))
+    plan = {name: row for call in planned for name, row in call.plan(policy, verb, asking.pictures).items()}
+    folder.prepare(dict(sorted(plan.items(), key=lambda item: place(item[0]))), asking.files)
+    kept = len(folder.records)
+    say_how(planned, verb)
+    if kept:
+        print(f"{kept} of {len(plan)} pictures are there")
+    for call in planned:
+        if not folder.has(call.names):
+            made = draw(policy, call, verb)
+            folder.write(made)
+            tell(made)
+    wrote = f"wrote {len(plan) - kept} pictures and results.jsonl to {out}"
+    output.result(wrote, wrote=str(out), pictures=len(plan), drawn=len(plan) - kept)
+    return 0
+
+
+def say_how(planned: Sequence[Call], verb: options.Generate) -> None:
+    """Print the settings; edits and drawings of one file have different ones."""
+    for how in dict.fromkeys(in_words(call.how) for call in planned):
+        print(f"drawing with {how}, seed {verb.seed}", flush=True)
+
+
+def refuse_folder_options(verb: options.Generate, out: Path) -> None:
+    """--continue and --overwrite are about folders; a single file is always written anew."""
+    for option, given in (("--continue", verb.go_on), ("--overwrite", verb.overwrite)):
+        if given:
+            raise ConfigError(f"{option} is for a folder of pictures, and --out {out} is a file: leave {option} out")
+
+
+def number_of(policy: Bagel, verb: options.Generate) -> int:
+    """How many pictures of each prompt."""
+    return verb.num or (4 if policy.origin is None else 1)
+
+
+def lasting_model(name: str) -> str:
+    """The model's name; of a run the checkpoint, since the newest one of tomorrow is another model."""
+    return str(build.model_folder(name)) if Path(name).is_dir() else name
+
+
+@dataclass(frozen=True)
+class Call:
+    """Samples ``first`` ... ``first + count - 1`` of some prompts of one size, drawn together as ``how`` says."""
+
+    prompts: Sequence[Prompt]
+    first: int
+    count: int
+    how: Sampling
+    size: tuple[int, int]
+
+    @property
+    def names(self) -> list[str]:
+        """The files of its pictures in a folder."""
+        samples = range(self.first, self.first + self.count)
+        return [picture_name(prompt.position, sample) for prompt in self.prompts for sample in samples]
+
+    def plan(
+        self, policy: Bagel, verb: options.Generate, pictures: Sequence[Sequence[Source]]
+    ) -> dict[str, dict[str, Any]]:
+        """What is known of every picture before it is drawn."""
+        height, width = self.size
+        settings = {**described(self.how), "size": f"{width}x{height}", "think": not verb.no_think}
+        settings |= {"model": verb.model, "dtype": str(policy.compute_dtype).removeprefix("torch.")}
+        rows = {}
+        for prompt in self.prompts:
+            row = {"prompt": prompt.text, "metadata": prompt.metadata}
+            row |= {"sources": names_of(pictures[prompt.position]), "seed": verb.seed}
+            for sample in range(self.first, self.first + self.count):
+                rows[picture_name(prompt.position, sample)] = {**row, "settings": settings}
+        return rows
+
+
+def place(name: str) -> tuple[int, ...]:
+    """Position and sample of a picture's name, to sort by."""
+    return tuple(int(part) for part in name.removesuffix(".png").split("-"))
+
+
+def calls(policy: Bagel, prompts: Sequence[Prompt], verb: options.Generate, number: int) -> Iterator[Call]:
+    """All that is to be drawn, ``number`` pictures of every prompt, at most a batch at once."""
+    most = batch_size(policy, verb)
+    for part in together(policy, prompts, verb):
+        defaults: Defaults = editing(policy) if part[0].images else own(policy)
+        how, size = sampling(policy, verb, defaults), drawn_size(policy, part[0], verb)
+        at_once = max(1, most // len(part))
+        for first in range(0, number, at_once):
+            yield Call(part, first, min(at_once, number - first), how, size)
+
+
+def together(policy: Bagel, prompts: Sequence[Prompt], verb: options.Drawing) -> Iterator[list[Prompt]]:
+    """Prompts that are drawn in one call: as many as fit, of one picture size, edits or not, in order."""
+    most, part, kind = batch_size(policy, verb), [], None
+    for prompt in prompts:
+        here = drawn_size(policy, prompt, verb), bool(prompt.images)  # edits are guided otherwise
+        if part and (here != kind or len(part) >= most):
+            yield part
+            part = []
+        part, kind = [*part, prompt], here
+    if part:
+        yield part
+
+
+def drawn_size(policy: Bagel, prompt: Prompt, verb: options.Drawing) -> tuple[int, int]:
+    """(height, width) of a prompt's picture: --size, else that of the last picture it shows, else the model's."""
+    if verb.size is None and prompt.images:
+        return policy.edit_size(prompt.images[-1])
+    return policy.spec.image_size
+
+
+def draw(policy: Bagel, call: Call, verb: options.Generate) -> list[Drawn]:
+    """Draw the pictures of a call, judged where rules can."""
+    sized, episode, draws = policy.at_size(call.size), single_round(think=not verb.no_think), RandomKeys(verb.seed, 0)
+    made = rollout(sized, episode, call.prompts, call.how, group_size=call.count, draws=draws, first_sample=call.first)
+    pictures = decode_pictures(sized, made)
+    thinking = [thinking_of(sized, trajectory) for trajectory in made]
+    drawn = []
+    for trajectory, words, picture in zip(made, thinking, pictures, strict=True):
+        correct = None
+        if "objects" in trajectory.prompt.metadata and picture.shape[1:] == (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
+            (record,) = tasks.judge_pictures(picture[None].float() / 255.0, [trajectory.prompt], [words])
+            correct = record["correct"]
+        drawn.append(Drawn(trajectory.prompt, trajectory.sample, words, picture, correct))
+    return drawn
+
+
+def tell(drawn: Sequence[Drawn]) -> None:
+    """Print what was thought, and whether the picture is right where that is known."""
+    for one in drawn:
+        said = "(did not think)" if one.thinking is None else one.thinking or "(thought nothing)"
+        print({True: "right  ", False: "wrong  ", None: ""}[one.correct] + said, flush=True)
+
+
+def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> None:
+    """A single picture as it is, if it is to be ``bare``; else a grid, with the thinking under each."""
+    if bare and len(drawn) == 1:
+        save_png_atomic(as_png(drawn[0].picture), out)
+        return
+    sheet = contact_sheet(
+        torch.stack([one.picture for one in drawn]).permute(0, 2, 3, 1).numpy(),
+        [one.prompt.text for one in drawn],
+        [one.correct for one in drawn],
+        columns=min(4, len(drawn)),
+        thinking=[one.thinking or "" for one in drawn],
+    )
+    save_png_atomic(sheet, out)
+
+
+# Answers
+
+
+@torch.no_grad()
+def answer(verb: options.Generate, asking: Asked) -> int:
+    """Answer questions about pictures in words (spec/bagel.md 6: pictures are only seen)."""
+    out = verb.out
+    if out is not None:
+        if out.suffix.lower() != ".jsonl":
+            raise ConfigError(f"--out {out}: answers are written as .jsonl")
+        try_file(out)
+        no_source([out], asking.files)
+    refuse_folder_options(verb, out or Path("answers.jsonl"))
+    policy = load(verb)
+    how, records = sampling(policy, verb, own(policy)), []
+    for prompt, pictures in zip(asking.prompts, asking.pictures, strict=True):
+        context = policy.prefill([policy.question_segments(prompt.text, prompt.images, think=not verb.no_think)])
+        uniforms = torch.rand(
+            how.max_think_tokens, generator=RandomKeys(verb.seed, 0).generator(prompt.position, 0, "think")
+        )
+        (text,), _ = policy.think(context, uniforms=uniforms[None], temperature=how.temperature)
+        words = policy.decode_text(text.ids)
+        row = {"prompt": prompt.text, "answer": words, "ended": text.ended, "metadata": prompt.metadata}
+        settings = {"model": verb.model, "temperature": how.temperature, "max_think_tokens": how.max_think_tokens}
+        records.append({**row, "sources": names_of(pictures), "seed": verb.seed, "settings": settings})
+        if out is not None:
+            write_records_atomic(out, records)  # after every answer, whatever comes next
+        if out is not None:
+            print(words or "(said nothing)", flush=True)
+        else:
+            output.result(words or "(said nothing)", answers=records)
+    if out is not None:
+        output.result(f"wrote {out}", wrote=str(out), answers=records)
+    return 0

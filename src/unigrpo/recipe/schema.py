@@ -1,0 +1,262 @@
+"""A recipe, whole, and the checks that its parts fit each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from unigrpo.objectives.method import Method
+from unigrpo.ranges import ConfigError, Count, Description, Name, Seed
+from unigrpo.recipe.demonstrations import check_teaches
+from unigrpo.recipe.sections import (
+    Checkpoint,
+    DemonstrationData,
+    Eval,
+    Model,
+    Optimizer,
+    PromptData,
+    Reward,
+    Rollout,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment, whole; building one checks that its parts fit each other (ConfigError)."""
+
+    name: Name
+    """What the run is called; its folder is named after it."""
+    description: Description = ""
+    """What it is for, in a sentence."""
+    seed: Seed = 0
+    """Keys every random draw of the run."""
+    iterations: Count
+    """How many iterations the run has."""
+    model: Model
+    data: PromptData | DemonstrationData
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: Reward
+    method: Method
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    eval: Eval
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    def __post_init__(self) -> None:
+        _check_data(self)
+        _check_rewards(self)
+        _check_schedule(self)
+        _check_lora(self)
+        _check_eps(self)
+        if self.method.needs_sde:
+            _check_window(self)
+        else:
+            _check_no_window(self)
+        if self.method.needs_thinking:
+            _check_thinking(self)
+        if self.method.learns_from == "prompts":
+            _check_rates(self)
+            _check_learns(self)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data, optimizer, method = recipe.data, recipe.optimizer, recipe.method
+    if (method.learns_from == "demonstrations") != isinstance(data, DemonstrationData):
+        raise ConfigError(
+            f"method {recipe.method.name} with {type(data).__name__}: supervised runs learn from demonstrations, "
+            "RL runs from prompts; change data or method"
+        )
+    if isinstance(data, DemonstrationData):
+        check_teaches(data, method)
+        for key, value in (("ppo_epochs", optimizer.ppo_epochs), ("minibatches", optimizer.minibatches)):
+            if value != 1:
+                raise ConfigError(
+                    f"optimizer.{key} = {value}: a batch of demonstrations is used once, in one step; set it to 1"
+                )
+        return
+    if data.group_size < 2 and method.uses_advantages:
+        raise ConfigError(
+            "data.group_size = 1: an advantage compares the samples of one prompt, and a single sample always gets 0; "
+            "set it to 2 or more"
+        )
+    if data.prompts_per_iteration % optimizer.minibatches:
+        raise ConfigError(
+            f"optimizer.minibatches = {optimizer.minibatches} does not divide data.prompts_per_iteration = "
+            f"{data.prompts_per_iteration}: a minibatch takes whole groups; change either so that it divides"
+        )
+
+
+def _check_rewards(recipe: Recipe) -> None:
+    example = "for example [{name: shapes/verifier}]"
+    if not recipe.reward.validation:
+        raise ConfigError(f"reward.validation is empty: an evaluation would measure nothing; list a reward, {example}")
+    if not recipe.reward.train and recipe.method.learns_from == "prompts":
+        raise ConfigError(
+            f"reward.train is empty: {recipe.method.name} has nothing to optimise; list a reward, {example}"
+        )
+
+
+def trained_experts(recipe: Recipe) -> tuple[str, ...]:
+    """Which experts the method trains: its terms decide (docs/math.md#joint)."""
+    trained = (("reasoning", recipe.method.trains_thinking), ("denoising", recipe.method.trains_drawing))
+    return tuple(expert for expert, trains in trained if trains)
+
+
+def _check_lora(recipe: Recipe) -> None:
+    lora, method = recipe.model.lora, recipe.method
+    if lora is None:
+        return
+    missing = [expert for expert in trained_experts(recipe) if expert not in lora.experts]
+    if missing and method.learns_from == "prompts":  # demonstrations teach whichever expert has adapters
+        alone = " (method.name flow_grpo trains denoising alone, text_grpo reasoning alone)"
+        raise ConfigError(
+            f"model.lora.experts = {list(lora.experts)}: {method.name} also trains {missing[0]}, which would have no "
+            f"weights to train; add it{alone if method.trains_thinking and method.trains_drawing else ''}"
+        )
+    if method.train_vision:
+        raise ConfigError(
+            "method.train_vision = true with model.lora: adapters train the experts only; set one of them off"
+        )
+
+
+def _check_eps(recipe: Recipe) -> None:
+    o = recipe.optimizer
+    for key, eps in (("eps_reasoning", o.eps_reasoning), ("eps_denoising", o.eps_denoising)):
+        if o.kind != "adamw" and eps < 1e-8:
+            raise ConfigError(
+                f"optimizer.{key} = {eps:g} with {o.kind}: in 8 bits a small second moment rounds to 0 where the first "
+                "does not, and such a weight would move by thousands of learning rates; set it to 1e-8 or more"
+            )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    warmup, decay = recipe.optimizer.warmup, recipe.optimizer.decay
+    if warmup + decay * recipe.iterations > recipe.iterations:
+        raise ConfigError(
+            f"optimizer.warmup = {warmup} iterations and optimizer.decay = {decay:g} of the run overlap in "
+            f"{recipe.iterations} iterations: shorten either, or set more iterations"
+        )
+
+
+def _check_rates(recipe: Recipe) -> None:
+    """Rates, norms and weights with which a trained expert would stay where it is."""
+    o, name = recipe.optimizer, recipe.method.name
+    for expert, rate, eps in (
+        ("reasoning", o.lr_reasoning, o.eps_reasoning),
+        ("denoising", o.lr_denoising, o.eps_denoising),
+    ):
+        if expert not in trained_experts(recipe):
+            continue
+        if rate < SMALLEST_RATE:
+            raise ConfigError(
+                f"optimizer.lr_{expert} = {rate:g}: {name} trains the {expert} expert, whose weights would not move in "
+                f"fp32; set it to {SMALLEST_RATE:g} or more"
+            )
+        if o.max_grad_norm < eps:
+            raise ConfigError(
+                f"optimizer.max_grad_norm = {o.max_grad_norm:g} is below optimizer.eps_{expert} = {eps:g}: a gradient "
+                "clipped to that is nothing beside epsilon, and no weight would move; set it to 1, or epsilon lower"
+            )
+    totals: dict[str, float] = {}
+    for scorer in recipe.reward.train:
+        totals[scorer.name] = totals.get(scorer.name, 0.0) + scorer.weight
+    if all(total == 0 for total in totals.values()):
+        raise ConfigError(
+            "the weights of reward.train are 0, or cancel for each reward: there is nothing to optimise; change one"
+        )
+
+
+SMALLEST_RATE = 1e-12  # a step of Adam is about the learning rate; fp32 has 1e-9 beside weights of 0.01
+SMALLEST_CLIP = 1e-9  # replays in fp32 leave 1e-9 to 1e-8 of a ratio of 1; the paper's range is 1e-6
+COLDEST = 1e-3  # below it every chain of one prompt is the same, to fp32
+
+
+def _check_learns(recipe: Recipe) -> None:
+    """Settings of the method with which one half, or both, would learn nothing."""
+    method, rollout = recipe.method, recipe.rollout
+    if method.trains_thinking and method.trains_drawing and method.lambda_flow == 0:
+        raise ConfigError(
+            f"method.lambda_flow = 0: {method.name} would not train the drawing; set it above 0, or method.name to "
+            "text_grpo"
+        )
+    for section, clip_range in method.clip_ranges.items():
+        if isinstance(clip_range, float) and clip_range < SMALLEST_CLIP:
+            raise ConfigError(
+                f"method.{section}.clip_range = {clip_range:g} is below the rounding of a ratio of 1, so that "
+                f"every ratio is clipped; set it to {SMALLEST_CLIP:g} or more"
+            )
+    if method.needs_thinking and rollout.temperature < COLDEST:
+        raise ConfigError(
+            f"rollout.temperature = {rollout.temperature:g}: {method.name} compares different chains of one prompt, "
+            f"and so cold they are all the same; set it to {COLDEST:g} or more (the paper: 1)"
+        )
+    if method.needs_thinking and rollout.max_think_tokens == 1:
+        raise ConfigError(
+            f"rollout.max_think_tokens = 1: {method.name} trains the thinking, and one token is none; set it to 2 or "
+            "more (the paper's model: about 1024)"
+        )
+
+
+def _check_no_window(recipe: Recipe) -> None:
+    """Methods without SDE steps: guidance and window must make sense without."""
+    method, rollout = recipe.method, recipe.rollout
+    if not method.of_guided_pictures and rollout.guidance != 1:
+        raise ConfigError(
+            f"rollout.guidance = {rollout.guidance:g}: {method.name} trains the model's own velocity, and a guided "
+            "picture is not drawn by that alone; set it to 1, and guide evaluations with eval.guidance"
+        )
+    alike = not rollout.think or rollout.temperature == 0
+    if method.uses_advantages and not method.trains_thinking and rollout.same_initial_noise and alike:
+        raise ConfigError(
+            "rollout.same_initial_noise = true, and nothing else differs between the samples of a prompt: "
+            f"{method.name} draws by the ODE, so all their pictures would be the same; set it to false"
+        )
+    if rollout.window_motion == "sliding":
+        raise ConfigError(
+            f"rollout.window_motion = sliding: {method.name} has no SDE window that could move; set it to random, or "
+            "method.name to unigrpo or flow_grpo"
+        )
+
+
+def _check_window(recipe: Recipe) -> None:
+    rollout, method = recipe.rollout, recipe.method
+    (lo, hi), size = rollout.window, rollout.window_size
+    if size == 0:
+        raise ConfigError(
+            f"rollout.window_size = 0: {method.name} scores the SDE steps of a picture (RatioNorm divides by their "
+            "noise), and there would be none; set it to 1 or more (Table 3: 3)"
+        )
+    if lo + size > hi:
+        raise ConfigError(
+            f"rollout.window_size = {size} does not fit rollout.window = [{lo}, {hi}], which holds {max(hi - lo, 0)} "
+            f"steps: set window_size to at most that, or widen the window to [{lo}, {lo + size}]"
+        )
+    starts = hi - size - lo + 1
+    if rollout.window_motion == "sliding" and rollout.window_stride % starts == 0:
+        raise ConfigError(
+            f"rollout.window_motion = sliding: rollout.window = [{lo}, {hi}] has {starts} places for {size} steps, and "
+            f"a window_stride of {rollout.window_stride} never moves among them; widen the window, or change the stride"
+        )
+    if hi > rollout.num_points - 2:
+        raise ConfigError(
+            f"rollout.window = [{lo}, {hi}] reaches the last of the {rollout.num_points - 1} steps of "
+            f"rollout.num_points = {rollout.num_points}, where an SDE leaves noise in the picture: end it at "
+            f"{rollout.num_points - 2} or before, or set num_points to {hi + 2} or more"
+        )
+    if rollout.noise_level == 0 or (rollout.sde == "cps" and rollout.noise_level > 1):
+        raise ConfigError(
+            f"rollout.noise_level = {rollout.noise_level:g} with rollout.sde = {rollout.sde}: without noise there is "
+            "no choice to score, and cps mixes noise by sin(pi/2 x level); set it above 0 (cps: at most 1), e.g. 0.8"
+        )
+
+
+def _check_thinking(recipe: Recipe) -> None:
+    name, rollout = recipe.method.name, recipe.rollout
+    if not rollout.think:
+        raise ConfigError(
+            f"rollout.think = false: {name} trains the thinking, and there would be none; "
+            "set it to true, or method.name to flow_grpo, fpo or refl"
+        )
+    if rollout.temperature == 0:
+        raise ConfigError(
+            f"rollout.temperature = 0: {name} compares different chains of one prompt, and greedy ones are all "
+            "the same; set it above 0 (the paper: 1)"
+        )

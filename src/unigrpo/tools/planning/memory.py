@@ -1,0 +1,229 @@
+"""Memory by part, in bytes on one GPU (docs/scaling.md derives every formula and says what it was measured against)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unigrpo.tools.planning.sizes import EXPERTS, FREQUENCIES, Expert
+from unigrpo.tools.planning.workload import Block, Training, Workload
+
+FP32, INT64 = 4, 8
+EIGHT_BIT_BLOCK = 256  # numbers that share one scale in an 8-bit moment
+TILE = 512  # pixels of a side that a tiled autoencoder decodes at once
+GATHERED_LAYERS = 2  # FSDP2: the one that runs and the one that is fetched
+
+
+# What is there all the time
+
+
+def _of_expert(work: Workload, expert: Expert, whole: Callable[[Expert], int]) -> int:
+    training = work.training(expert)
+    if training == "frozen":
+        return 0
+    return whole(expert) if training == "full" else work.sizes.adapter(work.rank)
+
+
+def _of_experts(work: Workload, whole: Callable[[Expert], int]) -> int:
+    return sum(_of_expert(work, expert, whole) for expert in EXPERTS)
+
+
+def trained(work: Workload) -> int:
+    """Numbers that are trained: whole experts, or their adapters (and the vision tower where a recipe asks for it)."""
+    sizes = work.sizes
+    seeing = sizes.vision_parameters + sizes.connector if work.train_vision else 0
+    return _of_experts(work, sizes.expert) + seeing
+
+
+def frozen(work: Workload) -> int:
+    """Numbers that stay as they are, the autoencoder's included."""
+    sizes = work.sizes
+    adapters = sum(sizes.adapter(work.rank) for expert in EXPERTS if work.training(expert) == "lora")
+    return sizes.model_parameters + sizes.autoencoder_parameters + adapters - trained(work)
+
+
+def weights(work: Workload) -> float:
+    """What is trained in fp32, what is frozen in the computation's dtype; shared out over the GPUs."""
+    return (FP32 * trained(work) + work.compute * frozen(work)) / work.gpus
+
+
+def reference(work: Workload) -> float:
+    """A frozen copy in the computation's dtype, trained norms and text head in fp32; none with adapters.
+
+    Adapters are switched off instead.
+    """
+    s, c = work.sizes, work.compute
+    if not work.reference or "full" not in (work.reasoning, work.denoising):
+        return 0.0
+    norms = s.layers * 2 * (s.hidden + s.head_dim) + s.hidden
+    wide = sum(norms for expert in EXPERTS if work.training(expert) == "full")
+    wide += s.vocab * s.hidden * (work.reasoning == "full")
+    return (c * (s.model_parameters + s.autoencoder_parameters) + (FP32 - c) * wide) / work.gpus
+
+
+def gradients(work: Workload) -> float:
+    """fp32, from the first backward pass to the next iteration's update."""
+    return FP32 * trained(work) / work.gpus
+
+
+def moments(work: Workload, kind: str) -> float:
+    """AdamW's two moments: fp32, or one byte each and a scale for every 256 numbers."""
+    each = FP32 if kind == "adamw" else 1 + FP32 / EIGHT_BIT_BLOCK
+    return 2 * each * trained(work) / work.gpus
+
+
+def step_working(work: Workload, kind: str) -> float:
+    """One more fp32 tensor for every trained one of an expert while the optimizer steps (AdamW's square roots)."""
+    if kind != "adamw":
+        return 0.0
+    return FP32 * max(_of_expert(work, expert, work.sizes.expert) for expert in EXPERTS) / work.gpus
+
+
+# The packed replay
+
+
+def token_bytes(work: Workload, training: Training) -> float:
+    """What one layer keeps of one token for its backward pass, but keys and values (docs/scaling.md lists the tensors).
+
+    H (12 + 2c) + 4 kv + 3c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
+    full  6c H + c kv + c I;  lora  3c H + c I + 7c r.
+    """
+    s, c = work.sizes, work.compute
+    h, inner = s.hidden, s.intermediate
+    flow = h * (12 + 2 * c) + 4 * s.kv + 3 * c * inner + FP32 * (2 + 2 * s.heads + s.kv_heads)
+    if training == "full":
+        return flow + 6 * c * h + c * s.kv + c * inner
+    if training == "lora":
+        return flow + 3 * c * h + c * inner + 7 * c * work.rank
+    return flow
+
+
+def layer_bytes(work: Workload, block: Block) -> float:
+    """What one layer keeps of a block: its tokens by expert, and the keys and values that its attention saw."""
+    if not block.flows:
+        return 0.0
+    und, gen = token_bytes(work, work.reasoning), token_bytes(work, work.denoising)
+    return block.und * und + block.gen * gen + 2 * work.compute * work.sizes.kv * block.keys
+
+
+def ends(work: Workload) -> float:
+    """Kept once: masks, rope tables, ids, embedded times, and the final norms with what the heads saw."""
+    s, c = work.sizes, work.compute
+    flowing = [block for block in work.blocks() if block.flows]
+    total = sum(c * b.pairs + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und for b in flowing)
+    images = work.micro * work.copies
+    latents = images * work.image_tokens
+    total += latents * FP32 * s.hidden + images * work.image_tokens * FP32 * s.latent_dim
+    if work.denoising == "full":
+        total += latents * c * (2 * s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
+        if work.checkpointing and c < FP32:  # the casts outside the layers stay
+            total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
+    if work.text_trains:
+        texts = work.micro * (work.think_tokens if work.shared else work.context_tokens)
+        total += texts * s.hidden * (FP32 + c * (work.reasoning == "full"))
+        total += work.micro * work.actions * FP32 * s.hidden * (work.reasoning == "full")
+    return total
+
+
+def activations(work: Workload) -> float:
+    """Kept between the forward and the backward pass of one micro-batch, but casts and logits."""
+    blocks, s = work.blocks(), work.sizes
+    if work.checkpointing:
+        streams = s.hidden * sum(b.tokens for b in blocks if b.flows)
+        handed_on = 2 * s.kv * sum(b.keys for b in blocks[:-1])
+        return s.layers * work.compute * (streams + handed_on) + ends(work)
+    return s.layers * sum(layer_bytes(work, b) for b in blocks) + ends(work)
+
+
+def casts(work: Workload) -> float:
+    """Copies of fp32 weights in the computation's dtype, which autocast makes once a forward and the graph keeps.
+
+    Over several GPUs instead what FSDP2 gathers: two layers, and what belongs to no layer.
+    """
+    s, c = work.sizes, work.compute
+    if work.gpus > 1:
+        root = s.model_parameters - s.vision_parameters - 2 * s.layers * s.layer_parameters
+        return c * (GATHERED_LAYERS * 2 * s.layer_parameters + root)
+    return 0.0 if c == FP32 else c * _of_experts(work, s.cast)
+
+
+def logits(work: Workload) -> float:
+    """fp32 log-probs over the vocabulary that are kept, and (text head frozen below fp32) its weights in fp32."""
+    if not (work.actions and work.text_trains):
+        return 0.0
+    copied = work.reasoning != "full" and work.compute < FP32
+    return FP32 * work.sizes.vocab * (work.micro * work.actions + copied * work.sizes.hidden)
+
+
+def logits_working(work: Workload) -> float:
+    """Two more tensors of the logits' size while they are made, and again in their backward pass."""
+    return 2 * FP32 * work.sizes.vocab * work.micro * work.actions
+
+
+def backward_working(work: Workload) -> float:
+    """At most at once in the backward pass: a layer computed again and two tensors of I numbers a token, or the logits.
+
+    The text's end also has one new gradient of the embeddings' (and the head's) size.
+    """
+    s, c, blocks = work.sizes, work.compute, work.blocks()
+    again = work.checkpointing
+    layer = max(layer_bytes(work, b) * again + 2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
+    layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32) * again
+    return max(layer, logits_working(work) + FP32 * s.vocab * s.hidden * (work.reasoning == "full"))
+
+
+def update_peak(work: Workload) -> float:
+    """Gradients, and the most that one micro-batch needs beside them: at the end of its forward or in its backward."""
+    kept = activations(work) + logits(work)
+    made = kept + casts(work) + logits_working(work)
+    undone = kept + (0.0 if work.checkpointing and work.gpus == 1 else casts(work)) + backward_working(work)
+    return gradients(work) + max(made, undone)
+
+
+# The rollout
+
+
+def cache(work: Workload) -> float:
+    """Keys and values of the rows drawn together: prompt, bos, as many tokens as thinking may take, eos."""
+    s = work.sizes
+    if work.supervised:
+        return 0.0
+    return work.drawn * work.context_tokens * (2 * work.compute * s.kv * s.layers + 1)
+
+
+def trajectories(work: Workload) -> float:
+    """What a rollout keeps: ids and log-probs, the latents, and of the K window steps x, x_next and the mean.
+
+    Also what annotating adds: v_ref and the reference's log-probs; below fp32 a second mean and second log-probs.
+    """
+    latent = FP32 * work.image_tokens * work.sizes.latent_dim
+    again, known = work.compute < FP32, work.reference
+    if work.supervised:
+        return work.rows * (INT64 * (work.prompt_tokens + work.actions) + latent * (1 + 2 * work.copies))
+    per_step = latent * (3 + again + known) + 2 * INT64 + 2 * FP32
+    text = work.actions * (INT64 + FP32 * (1 + again + known))
+    return work.rows * (text + latent + work.copies * per_step) + INT64 * work.prompts * work.prompt_tokens
+
+
+def drawing(work: Workload) -> float:
+    """Working memory of one denoising forward: c ((3 I + 6 H) tokens + 2 kv (keys + tokens) + mask) for every row.
+
+    Adapters on the denoising expert hold one more tensor of I numbers.
+    """
+    if work.supervised:
+        return 0.0
+    s, own = work.sizes, work.image_tokens + 2
+    keys, wide = work.context_tokens + own, 4 if work.denoising == "lora" else 3
+    numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (keys + own) + own * keys
+    return work.drawn * work.compute * numbers
+
+
+def decoding(work: Workload, mode: str) -> float:
+    """Working memory of turning latents into pixels: three of the widest tensors, of all rows drawn or of one.
+
+    Beside them two fp32 copies of the pixels of all rows drawn.
+    """
+    if work.sizes.autoencoder is None or work.supervised:
+        return 0.0
+    rows = work.drawn if mode == "whole" else 1
+    pixels = min(work.pixels, TILE**2) if mode == "tiled" else work.pixels
+    return rows * pixels * 3 * work.compute * work.sizes.autoencoder.widest + work.drawn * work.pixels * 3 * 2 * FP32

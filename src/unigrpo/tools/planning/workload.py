@@ -1,0 +1,185 @@
+"""What an iteration of a recipe asks of one GPU: how many rows and tokens, what is trained, and the replay's blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from unigrpo.recipe.schema import Recipe, trained_experts
+from unigrpo.recipe.sections import PromptData
+from unigrpo.tools.planning.sizes import Expert, ModelSizes
+
+Training = Literal["full", "lora", "frozen"]
+PROMPT_TOKENS = 128  # assumed where nothing else is said: BAGEL's system prompt is about half of it
+WIDTH = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the packed replay: ``und`` and ``gen`` tokens, query-key ``pairs`` and ``keys`` over all rows.
+
+    flows: whether gradients pass through it.
+    """
+
+    und: int
+    gen: int
+    pairs: int
+    keys: int
+    flows: bool
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.und + self.gen
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One iteration on one of ``gpus`` GPUs.
+
+    rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
+    of one replay. prompt_tokens: all that is given, with bos and eos; actions: sampled (or learned) tokens per row,
+    taken to end at the cap; copies: noisy images per row in a replay; steps: denoising steps per picture, of
+    ``branches`` forwards each (guidance). compute: bytes of the computation's dtype. rescored: replays before the
+    update for old log-probs (below fp32) and old velocities; through_decoder: gradients pass through it (ReFL).
+    """
+
+    sizes: ModelSizes
+    gpus: int
+    rows: int
+    prompts: int
+    drawn: int
+    micro: int
+    group: int
+    prompt_tokens: int
+    actions: int
+    image_tokens: int
+    copies: int
+    steps: int
+    reasoning: Training
+    denoising: Training
+    rank: int
+    compute: int
+    checkpointing: bool
+    passes: int
+    minibatches: int
+    supervised: bool
+    through_context: bool
+    reference: bool
+    train_vision: bool
+    branches: int
+    rescored: int
+    through_decoder: bool
+
+    def training(self, expert: Expert) -> Training:
+        """How an expert is trained."""
+        return self.reasoning if expert == "reasoning" else self.denoising
+
+    @property
+    def text_trains(self) -> bool:
+        """Whether gradients pass through the text's own block."""
+        return self.reasoning != "frozen"
+
+    @property
+    def think_tokens(self) -> int:
+        """Tokens of the thinking in the context: bos, the sampled ones, eos."""
+        return self.actions + 2 if self.actions else 0
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that a row's picture is drawn from."""
+        return self.prompt_tokens + self.think_tokens
+
+    @property
+    def shared(self) -> int:
+        """Prompts that are read once for several rows of a micro-batch; 0: every row reads its own."""
+        distinct = math.ceil(self.micro / self.group)
+        return distinct if distinct < self.micro else 0
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a picture."""
+        return self.image_tokens * self.sizes.pixels_per_token**2
+
+    def blocks(self) -> list[Block]:
+        """The replay of one micro-batch as [shared prompts | rest of the context | noisy images]."""
+        context, rows, out = self.context_tokens, self.micro, []
+        before = self.prompt_tokens if self.shared else 0
+        if self.shared:
+            tokens = self.shared * before
+            out.append(Block(tokens, 0, tokens * before, tokens, self.text_trains))
+        if tokens := rows * (context - before):
+            out.append(Block(tokens, 0, tokens * context, rows * context, self.text_trains))
+        if images := rows * self.copies:
+            own = self.image_tokens + 2
+            pairs, keys = images * own * (context + own), images * (context + own)
+            out.append(Block(2 * images, images * self.image_tokens, pairs, keys, True))
+        return out
+
+
+def workload(
+    recipe: Recipe, sizes: ModelSizes, gpus: int, *, prompt_tokens: int = PROMPT_TOKENS, actions: int | None = None
+) -> Workload:
+    """What a recipe asks of each of ``gpus`` GPUs; ``actions`` None: every thinking is as long as it may be."""
+    method, data, rollout, model = recipe.method, recipe.data, recipe.rollout, recipe.model
+    rl = isinstance(data, PromptData)
+    group = data.group_size if rl else 1
+    total = data.prompts_per_iteration * group if rl else data.batch_size
+    rows = math.ceil(total / gpus)
+    thinks = rollout.think or not rl
+    reasoning, denoising = _training(recipe, "reasoning"), _training(recipe, "denoising")
+    minibatches = min(recipe.optimizer.minibatches, math.ceil(rows / group))
+    return Workload(
+        sizes=sizes,
+        gpus=gpus,
+        rows=rows,
+        prompts=math.ceil(rows / group),
+        drawn=_together(rollout.batch, group, rows),
+        micro=min(recipe.optimizer.micro_batch, math.ceil(rows / minibatches)),
+        group=group,
+        prompt_tokens=prompt_tokens,
+        actions=(rollout.max_think_tokens if actions is None else actions) if thinks else 0,
+        image_tokens=sizes.tokens(rollout.image_size),
+        copies=_copies(recipe),
+        steps=rollout.num_points - 1 if rl else 0,
+        reasoning=reasoning,
+        denoising=denoising,
+        rank=model.lora.rank if model.lora else 0,
+        compute=WIDTH[model.dtype],
+        checkpointing=model.activation_checkpointing,
+        passes=recipe.optimizer.ppo_epochs,
+        minibatches=minibatches,
+        supervised=not rl,
+        through_context=method.image_grad_through_context,
+        reference=method.needs_reference,
+        train_vision=method.train_vision,
+        branches=1 if rollout.guidance == 1 else 2,
+        rescored=_rescored(recipe),
+        through_decoder=method.needs_reward_gradient,
+    )
+
+
+def _rescored(recipe: Recipe) -> int:
+    """Replays of the policy before its update: old values below fp32, and the velocities of forward-noise methods."""
+    old_values = recipe.method.needs_old_values and recipe.model.dtype != "float32"
+    return int(old_values) + recipe.method.needs_behaviour_velocity
+
+
+def _training(recipe: Recipe, expert: Expert) -> Training:
+    if expert not in trained_experts(recipe):
+        return "frozen"
+    return "full" if recipe.model.lora is None else "lora"
+
+
+def _together(batch: int | None, group: int, rows: int) -> int:
+    """Samples that are drawn together: all, or whole groups, or a part of one (``rollout.batch``)."""
+    if batch is None:
+        return rows
+    return min(rows, batch // group * group if batch >= group else batch)
+
+
+def _copies(recipe: Recipe) -> int:
+    """Noisy images per row of a replay: a guided one is asked for twice."""
+    rollout, guided = recipe.rollout, recipe.method.needs_sde and recipe.rollout.guidance != 1
+    return recipe.method.copies(rollout.window_size) * (2 if guided else 1)
