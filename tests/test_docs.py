@@ -9,6 +9,8 @@ import pytest
 import tiny_runs
 from unigrpo.reports import runlog
 
+ROOT = Path(__file__).parents[1]
+
 GUIDE = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
 METRICS, RECORDS = GUIDE.split("## metrics.jsonl, key by key")[1].split("## What stops a run")[0].split("### Samples")
 NAMED_BY_THE_WORLD = {"reward_by_category": "<category>", "by_category": "<category>", "verdict": "<part>"}
@@ -87,3 +89,30 @@ def test_no_text_names_a_package_index_that_does_not_have_us():
         path.name for path in texts if 'install "unigrpo' in path.read_text() or "install unigrpo" in path.read_text()
     ]
     assert "git clone" in (root / "README.md").read_text()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def code_files() -> list[Path]:
+    places = ("src/**/*.py", "src/**/*.yaml", "tests/**/*.py", "benchmarks/*.py", "scripts/**/*.py", "examples/*.py")
+    return [path for place in places for path in ROOT.glob(place)]
+
+
+def test_what_the_code_cites_is_here():
+    """A citation is a page of docs/ with an anchor that is there, or an equation of the paper."""
+    known = {page.name: anchors(page) for page in (ROOT / "docs").glob("*.md")}
+    for path in code_files():
+        text = path.read_text(encoding="utf-8")
+        for name, anchor in re.findall(r"docs/([\w-]+\.md)(?:#([\w-]+))?", text):
+            assert name in known, f"{path}: docs/{name} is not there"
+            assert not anchor or anchor in known[name], f"{path}: docs/{name} has no heading #{anchor}"
+
+
+def test_nothing_cites_what_no_reader_can_open():
+    outside = re.compile(r"\bspec [a-hI1](?:\.\d|\))|spec/\w+\.md|\(design: |design/\w+\.md")
+    found = {str(path): outside.findall(path.read_text(encoding="utf-8")) for path in code_files()}
+    assert not {path: words for path, words in found.items() if words and "test_docs" not in path}

@@ -1,4 +1,4 @@
-"""flow: shapes, dtypes, errors, guidance; the numbers of spec section I are in invariants/test_flow_invariants.py."""
+"""flow: shapes, dtypes, errors, guidance; the numbers of the invariants are in invariants/test_flow_invariants.py."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Flow matching as arithmetic: schedule, window, ODE and SDE steps, log-prob, RatioNorm, guidance (no I/O, no model).
 
-Conventions (spec 1): x_t = (1 - t) x_0 + t eps, t = 1 is noise and t = 0 is data, the velocity v = dx_t/dt = eps - x_0
-points from data to noise, and sampling goes t: 1 -> 0. h = t - t_next > 0 is the length of a step.
+Conventions (docs/math.md#the-path): x_t = (1 - t) x_0 + t eps, t = 1 is noise and t = 0 is data, the velocity v =
+dx_t/dt = eps - x_0 points from data to noise, and sampling goes t: 1 -> 0. h = t - t_next > 0 is the length of a step.
 
 Shapes: x and v are [B, ...]; times are floats, 0-dim or [B] tensors (one time per row); std and log-probs are [B].
 Dtypes: any float goes in; everything is computed in fp64 and rounded once, to fp64 if any input tensor is fp64 and to
@@ -27,7 +27,7 @@ _NORM_FLOOR = 1e-8  # of the guidance's denominators (BAGEL)
 def timesteps(num_points: int, shift: float) -> Tensor:
     """Return the grid t_0 = 1 > ... > t_{M-1} = 0 of M = ``num_points`` points, that is M - 1 forwards; fp64 [M].
 
-    u = linspace(1, 0, M),  t = shift u / (1 + (shift - 1) u)   (spec 1; Table 3: 25 points, shift 3).
+    u = linspace(1, 0, M),  t = shift u / (1 + (shift - 1) u)   (docs/math.md#the-path; Table 3: 25 points, shift 3).
     Raises ValueError if ``num_points`` < 2 or ``shift`` <= 0.
     """
     if num_points < 2:
@@ -53,11 +53,12 @@ def guided_steps(num_points: int, shift: float, interval: tuple[float, float]) -
 
 
 def sde_window(window: tuple[int, int], size: int, *, generator: torch.Generator, num_points: int | None = None) -> int:
-    """Draw the first of ``size`` consecutive SDE steps, uniformly in lo .. hi - size inclusive (spec c.1).
+    """Draw the first of ``size`` consecutive SDE steps, uniformly in lo .. hi - size inclusive.
 
     ``window`` (lo, hi) is half-open over step indices: (0, 5) with size 3 starts at 0, 1 or 2. ``num_points`` (of the
     grid), if given, checks that the last step, where the Gaussian is too narrow, stays outside: hi <= num_points - 2.
     Raises ValueError where no start exists.
+    Source: docs/math.md#the-window.
     """
     lo, hi = window
     if size < 1 or lo < 0 or hi - size < lo:
@@ -74,17 +75,17 @@ def sde_window(window: tuple[int, int], size: int, *, generator: torch.Generator
 
 # ---------------------------------------------------------------- identities of the linear path
 def interpolate(x0: Tensor, noise: Tensor, t: Times) -> Tensor:
-    """Return x_t = (1 - t) x_0 + t eps, [B, ...] (spec 1)."""
+    """Return x_t = (1 - t) x_0 + t eps, [B, ...] (docs/math.md#the-path)."""
     return _linear(x0, noise, lambda t_: (1.0 - t_, t_), t)
 
 
 def predict_x0(x: Tensor, v: Tensor, t: Times) -> Tensor:
-    """Return the data that the velocity points away from, x_0 = x - t v, [B, ...] (spec 1)."""
+    """Return the data that the velocity points away from, x_0 = x - t v, [B, ...] (docs/math.md#the-path)."""
     return _linear(x, v, lambda t_: (torch.ones_like(t_), -t_), t)
 
 
 def predict_noise(x: Tensor, v: Tensor, t: Times) -> Tensor:
-    """Return the noise that the velocity points to, eps = x + (1 - t) v, [B, ...] (spec 1)."""
+    """Return the noise that the velocity points to, eps = x + (1 - t) v, [B, ...] (docs/math.md#the-path)."""
     return _linear(x, v, lambda t_: (torch.ones_like(t_), 1.0 - t_), t)
 
 
@@ -92,7 +93,7 @@ def predict_noise(x: Tensor, v: Tensor, t: Times) -> Tensor:
 
 
 def ode_step(x: Tensor, v: Tensor, t: Times, t_next: Times) -> Tensor:
-    """Return one Euler step of the flow ODE, x - h v with h = t - t_next, [B, ...] (spec a.1)."""
+    """Return one Euler step of the flow ODE, x - h v with h = t - t_next, [B, ...] (docs/math.md#steps)."""
     dtype = _result_dtype(x, v, t, t_next)
     start, end = _step_times(x, t, t_next)
     return _combine(x, v, torch.ones_like(start), end - start, dtype)
@@ -104,14 +105,15 @@ def sde_transition(
     """Return mean [B, ...] and standard deviation [B] of the Gaussian p(x_next | x), with h = t - t_next.
 
     kinds (``noise_level`` is a):
-      flow     sigma = a sqrt(t / (1 - t)), with t_second for t inside the root where t = 1 (spec a.3, paper eq. 3):
+      flow     sigma = a sqrt(t / (1 - t)), with t_second for t inside the root where t = 1 (docs/math.md#steps, paper
+      eq. 3):
                mean = x - h [v + sigma^2/(2t) (x + (1 - t) v)],  std = sigma sqrt(h)
-      dance    the same with sigma = a at every t (spec a.5)
-      cps      std = t_next sin(a pi/2),  mean = (1 - t_next) x_0 + sqrt(t_next^2 - std^2) eps (spec a.4)
+      dance    the same with sigma = a at every t (docs/math.md#steps)
+      cps      std = t_next sin(a pi/2),  mean = (1 - t_next) x_0 + sqrt(t_next^2 - std^2) eps (docs/math.md#steps)
       flow_cp  the mean of cps with std = min(sigma sqrt(h), 0.999 t_next), sigma as in flow: the noise of flow without
-               its excess variance (spec a.8 iii; not in any paper)
+               its excess variance (docs/math.md#steps; not in any paper)
     With a = 0 every kind is :func:`ode_step` with std 0. ``t_second`` is the second point of the FULL grid, in replay
-    too (spec h.10). Raises ValueError on an unknown kind, a < 0 (cps: also a > 1), or times out of order.
+    too (docs/math.md#steps). Raises ValueError on an unknown kind, a < 0 (cps: also a > 1), or times out of order.
     """
     if kind not in _COEFFICIENTS:
         raise ValueError(f"sde kind is {kind!r}: known kinds are {', '.join(_COEFFICIENTS)}")
@@ -181,18 +183,18 @@ SDE_KINDS = tuple(_COEFFICIENTS)
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: Times) -> Tensor:
-    """Return log p(x_next) = mean over elements of -(x_next - mean)^2 / (2 std^2), [B] (spec a.3).
+    """Return log p(x_next) = mean over elements of -(x_next - mean)^2 / (2 std^2), [B] (docs/math.md#steps).
 
-    The mean over all D elements and the dropped constants are what clip ranges near 1e-6 are made for (spec b.6);
-    ``x_next`` counts as data and gets no gradient. Round it to its storage dtype first (spec h.3).
-    Raises TypeError unless fp32 or fp64, ValueError unless std > 0.
+    The mean over all D elements and the dropped constants are what clip ranges near 1e-6 are made for
+    (docs/math.md#clip-range); ``x_next`` counts as data and gets no gradient. Round it to its storage dtype first
+    (docs/math.md#precision). Raises TypeError unless fp32 or fp64, ValueError unless std > 0.
     """
     dtype, (x_, mean_), std_ = _exact(std, x_next=x_next, mean=mean)
     return (-0.5 * _row_mean((x_.detach() - mean_).square()) / std_.square()).to(dtype)
 
 
 def log_ratio_norm(x_next: Tensor, mean: Tensor, mean_old: Tensor, std: Times) -> Tensor:
-    """Return the normalised log-ratio of RatioNorm, [B] (paper eq. 5, spec b.4).
+    """Return the normalised log-ratio of RatioNorm, [B] (paper eq. 5, docs/math.md#rationorm).
 
     log r~ = mean_D[z (mean - mean_old)],  z = (x_next - mean_old) / std
     which equals std (log r + mean_D[(mean - mean_old)^2] / (2 std^2)) without subtracting two nearly equal log-probs.
@@ -204,7 +206,7 @@ def log_ratio_norm(x_next: Tensor, mean: Tensor, mean_old: Tensor, std: Times) -
 
 
 def latent_kl(mean: Tensor, mean_reference: Tensor, std: Times) -> Tensor:
-    """Return KL(p || p_ref) of two transitions with one std, summed over elements, [B] (spec b.2).
+    """Return KL(p || p_ref) of two transitions with one std, summed over elements, [B] (docs/math.md#regularisers).
 
     KL = ||mean - mean_ref||^2 / (2 std^2); for the kind ``flow`` that is h kappa^2 / (2 sigma^2) ||v - v_ref||^2.
     The official code's penalty is h KL / D. Raises TypeError unless fp32 or fp64, ValueError unless std > 0.
@@ -229,8 +231,8 @@ def guided_velocity(
       global        b clamp(|v| / |b|, renorm_min, 1), norms over all tokens and channels of each sample
       channel       the same with norms over the channels of each token
       text_channel  a is rescaled per token, before the image guidance, and b is left as it is
-    A text_scale <= 1 returns v itself. (spec bagel.md section 5, "CFG"; the original's ``global`` norm runs over all
-    samples of a batch.) Raises ValueError on an unknown renorm, or if image_scale > 1 without v_image.
+    A text_scale <= 1 returns v itself. (docs/bagel-architecture.md#guidance; the original's ``global`` norm runs over
+    all samples of a batch.) Raises ValueError on an unknown renorm, or if image_scale > 1 without v_image.
     """
     if renorm not in ("global", "channel", "text_channel"):
         raise ValueError(f"renorm is {renorm!r}: known kinds are global, channel, text_channel")

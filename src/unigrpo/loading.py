@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from unigrpo.frames import explain
 from unigrpo.ranges import ConfigError, did_you_mean
-from unigrpo.rewards.frames import explain
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,9 @@ class Policy(Scorer, Protocol):
         ...
 
     def reasoning_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the text half that are trained, by name (design: Words)."""
+        """Parameters of the text half that are trained, by name."""
         ...
 
     def denoising_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the image half that are trained, by name (design: Words)."""
+        """Parameters of the image half that are trained, by name."""
         ...

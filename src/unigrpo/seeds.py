@@ -1,7 +1,7 @@
 """Keyed randomness: every draw has a key, and nothing touches a global generator.
 
 key = blake2b(repr((run seed, iteration, position, sample, purpose)), 8 bytes) as an integer, on a CPU generator. So the
-same run on one rank or two, with another micro-batch, or after a resume draws the same numbers (design: Seeds).
+same run on one rank or two, with another micro-batch, or after a resume draws the same numbers (docs/math.md#seeds).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 class Prompt:
     """One prompt of a data stream.
 
-    ``position`` is its index in the stream; it keys the random draws (design: Seeds), not the text.
+    ``position`` is its index in the stream; it keys the random draws (docs/math.md#seeds), not the text.
     ``metadata`` is what a reward needs to judge the picture (for example the requirements of the prompt).
     ``images`` are pictures shown with the words, uint8 [3, H, W]: where the text says ``<image>``, else before it.
     """
@@ -59,9 +59,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: scales and renormalisation (spec/bagel.md, CFG); a text scale <= 1 means none.
+    """Classifier-free guidance: scales and renormalisation; a text scale <= 1 means none.
 
     Active where interval[0] < t <= interval[1] (``flow.guided_steps``).
+    Source: docs/bagel-architecture.md#guidance.
     """
 
     text_scale: float = 1.0
@@ -84,7 +85,7 @@ class FlowPath:
     """The K stochastic (SDE) steps of one denoising path, as the sampler saw them; everything fp32 but the times.
 
     steps: indices k into the timestep grid. t, t_next: fp64 [K], the times of x and of x_next (t > t_next).
-    t_second: the second point of the full grid, which replaces t in sigma where t == 1 (spec a.3).
+    t_second: the second point of the full grid, which replaces t in sigma where t == 1 (docs/math.md#steps).
     x, x_next, mean: [K, n, d]; std, log_prob: [K]. noise_level, kind: what the transition was drawn with. guidance: how
     the velocities were mixed at those steps that are ``guided``; a replay mixes those of now in the same way.
     """
@@ -153,7 +154,7 @@ def made_by_policy(segment: Segment) -> bool:
 
 
 def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The text-unconditional context of given segments: all but the last text (spec/bagel.md, CFG).
+    """The text-unconditional context of given segments: all but the last text (docs/bagel-architecture.md#guidance).
 
     Pictures after the last text stay, so that a prompt that ends in a picture is guided by its words too; the original
     takes its snapshot after them and would not be guided at all.
@@ -166,8 +167,8 @@ def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
 class Reference:
     """Frozen quantities of the start checkpoint for one trajectory, computed once per iteration.
 
-    velocity: [K, n, d], v_ref on the window steps with reference weights for the context too (spec e.3);
-    log_probs: [actions] of the sampled texts. None where the method does not ask for it.
+    velocity: [K, n, d], v_ref on the window steps with reference weights for the context too
+    (docs/math.md#regularisers); log_probs: [actions] of the sampled texts. None where the method does not ask for it.
     """
 
     velocity: Tensor | None = None

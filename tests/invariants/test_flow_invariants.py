@@ -19,7 +19,7 @@ def transition(x, v, k, *, noise_level=A, grid=GRID, kind="flow"):
 
 
 def golden_rows():
-    """x, v, v_old, z of spec I.5: D = 8."""
+    """x, v, v_old, z of docs/math.md#rationorm: D = 8."""
     i = torch.arange(8, dtype=F64)
     v = torch.cos(i)
     rows = torch.linspace(-1, 1, 8, dtype=F64), v, v + 0.01 * torch.sin(3 * i), torch.sin(i + 1)
@@ -139,7 +139,7 @@ def test_10_ratio_norm_is_centred_and_the_raw_ratio_is_not():
     assert abs(float(normed.mean() / (normed.std() / len(normed) ** 0.5))) < 4
     assert float(raw.expm1().mean()) == pytest.approx(-1.249e-3, rel=0.05)
     assert float((normed > 0).double().mean()) == pytest.approx(0.5, abs=0.02)
-    assert float((raw > 0).double().mean()) == pytest.approx(0.053, abs=0.02)  # spec b.3
+    assert float((raw > 0).double().mean()) == pytest.approx(0.053, abs=0.02)  # docs/math.md#rationorm
 
 
 def test_14_duplicating_the_latent_changes_no_mean():

@@ -117,7 +117,7 @@ def test_12_clipping_stops_the_gradient_on_one_side_only(advantage, side):
 def test_13_clip_range_of_1e_6_is_resolved(side, dtype):
     assert shifted(side * 0.9e-6, side, 1e-6, dtype)[1] > 0.0
     assert shifted(side * 1.1e-6, side, 1e-6, dtype)[1] == 0.0
-    # 1.01e-6 in fp32: 1 + x is 1 + 0.95e-6 there, so only expm1 sees that it is outside (spec h.1)
+    # 1.01e-6 in fp32: 1 + x is 1 + 0.95e-6 there, so only expm1 sees that it is outside (docs/math.md#precision)
     log_ratio = torch.tensor([0.99e-6, -0.99e-6, 1.01e-6, -1.01e-6], dtype=dtype)
     clipped = clipped_surrogate(log_ratio, torch.tensor([1.0, -1.0, 1.0, -1.0]), 1e-6)
     assert (clipped.clipped_low | clipped.clipped_high).tolist() == [False, False, True, True]

@@ -35,7 +35,9 @@ ADVANTAGES = torch.tensor([1.0, -0.5, 0.7, -1.2])
 
 
 def test_auto_clip_range():
-    assert resolve_clip_range("auto", 262144) == pytest.approx(1e-6, rel=1e-12)  # spec b.6: the paper's at 1024 x 1024
+    assert resolve_clip_range("auto", 262144) == pytest.approx(
+        1e-6, rel=1e-12
+    )  # docs/math.md#clip-range: the paper's at 1024 x 1024
     assert resolve_clip_range("auto", 65536) == pytest.approx(2e-6, rel=1e-12)
     assert resolve_clip_range(3e-5, 64) == 3e-5
     with pytest.raises(ValueError, match="'auto'"):
@@ -43,7 +45,7 @@ def test_auto_clip_range():
 
 
 def test_rows_are_independent_of_the_batch():
-    """Per-sample windows: every row keeps its own times and std (spec h.6b)."""
+    """Per-sample windows: every row keeps its own times and std (docs/math.md#the-window)."""
     term = flow_grpo(NEW, PATHS, ADVANTAGES, clip_range=1.0)
     for i in range(len(PATHS)):
         alone = flow_grpo(NEW[i : i + 1], PATHS[i : i + 1], ADVANTAGES[i : i + 1], clip_range=1.0)

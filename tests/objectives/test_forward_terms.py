@@ -1,4 +1,7 @@
-"""FPO, DiffusionNFT and ReFL against closed forms and finite differences, fp64 (spec f.1, f.2, f.6; I.33, I.34)."""
+"""FPO, DiffusionNFT and ReFL against closed forms and finite differences, fp64.
+
+Source: docs/math.md#refl, #fpo, #diffusionnft.
+"""
 
 import math
 from dataclasses import replace

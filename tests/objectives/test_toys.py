@@ -1,7 +1,8 @@
-"""A problem on which every image term provably improves: a Gaussian whose mean is learned (spec I.36).
+"""A problem on which every image term provably improves: a Gaussian whose mean is learned
 
 Data N(m, s^2) has the exact velocity E[eps | x] - E[x_0 | x], with m the only parameter. The reward is a direction w
 of x_0, so that E[R] = w m: one small step of any term must raise w m, and lower it where advantages are negated.
+Source: docs/math.md#the-clipped-surrogate.
 """
 
 from dataclasses import replace

@@ -129,7 +129,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(expert, bad)
 
 @pytest.mark.parametrize(("epsilon", "harmless"), [(1e-15, True), (1e-8, False)])
 def test_the_scale_of_a_loss_does_not_matter_where_epsilon_is_small(epsilon, harmless):
-    """Invariant 35, at the size of a picture's gradients (rms 1e-8, spec h.5) and without clipping."""
+    """Invariant 35, at the size of a picture's gradients (rms 1e-8, docs/math.md#precision) and without clipping."""
 
     def moved(scale):
         policy = small_policy()

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from unigrpo.build import data, models
+from unigrpo.data_names import HUB, split_name
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.models.bagel_files.opening import Opened, UnknownWords, open_folder
 from unigrpo.models.bagel_files.public import HUB_ID, cached
@@ -18,7 +19,6 @@ from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, PromptData, Recipe, Scorer
-from unigrpo.recipe.data_names import HUB, split_name
 from unigrpo.training.lora import CONFIG as ADAPTER
 from unigrpo.training.lora import Adapter
 from unigrpo.trajectory import Prompt

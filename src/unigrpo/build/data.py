@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from unigrpo import seeds
+from unigrpo.data_names import HUB, SUFFIXES
 from unigrpo.evaluation.evaluator import Judge, unjudged
 from unigrpo.loading import reference
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, Mix, Recipe, Scorer
-from unigrpo.recipe.data_names import HUB, SUFFIXES
 from unigrpo.rewards import jpeg as _jpeg  # noqa: F401 (registers its rewards)
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward

@@ -225,7 +225,7 @@ def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> None:
 
 @torch.no_grad()
 def answer(verb: options.Generate, asking: Asked) -> int:
-    """Answer questions about pictures in words (spec/bagel.md 6: pictures are only seen)."""
+    """Answer questions about pictures in words (docs/bagel-architecture.md#drawing: pictures are only seen)."""
     out = verb.out
     if out is not None:
         if out.suffix.lower() != ".jsonl":

@@ -127,7 +127,7 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of an evaluation (design: Words); None where no picture says anything.
+    """The figures of an evaluation; None where no picture says anything.
 
     score: mean over categories of the share of correct pictures; exam_score: mean share of requirements met;
     plan_right, follow, parsable: shares (follow over parsable plans; None without thinking); n: pictures;

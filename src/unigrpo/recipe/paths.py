@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from unigrpo.data_names import HUB, SUFFIXES, split_name
 from unigrpo.loading import reference
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe.data_names import HUB, SUFFIXES, split_name
 from unigrpo.recipe.notation import Dumper, override_pairs, override_value, with_key
 from unigrpo.recipe.references import absolute_own_name, with_absolute_rewards
 

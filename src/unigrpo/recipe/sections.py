@@ -1,8 +1,8 @@
 """The keys of a recipe: one frozen dataclass per section (the methods are in ``methods``).
 
-Defaults are those of the paper's Table 3; where the paper is silent, the docstring says so (source: design "A recipe,
-whole", spec g.1). Numbers carry their range, texts their length (``ranges``); the line below a field is what ``train
---keys``, ``recipe`` and docs/recipe-keys.md say of it.
+Defaults are those of the paper's Table 3; where the paper is silent, the docstring says so. Numbers carry their range,
+texts their length (``ranges``); the line below a field is what ``train --keys``, ``recipe`` and docs/recipe-keys.md say
+of it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ BUILTIN_MODELS = ("builtin:shapes-sft", "builtin:shapes-pretrain", "init:micro")
 class Lora:
     """Low-rank adapters on q, k, v, o and the three MLP matrices of the named experts; all else is frozen.
 
-    W x + (alpha / rank) B A x with B = 0 at the start; rank 64 and alpha 128 are flow_grpo's (spec g.2), the paper is
-    silent. The adapters are fp32 whatever ``model.dtype`` is (spec h.4).
+    W x + (alpha / rank) B A x with B = 0 at the start; rank 64 and alpha 128 are flow_grpo's, the paper is
+    silent. The adapters are fp32 whatever ``model.dtype`` is (docs/math.md#precision).
     """
 
     rank: Batch = 64
@@ -107,7 +107,10 @@ class PromptData:
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the demonstrations that are made imperfect on purpose (probabilities; design: MICRO)."""
+    """Shares (probabilities) of the demonstrations that are made imperfect on purpose.
+
+    What they are for: docs/tuning-the-image-half.md.
+    """
 
     bad_plan: Probability = 0.0
     """The plan misses the prompt."""

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from unigrpo.frames import explain
 from unigrpo.ranges import ConfigError
-from unigrpo.rewards.frames import explain
 
 GIVEN = ("images", "prompts", "metadata", "thinking")
 NEEDED = f"a reward takes {', '.join(GIVEN)}, and a factory or class that builds one takes nothing"

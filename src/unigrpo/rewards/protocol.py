@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unigrpo.frames import explain
 from unigrpo.rewards.answers import RewardFault as RewardFault
 from unigrpo.rewards.answers import one_each, read_numbers
 from unigrpo.rewards.awaiting import wait_for
-from unigrpo.rewards.frames import explain
 from unigrpo.trajectory import Prompt
 
 

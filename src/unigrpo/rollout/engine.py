@@ -1,8 +1,9 @@
-"""Prompts to trajectories, all samples of all prompts together (paper section 3; FlowGRPO-Fast, spec c.1).
+"""Prompts to trajectories, all samples of all prompts together (paper section 3; FlowGRPO-Fast).
 
 The prompt is read once per group, the thinking continues in its cache, and the image is drawn on top of it. SDE steps
 are taken inside one window per (iteration, prompt); every other step is the plain ODE. Every draw is keyed, so a sample
 does not depend on who else is in the batch.
+Source: docs/math.md#the-window.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Slide:
     """MixGRPO's window: it starts at the noisiest step and moves on by ``stride`` after every ``every`` iterations.
 
     start = lo + (floor(iteration / every) stride) mod (number of possible starts), so that it begins again at the end
-    (spec c.5; the paper draws its window at random).
+    (docs/math.md#the-window; the paper draws its window at random).
     """
 
     every: int

@@ -1,7 +1,8 @@
-"""LoRA through peft: W x + (alpha / rank) B A x on named linear layers, everything else frozen (spec g.2, h.4, h.12).
+"""LoRA through peft: W x + (alpha / rank) B A x on named linear layers, everything else frozen.
 
 The module is changed in place and keeps its class; folders are peft's own (adapter_config.json and
 adapter_model.safetensors), so that ``peft.PeftModel.from_pretrained`` reads them.
+Source: docs/math.md#precision, #regularisers.
 """
 
 from __future__ import annotations
@@ -163,9 +164,10 @@ class Adapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Inside, the module is its base (v_ref, spec h.12); afterwards, also after a fault, all is as before.
+        """Inside, the module is its base (v_ref); afterwards, also after a fault, all is as before.
 
         For passes without gradients: a backward pass after the end would compute checkpointed layers with the adapter.
+        Source: docs/math.md#regularisers.
         """
         before = [(layer, layer.disable_adapters) for layer in self.layers.values()]
         matrices = [part[NAME].weight for layer, _ in before for part in (layer.lora_A, layer.lora_B)]

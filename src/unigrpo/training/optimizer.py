@@ -27,7 +27,7 @@ class TrainingFault(ValueError):
 
 
 def expert_parameters(policy: Policy) -> dict[str, dict[str, nn.Parameter]]:
-    """Named parameters of the two experts that are trained (design: Words); an expert that is not has none."""
+    """Named parameters of the two experts that are trained; an expert that is not has none."""
     return {"reasoning": policy.reasoning_parameters(), "denoising": policy.denoising_parameters()}
 
 

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unigrpo.data_names import HUB
 from unigrpo.ranges import ConfigError, did_you_mean, how_to_install
-from unigrpo.recipe.data_names import HUB
 from unigrpo.worlds.records import PROMPT, Record, Records, column_of, no_column
 
 if TYPE_CHECKING:

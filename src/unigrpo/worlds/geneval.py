@@ -3,7 +3,7 @@
 ``geneval:train`` is an endless stream with random access and varied wordings, ``geneval:fixed`` a list for evaluations
 in GenEval's own wording ("a photo of ..."). Nothing is held out: both are drawn from the same combinations, so what is
 evaluated may have been trained on, and training may also meet some of GenEval's own 553 prompts. Metadata is GenEval's
-(``tag``, ``include``, ``exclude``; spec/evaluation.md), and ``category`` = ``tag``.
+(``tag``, ``include``, ``exclude``), and ``category`` = ``tag``.
 """
 
 from __future__ import annotations

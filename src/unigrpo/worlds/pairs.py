@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unigrpo.data_names import split_name
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe.data_names import split_name
 from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
 from unigrpo.worlds.prompt_files import Row, Source, picture_of, read_picture, row_of, shuffled
 from unigrpo.worlds.records import Record, Records, open_records
@@ -110,8 +110,8 @@ def supervised_trajectories(policy: Policy, pairs: Sequence[Pair], *, drop: Sequ
     """Demonstrations as trajectories whose thinking (where there is any) and picture are targets.
 
     A prompt without thinking stands in the context of drawing without thinking. Where ``drop`` says so, the picture
-    stands without words, in the context of the guidance's unconditional branch (spec/bagel.md, CFG). Pictures are
-    encoded one at a time: a batch of large ones would need more memory than the training step itself.
+    stands without words, in the context of the guidance's unconditional branch (docs/bagel-architecture.md#guidance).
+    Pictures are encoded one at a time: a batch of large ones would need more memory than the training step itself.
     """
     made = []
     for pair, bare in zip(pairs, drop or [False] * len(pairs), strict=True):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from unigrpo.data_names import HUB, SUFFIXES, TEXTS, split_name
 from unigrpo.files import parse_json_object
 from unigrpo.ranges import ConfigError, did_you_mean
-from unigrpo.recipe.data_names import HUB, SUFFIXES, TEXTS, split_name
 
 PROMPT = "prompt"
 EXAMPLE = '{"prompt": "a red cup"}'

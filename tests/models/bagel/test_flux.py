@@ -1,4 +1,7 @@
-"""The FLUX autoencoder against an independent forward written from spec/bagel.md 8 on the original tensor names."""
+"""The FLUX autoencoder against an independent forward on the original tensor names.
+
+Source of that: docs/bagel-architecture.md#autoencoder.
+"""
 
 import math
 import sys

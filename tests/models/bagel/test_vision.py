@@ -75,7 +75,7 @@ def tower(config, weights):
 
 
 def dense(weights, patches, grid, config):
-    """One picture, one head at a time, from the formulas: spec/bagel.md 7."""
+    """One picture, one head at a time, from the formulas: docs/bagel-architecture.md#vision-tower."""
     w = {name.removeprefix("vision_model."): value for name, value in weights.items()}
 
     def linear(x, name):

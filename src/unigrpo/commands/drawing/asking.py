@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unigrpo import build, options
+from unigrpo.data_names import SUFFIXES, split_name
 from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel_files.opening import Opened, UnknownWords
 from unigrpo.pictures import read_picture
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe.data_names import SUFFIXES, split_name
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.prompt_files import Row, Source, own_prompts

@@ -31,13 +31,16 @@ class Defaults:
 
 
 def own(policy: Bagel) -> Defaults:
-    """What a model itself recommends for drawing from words (spec/bagel.md 6)."""
+    """What a model itself recommends for drawing from words (docs/bagel-architecture.md#drawing)."""
     c = policy.config
     return Defaults(c.guidance, 1.0, c.guidance_interval, "global", c.temperature)
 
 
 def editing(policy: Bagel) -> Defaults:
-    """BAGEL's settings for edits (spec/bagel.md 6): guidance 4 on the words and 2 on the pictures, always on."""
+    """BAGEL's settings for edits: guidance 4 on the words and 2 on the pictures, always on.
+
+    Source: docs/bagel-architecture.md#drawing.
+    """
     return Defaults(policy.config.guidance, 2.0, (0.0, 1.0), "text_channel", policy.config.temperature)
 
 

@@ -107,7 +107,10 @@ class ConvAutoencoder(nn.Module):
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
-    """[B, z, h p, w p] -> tokens [B, h w, p p z], row-major, inner order (row, column, channel) (spec/bagel.md 4)."""
+    """[B, z, h p, w p] -> tokens [B, h w, p p z], row-major, inner order (row, column, channel).
+
+    Source: docs/bagel-architecture.md.
+    """
     b, z, height, width = latents.shape
     tiles = latents.reshape(b, z, height // patch, patch, width // patch, patch)
     return tiles.permute(0, 2, 4, 3, 5, 1).reshape(b, (height // patch) * (width // patch), patch * patch * z)

@@ -1,4 +1,4 @@
-"""Rectangular blocks of tokens, how segments are laid into them, and the one attention rule (spec/bagel.md, section 3).
+"""Rectangular blocks of tokens, how segments are laid into them, and the one attention rule (docs/bagel-architecture.md, section 3).
 
 A block is [B, U + G] tokens: first U tokens of the understanding expert (text and image markers), then G latent tokens
 of the generation expert, so that routing is a static slice. The order of the tokens inside a block is free: what a
@@ -251,7 +251,8 @@ def build_block(
 def allowed(query: Tokens, key: Tokens) -> Tensor:
     """The attention rule, bool [B, Lq, Lk]: (key not later, and not noise) or same non-causal segment; padding unseen.
 
-    Source: spec/bagel.md section 3. Every key must come from the same row of the batch as its query.
+    Source: docs/bagel-architecture.md#tokens-positions-masks. Every key must come from the same row of the batch as its
+    query.
     """
     same = query.segment[:, :, None] == key.segment[:, None, :]
     together = same & (query.mode != CAUSAL)[:, :, None]

@@ -1,4 +1,4 @@
-"""Sizes and special tokens of a BAGEL model (spec/bagel.md, section 1); one class from 0.4 M to 14 B parameters."""
+"""Sizes and special tokens of a BAGEL model, from 0.4 M to 14 B parameters (docs/bagel-architecture.md#tensors)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""BAGEL's own autoencoder: the FLUX one, read and written as the public ``ae.safetensors`` (spec/bagel.md 8).
+"""BAGEL's own autoencoder: the FLUX one, read and written as the public ``ae.safetensors``.
 
 The network is diffusers' ``AutoencoderKL``; this file knows the original's tensor names, sizes and normalisation.
+Source: docs/bagel-architecture.md#autoencoder.
 """
 
 from __future__ import annotations

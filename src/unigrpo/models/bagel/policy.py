@@ -111,13 +111,17 @@ class Bagel:
     def prompt_segments(self, prompt: Prompt, *, think: bool) -> tuple[Segment, ...]:
         """[system, with thinking] [pictures] [prompt]; pictures stand where the text says ``<image>``, else before it.
 
-        Given pictures enter as latents and as seen (spec/bagel.md 6); their latents are the posterior's mean.
+        Given pictures enter as latents and as seen (docs/bagel-architecture.md#drawing); their latents are the
+        posterior's mean.
         """
         system = (Text(self.encode_text(self.config.system_prompt)),) if think else ()
         return (*system, *self.turn(prompt.text, prompt.images))
 
     def question_segments(self, question: str, pictures: Sequence[Tensor], *, think: bool) -> tuple[Segment, ...]:
-        """[system for answers, with thinking] [pictures, only seen] [question]: understanding (spec/bagel.md 6)."""
+        """[system for answers, with thinking] [pictures, only seen] [question]: understanding.
+
+        Source: docs/bagel-architecture.md#drawing.
+        """
         system = (Text(self.encode_text(self.config.answer_prompt)),) if think else ()
         return (*system, *self.turn(question, pictures, latents=False))
 
@@ -306,7 +310,7 @@ class Bagel:
     # Parameters
 
     def lora_targets(self, experts: Sequence[str]) -> list[str]:
-        """The linear layers of the named experts in every layer: q, k, v, o, gate, up, down (spec g.2)."""
+        """The linear layers of the named experts in every layer: q, k, v, o, gate, up, down."""
         inside = "language_model.model.layers."
         return [
             name
@@ -337,7 +341,7 @@ def as_cache(context: Context) -> Cache:
 
 
 def is_denoising(name: str) -> bool:
-    """Whether a parameter belongs to the image half (design: Words)."""
+    """Whether a parameter belongs to the image half."""
     return "_moe_gen" in name or name.startswith(DENOISING_PREFIXES)
 
 

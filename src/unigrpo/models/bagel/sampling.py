@@ -1,4 +1,4 @@
-"""Drawing words: the distribution over the vocabulary, and inverse-CDF sampling from it (spec d.2)."""
+"""Drawing words: the distribution over the vocabulary, and inverse-CDF sampling from it (docs/math.md#text)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def log_distribution(logits: Tensor, temperature: float) -> Tensor:
-    """log_softmax(logits / T), fp32, over the whole vocabulary (spec d.2); T = 0 scores as T = 1."""
+    """log_softmax(logits / T), fp32, over the whole vocabulary (docs/math.md#text); T = 0 scores as T = 1."""
     return torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""The BAGEL transformer: blocks of tokens in, hidden states out, with or without a cache (spec/bagel.md 2-4).
+"""The BAGEL transformer: blocks of tokens in, hidden states out, with or without a cache (docs/bagel-architecture.md).
 
 Rollout and replay use this one forward: prefill is ``forward([context], cache, write=True)``, a denoising step is
 ``forward([noisy image], cache)``, and a replay is ``forward([context, noisy images])``, where the second block sees the
@@ -28,7 +28,7 @@ FREQUENCIES = 256
 def sincos_table(side: int, hidden: int) -> Tensor:
     """Position table [side * side, H]: [sin(col w), cos(col w), sin(row w), cos(row w)], w_j = 1e4^(-j / (H/4)).
 
-    Column first; row index = row * side + column (spec/bagel.md section 4). fp64 angles, fp32 out.
+    Column first; row index = row * side + column (docs/bagel-architecture.md). fp64 angles, fp32 out.
     """
     omega = 1e4 ** (-torch.arange(hidden // 4, dtype=torch.float64) / (hidden / 4))
     place = torch.arange(side, dtype=torch.float64)[:, None] * omega
@@ -195,7 +195,7 @@ class BagelModel(nn.Module):
     ) -> tuple[Stream, KeyValue]:
         """One block through one layer; computed again in the backward pass, block by block, if that is asked for.
 
-        Block by block, because the losses of texts and of images go backward apart (design: Gradients): each then
+        Block by block, because the losses of texts and of images go backward apart (docs/math.md#joint): each then
         computes only its own blocks again.
         """
         if self.activation_checkpointing and append is None and torch.is_grad_enabled():
@@ -210,7 +210,7 @@ class BagelModel(nn.Module):
         return und if compact is None else compact.padded(und), model.norm_moe_gen(gen) if gen.shape[1] else gen
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Text logits, fp32, also where everything else runs in less (spec/bagel.md section 9)."""
+        """Text logits, fp32, also where everything else runs in less (docs/bagel-architecture.md)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.language_model.lm_head.weight.float())
 

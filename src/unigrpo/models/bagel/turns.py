@@ -1,4 +1,4 @@
-"""A user's turn as segments: words, and pictures resized as BAGEL resizes them (spec/bagel.md 6)."""
+"""A user's turn as segments: words, and pictures resized as BAGEL resizes them (docs/bagel-architecture.md#drawing)."""
 
 from __future__ import annotations
 

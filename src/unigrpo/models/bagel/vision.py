@@ -1,7 +1,8 @@
 """What BAGEL sees with: a SigLIP encoder over the patches of a picture, and the connector to the transformer's width.
 
 Pictures keep their own shape: a picture of h x w pixels has (h / p) * (w / p) patches, and attention stays inside it.
-Parameter names are those of the public checkpoint, for ``vit_model`` and ``connector`` (spec/bagel.md, 1 and 7).
+Parameter names are those of the public checkpoint, for ``vit_model`` and ``connector`` (docs/bagel-architecture.md, 1
+and 7).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def grid_of(height: int, width: int, config: VisionConfig) -> Grid:
 def patches_of(pixels: Tensor, config: VisionConfig) -> Tensor:
     """Cut a picture [3, h, w] into patches [n, 3 p p], row-major, inner order (patch row, patch column, channel).
 
-    ValueError if a side is not a multiple of the patch size or longer than the position table (spec/bagel.md 7).
+    ValueError if a side is not a multiple of the patch size or longer than the position table
+    (docs/bagel-architecture.md#vision-tower).
     """
     channels, height, width = pixels.shape
     if channels != 3:
@@ -47,7 +49,7 @@ def positions(grid: Grid, stride: int, device: torch.device) -> Tensor:
     """Rows [n] of a position table for a grid of (rows, columns): row * stride + column.
 
     The stride is ``max_patches_per_side`` whatever the picture's own width, for the tower's table and for
-    ``vit_pos_embed`` alike (spec/bagel.md 7).
+    ``vit_pos_embed`` alike (docs/bagel-architecture.md#vision-tower).
     """
     row, column = (torch.arange(count, device=device) for count in grid)
     return (row[:, None] * stride + column).flatten()

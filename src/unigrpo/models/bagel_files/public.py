@@ -1,7 +1,8 @@
 """The public BAGEL folder, in and out: what the original's inference opens, and the same folder again after training.
 
 In: ``llm_config.json``, ``vit_config.json``, ``config.json`` (optional), the tokenizer's files, ``ema.safetensors`` and
-``ae.safetensors`` (spec/bagel.md 1). Out: the same names, shapes and dtypes, and every other file byte for byte.
+``ae.safetensors`` (docs/bagel-architecture.md#tensors). Out: the same names, shapes and dtypes, and every other file
+byte for byte.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The configs of a public BAGEL folder, with all their oddities, as one :class:`BagelConfig` (spec/bagel.md 1).
+"""The configs of a public BAGEL folder, with all their oddities, as one :class:`BagelConfig`.
 
 ``llm_config.json`` is a Qwen2 config and ``vit_config.json`` a SigLIP one; ``config.json`` may be absent. The tensors
 have the last word: where a config says otherwise, the two are named. What no tensor shows and no file says has the
 value of BAGEL-7B-MoT.
+Source: docs/bagel-architecture.md#tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from unigrpo.models.bagel_files.tokenizer import ADVICE, SpecialTokens, Tokenize
 LANGUAGE, VISION, WHOLE = "llm_config.json", "vit_config.json", "config.json"
 VISION_PREFIXES = ("vit_model.", "connector.", "vit_pos_embed.")
 
-# The words of spec/bagel.md 6, with the space before the line end.
+# The words of docs/bagel-architecture.md#drawing, with the space before the line end.
 DRAWING_PROMPT = (
     "You should first think about the planning process in the mind and then generate the image. \n"
     "The planning process is enclosed within <think> </think> tags, "
@@ -35,7 +36,7 @@ ANSWER_PROMPT = (
     "i.e. <think> reasoning process here </think> answer here"
 )
 USUAL_SIDE = 1024  # pixels
-DEFAULTS: dict[str, Any] = {  # spec/bagel.md 6, thinking
+DEFAULTS: dict[str, Any] = {  # docs/bagel-architecture.md#drawing, thinking
     "system_prompt": DRAWING_PROMPT,
     "answer_prompt": ANSWER_PROMPT,
     "timestep_shift": 3.0,

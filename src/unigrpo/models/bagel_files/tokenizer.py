@@ -42,7 +42,10 @@ QWEN2_SPLIT = (
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens around a text (bos, eos) and around a picture (spec/bagel.md 3)."""
+    """Ids of the tokens around a text (bos, eos) and around a picture.
+
+    Source: docs/bagel-architecture.md#tokens-positions-masks.
+    """
 
     bos: int
     eos: int

@@ -61,8 +61,8 @@ FIG4 = (
     Row("cfg-on", "paper/unigrpo", overrides=(*_GUIDED, "--rollout.guidance", GUIDANCE)),
 )
 LATENT_KL = "{kind: latent_kl, weight: 0.32}"
-"""As strong on average as the velocity MSE of weight 0.003: KL / D is h kappa^2 / (2 sigma^2) times it (spec b.2), and
-the mean of that over the places of the window is 1 / 107.5."""
+"""As strong on average as the velocity MSE of weight 0.003: KL / D is h kappa^2 / (2 sigma^2) times it
+(docs/math.md#regularisers), and the mean of that over the places of the window is 1 / 107.5."""
 FIG5 = (
     Row("none", "paper/regulariser", overrides=("--method.regulariser", "{kind: none, weight: 0.0}")),
     Row("latent_kl", "paper/regulariser", overrides=("--method.regulariser", LATENT_KL)),

@@ -72,7 +72,10 @@ def _middle(channels: int, level: int) -> list[Piece]:
 def flux_autoencoder(
     width: int = 128, multipliers: tuple[int, ...] = (1, 2, 4, 4), blocks: int = 2, latent_channels: int = 16
 ) -> AutoencoderSizes:
-    """The FLUX autoencoder (spec/bagel.md 8): level i has width * multipliers[i] channels at 1 / 2^i of the side."""
+    """The FLUX autoencoder: level i has width * multipliers[i] channels at 1 / 2^i of the side.
+
+    Source: docs/bagel-architecture.md#autoencoder.
+    """
     widths, top = [width * m for m in multipliers], len(multipliers) - 1
     encoder, before = [_convolution(3, width, 0)], width
     for level, channels in enumerate(widths):
@@ -216,4 +219,4 @@ BAGEL_7B = ModelSizes(
     vision=VisionSizes(hidden=1152, intermediate=4304, layers=26),
     autoencoder=flux_autoencoder(),
 )
-"""ByteDance-Seed/BAGEL-7B-MoT (spec/bagel.md 1)."""
+"""ByteDance-Seed/BAGEL-7B-MoT (docs/bagel-architecture.md#tensors)."""

@@ -58,7 +58,7 @@ def graded_reward(
 
 
 def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
-    """One record per picture for the evaluation (design: Words).
+    """One record per picture for the evaluation.
 
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
     the plan's objects at their cells (None for an unparsable plan, or without thinking).

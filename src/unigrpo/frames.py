@@ -6,7 +6,7 @@ import os
 import traceback
 from pathlib import Path
 
-OURS = Path(__file__).parents[1]
+OURS = Path(__file__).parent
 CALLERS = ("protocol.py", "loading.py", "making.py", "awaiting.py")
 """The files of this package that call what users write."""
 LIBRARIES = tuple(str(Path(os.__file__).parent / name) for name in ("asyncio", "concurrent"))
