@@ -1,4 +1,6 @@
-"""Rectangular blocks of tokens, how segments are laid into them, and the one attention rule (docs/bagel-architecture.md, section 3).
+"""Rectangular blocks of tokens, how segments are laid into them, and the one attention rule.
+
+Source: docs/bagel-architecture.md#tokens-positions-masks.
 
 A block is [B, U + G] tokens: first U tokens of the understanding expert (text and image markers), then G latent tokens
 of the generation expert, so that routing is a static slice. The order of the tokens inside a block is free: what a

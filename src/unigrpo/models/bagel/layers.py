@@ -1,4 +1,6 @@
-"""The mixture-of-transformers layer: two experts per layer, one joint attention (docs/bagel-architecture.md, section 2).
+"""The mixture-of-transformers layer: two experts per layer, one joint attention.
+
+Source: docs/bagel-architecture.md#the-layer.
 
 Routing is static: a stream is a pair (und [B, U, H], gen [B, G, H]); each half goes through its own weights and both
 meet in one attention. Parameter names are those of the public checkpoint.

@@ -1,4 +1,6 @@
-"""From a picture file to what BAGEL reads: sizes, resizing and ranges (docs/bagel-architecture.md, section 6, last paragraph).
+"""From a picture file to what BAGEL reads: sizes, resizing and ranges.
+
+Source: docs/bagel-architecture.md#sizes-of-pictures.
 
 The order is ``pictures.read_picture``, ``resize`` with VAE_LIMITS for the latents, and ``resize`` with VIT_LIMITS *of
 that* for the vision tower; ``to_signed`` makes the numbers of either. Until then pictures are uint8 RGB [3, H, W].
