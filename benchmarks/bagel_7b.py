@@ -26,9 +26,9 @@ from torch import nn
 
 from unigrpo import build
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable, sincos_table
+from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer
 from unigrpo.recipe import PromptData, Recipe, load_recipe
 from unigrpo.tools.planning.scaling import estimate
@@ -112,7 +112,7 @@ def trainer_of(recipe: Recipe, policy: Bagel, folder: Path) -> Trainer:
     """The trainer of a recipe with adapters, around a model that is already there."""
     lora = recipe.model.lora
     assert lora is not None
-    targets = policy.lora_targets(lora.experts)
+    targets = policy.adapter_targets(lora.experts)
     adapter = Adapter.create(policy.model, targets, rank=lora.rank, alpha=lora.alpha, seed=0, base_name=None)
     policy.model.activation_checkpointing = recipe.model.activation_checkpointing
     suite, reward = build.suite(recipe.eval.prompts), build.reward(recipe.reward.validation)

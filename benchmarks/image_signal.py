@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unigrpo import build
 from unigrpo.files import write_bytes_atomic, write_json_atomic
-from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.objectives.advantage import Advantage
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.policy import ReplayItem, VelocityQuery
@@ -34,7 +34,7 @@ from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import single_round
-from unigrpo.rollout.outcome import decode_pictures, thinking_of
+from unigrpo.rollout.sample import decode_pictures, thinking_of
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
 
@@ -90,6 +90,7 @@ def demo(model: str, reward: str, seed: int, towards: Sequence[str]) -> Case:
     recipe = load_recipe(RECIPE)
     assert isinstance(recipe.data, PromptData)
     policy = build.policy(replace(recipe.model, path=model))
+    assert isinstance(policy, Bagel)
     prompts, scorer = build.prompts(recipe.data.prompts, seed), build.reward([Scorer(name=reward)])
     aim = direction(policy, towards) if towards else None
     return Case(policy, prompts, build.training_sampling(recipe), scorer, seed, aim)
@@ -100,7 +101,7 @@ def variance(case: Case, sampling: Sampling, shared: frozenset[str], prompts: Se
     draws, scored = SharedDraws(case.seed, 0, shared), []
     for start in range(0, len(prompts), ROLLOUTS // GROUP):
         some = prompts[start : start + ROLLOUTS // GROUP]
-        scored.append(case.judge(rollout(case.policy, EPISODE, some, sampling, group_size=GROUP, draws=draws)))
+        scored.append(case.judge(rollout(case.policy, EPISODE, some, sampling, group_size=GROUP, keys=draws)))
     row = spread([value for output in scored for value in output.values])
     answers = [value for output in scored for value in output.parts.get("correct", ())]
     return row | ({f"correct_{key}": value for key, value in spread(answers).items()} if answers else {})
@@ -138,7 +139,7 @@ def direction(policy: Bagel, runs: Sequence[str]) -> Tensor:
     start = torch.cat([weight.detach().flatten() for weight in policy.denoising_parameters().values()])
     total = torch.zeros_like(start)
     for run in runs:
-        end = build.policy(Model(path=run, device="cpu")).denoising_parameters().values()
+        end = build.policy(Model(path=run, device="cpu")).parameter_groups()["denoising"].values()
         move = torch.cat([weight.detach().flatten() for weight in end]) - start
         total += move / move.norm()
     return total / total.norm()
@@ -158,7 +159,7 @@ def gradients(case: Case, setting: Setting, iteration: int) -> list[Tensor]:
     """The image term's gradient of one batch, flat, for each way to make a loss of it."""
     prompts = case.prompts.batch(iteration, ROLLOUTS // setting.size)
     draws = SharedDraws(case.seed, iteration, setting.shared)
-    trajectories = rollout(case.policy, EPISODE, prompts, setting.sampling, group_size=setting.size, draws=draws)
+    trajectories = rollout(case.policy, EPISODE, prompts, setting.sampling, group_size=setting.size, keys=draws)
     output = case.judge(trajectories)
     paths = [path for t in trajectories if (path := t.images[-1].path) is not None]
     queries = [VelocityQuery(len(t.segments) - 1, path.x, path.t) for t, path in zip(trajectories, paths, strict=True)]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import build, seeds
-from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.objectives.methods import UniGRPO
 from unigrpo.policy import Replayed, ReplayItem, VelocityQuery
 from unigrpo.recipe import PromptData, load_recipe
@@ -51,12 +51,13 @@ def demo(model: str, quick: bool) -> Case:
     data = recipe.data
     assert isinstance(data, PromptData)
     policy = build.policy(replace(recipe.model, path=model))
+    assert isinstance(policy, Bagel)
     method = recipe.method
     number, group = (2, 2) if quick else (data.prompts_per_iteration, data.group_size)
     prompts = build.prompts(data.prompts, recipe.seed).batch(0, number)
     assert isinstance(method, UniGRPO)
     sampling, episode = build.training_sampling(recipe), single_round(think=recipe.rollout.think)
-    sampled = rollout(policy, episode, prompts, sampling, group_size=group, draws=RandomKeys(recipe.seed, 0))
+    sampled = rollout(policy, episode, prompts, sampling, group_size=group, keys=RandomKeys(recipe.seed, 0))
     generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
     advantages = torch.randn(len(sampled), generator=generator).tolist()
     ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from unigrpo import build
-from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.recipe import PromptData, Recipe, load_recipe
 from unigrpo.rollout.engine import RandomKeys, rollout
 from unigrpo.rollout.episode import single_round
@@ -33,7 +33,9 @@ def demo(model: str) -> tuple[Bagel, Recipe, list[Prompt]]:
     recipe = load_recipe(RECIPE)
     assert isinstance(recipe.data, PromptData)
     prompts = build.prompts(recipe.data.prompts, recipe.seed).batch(0, recipe.data.prompts_per_iteration)
-    return build.policy(replace(recipe.model, path=model)), recipe, prompts
+    policy = build.policy(replace(recipe.model, path=model))
+    assert isinstance(policy, Bagel)
+    return policy, recipe, prompts
 
 
 def cpu_seconds(function: Callable[[], list[Trajectory]]) -> float:
@@ -73,12 +75,12 @@ def main() -> None:
     draws = RandomKeys(recipe.seed, 0)
 
     def together() -> list[Trajectory]:
-        return rollout(policy, episode, prompts, sampling, group_size=group, draws=draws)
+        return rollout(policy, episode, prompts, sampling, group_size=group, keys=draws)
 
     def one_by_one() -> list[Trajectory]:
         samples = [(prompt, s) for prompt in prompts for s in range(group)]
         return [
-            rollout(policy, episode, [prompt], sampling, group_size=1, draws=draws, first_sample=s)[0]
+            rollout(policy, episode, [prompt], sampling, group_size=1, keys=draws, first_sample=s)[0]
             for prompt, s in samples
         ]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.policy import ReplayItem, VelocityQuery
@@ -92,7 +92,7 @@ def prompts(count=2, start=0):
 def sample(policy, some=None, *, sampling=TRAINING, group_size=3, seed=0, iteration=0, think=True, **options):
     chosen = prompts() if some is None else some
     draws = RandomKeys(seed, iteration)
-    return rollout(policy, single_round(think=think), chosen, sampling, group_size=group_size, draws=draws, **options)
+    return rollout(policy, single_round(think=think), chosen, sampling, group_size=group_size, keys=draws, **options)
 
 
 def numbered(count, **metadata):

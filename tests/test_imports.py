@@ -9,7 +9,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["unigrpo", "unigrpo.recipe", "unigrpo.cli"])
+@pytest.mark.parametrize(
+    "module", ["unigrpo", "unigrpo.options", "unigrpo.cli", "unigrpo.ranges", "unigrpo.files", "unigrpo.loading"]
+)
 def test_no_torch_at_import(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} does not exist")

@@ -6,8 +6,9 @@ import pytest
 
 import tiny_runs
 from unigrpo.objectives.methods import OnlyText
+from unigrpo.objectives.text_grpo import TextGRPO
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import DemonstrationData, TextTerm, from_yaml, load_experiment, load_recipe
+from unigrpo.recipe import DemonstrationData, from_yaml, load_experiment, load_recipe
 
 BASE = "shapes/unigrpo"
 
@@ -54,9 +55,9 @@ def test_a_method_of_the_same_name_is_merged_and_another_replaces_it(write, meth
     base = write("base.yaml", f"extends: {BASE}\nmethod: {{text: {{clip_range: 0.7}}}}\n")
     mine = load_recipe(write("mine.yaml", f"extends: {base.name}\nmethod: {method}\n"))
     if expected is None:
-        assert mine.method == OnlyText(text=TextTerm(0.2, 0.1))
+        assert mine.method == OnlyText(text=TextGRPO(0.2, 0.1))
     else:
-        assert mine.method == replace(load_recipe(base).method, text=TextTerm(0.7, **expected))
+        assert mine.method == replace(load_recipe(base).method, text=TextGRPO(0.7, **expected))
         assert mine.method.regulariser == load_recipe(BASE).method.regulariser
 
 

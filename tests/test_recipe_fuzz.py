@@ -199,7 +199,7 @@ FILES += (twice, without, no_section, another_whole, stages, extends, layout, ch
 
 def refused_as(capsys, verb: options.Train, overrides=()) -> str:
     """The one line that a command says before it ends with exit code 2."""
-    assert cli.guarded(lambda: training.train(verb, overrides)) == 2
+    assert cli.guarded(lambda: training.run(verb, overrides)) == 2
     said = capsys.readouterr()
     assert not said.out and said.err.startswith("unigrpo: error: ") and said.err.endswith("\n")
     assert said.err[:-1].isprintable() and 40 < len(said.err) < 1000, said.err

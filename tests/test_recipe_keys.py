@@ -9,9 +9,9 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import pytest
 
 import tiny_runs
+from unigrpo.objectives.methods import METHODS
 from unigrpo.ranges import ConfigError, Range, Text
 from unigrpo.recipe import from_yaml, keys, keys_page, list_recipes, load_experiment, load_recipe, to_yaml
-from unigrpo.recipe.methods import METHODS
 from unigrpo.recipe.reading import kinds_of
 from unigrpo.recipe.schema import Recipe
 

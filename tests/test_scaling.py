@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from formulas import combination, queries_of
 from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
-from unigrpo.models.bagel.policy import Bagel, is_denoising
+from unigrpo.models.bagel.policy import is_denoising
 from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.micro import micro_config
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.policy import ReplayItem, VelocityQuery
@@ -96,7 +97,7 @@ class Case:
         policy = Bagel(model, None, None, compute_dtype=dtype)
         if self.lora:
             pytest.importorskip("peft")
-            targets = policy.lora_targets([("reasoning", "denoising")[e] for e in experts])
+            targets = policy.adapter_targets([("reasoning", "denoising")[e] for e in experts])
             Adapter.create(model, targets, rank=RANK, alpha=RANK, seed=0, base_name=None)
         model.activation_checkpointing = self.again
         return policy
@@ -397,7 +398,7 @@ def test_flops_of_decoding_pixels():
 
 def test_working_memory_of_decoding_pixels():
     pytest.importorskip("diffusers")
-    from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
+    from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig
 
     sizes = replace(SIZES, autoencoder=flux_autoencoder(32), image_size=(128, 128), pixels_per_token=16)
     for mode in ("whole", "sliced"):

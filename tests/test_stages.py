@@ -17,10 +17,10 @@ from tolerances import rounding
 from unigrpo import build
 from unigrpo.commands import train as training
 from unigrpo.files import write_text_atomic
+from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.methods import OnlyFlow, OnlyText
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import (
-    FlowTerm,
     Lora,
     Model,
     StagedRecipe,
@@ -145,7 +145,7 @@ def test_a_common_method_is_merged_by_its_own_name_and_replaced_by_another(tmp_p
         "{name: words, method: {name: text_grpo}}, {name: again}, {name: nameless, method: {advantage: {clip: 3.0}}}]"
     )
     draw, words, again, nameless = load_stages(recipe_file(tmp_path, text, common))
-    assert (draw.method.flow, draw.method.advantage.clip) == (FlowTerm(1e-3, ratio_norm=False), 4.0)
+    assert (draw.method.flow, draw.method.advantage.clip) == (FlowGRPO(1e-3, ratio_norm=False), 4.0)
     assert words.method == OnlyText()
     assert again.method.flow.clip_range == nameless.method.flow.clip_range == 1e-3
     assert (again.method.advantage.clip, nameless.method.advantage.clip) == (4.0, 3.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unigrpo.models.bagel.policy import Bagel
+    from unigrpo.models.bagel_files.pretrained import Bagel
 
 __all__ = ["Bagel"]
 
@@ -16,7 +16,7 @@ __all__ = ["Bagel"]
 def __getattr__(name: str) -> Any:
     """Import the model when it is asked for: it takes torch along, which reading recipes and --help do without."""
     if name == "Bagel":
-        from unigrpo.models.bagel.policy import Bagel
+        from unigrpo.models.bagel_files.pretrained import Bagel
 
         return Bagel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

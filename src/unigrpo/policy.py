@@ -6,10 +6,12 @@ ratios, regularisers) is arithmetic on the answers and lives in ``flow`` and ``o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from unigrpo.trajectory import NO_GUIDANCE, Guidance, Prompt, Segment, Text
@@ -85,6 +87,27 @@ class Replayed:
     velocities: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What a model itself recommends where nothing else is asked for.
+
+    num_points: of the timestep grid (M points are M - 1 forwards); guidance is on where low < t <= high; an edit is
+    guided by ``edit_guidance`` on its pictures. ``pictures``: of each prompt; ``batch``: drawn together. ``captioned``:
+    even a single picture is shown on a sheet, with its thinking (the pictures are tiny).
+    """
+
+    num_points: int = 50
+    shift: float = 3.0
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    edit_guidance: float = 2.0
+    temperature: float = 1.0
+    max_think_tokens: int = 32
+    pictures: int = 1
+    batch: int = 4
+    captioned: bool = False
+
+
 class Scorer(Protocol):
     """A model as a replay needs it: the policy itself, or a frozen reference."""
 
@@ -99,37 +122,34 @@ class Scorer(Protocol):
 
 
 class Policy(Scorer, Protocol):
-    """A model that thinks, then draws. B rows run together; rows may have different lengths."""
+    """A model that thinks, then draws. B rows run together; rows may have different lengths.
+
+    A family of models inherits from this; what has a body here is right for one that does no more than that.
+    """
 
     spec: PolicySpec
+    compute_dtype: torch.dtype
 
-    def prompt_segments(self, prompt: Prompt, *, think: bool) -> tuple[Segment, ...]:
-        """The given segments before the model's first own turn: [system, with thinking] [pictures] [prompt]."""
-        ...
+    # What the model is
 
-    def prefill(self, contexts: Sequence[Sequence[Segment]]) -> Context:
-        """Read B contexts into a cache."""
-        ...
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """What it recommends for drawing."""
+        return GenerationDefaults()
 
-    def think(self, context: Context, *, uniforms: Tensor, temperature: float) -> tuple[list[Text], Context]:
-        """Write one text per row, continuing ``context``; inverse-CDF sampling with ``uniforms`` [B, max tokens].
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words that it knows, where its vocabulary is closed; None where it reads any text."""
+        return None
 
-        Returns the sampled texts (with behaviour log-probs) and the context with ``bos ids eos`` in it.
-        Temperature 0 means greedy (log-probs then at temperature 1).
-        """
-        ...
+    def at_size(self, image_size: tuple[int, int]) -> Self:
+        """The same model (shared weights), drawing (height, width) pixels; ValueError where a size does not fit."""
+        if image_size != self.spec.image_size:
+            height, width = self.spec.image_size
+            raise ValueError(f"this model draws {width} x {height} pixels and nothing else")
+        return self
 
-    def velocity(self, context: Context, x: Tensor, t: Tensor) -> Tensor:
-        """dx/dt of B images x [B, n, d] at times t [B] given B contexts; fp32 [B, n, d]."""
-        ...
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [0, 1] -> packed latents [B, n, d]."""
-        ...
-
-    def decode_image(self, latents: Tensor) -> Tensor:
-        """Packed latents [B, n, d] -> pixels fp32 [B, 3, H, W] in [0, 1], not yet quantised."""
-        ...
+    # Words
 
     def encode_text(self, text: str) -> Tensor:
         """Words -> ids int64 [n] (no bos, no eos); ValueError names what the vocabulary does not have."""
@@ -139,10 +159,136 @@ class Policy(Scorer, Protocol):
         """Ids -> words, for people and logs only: never fed back."""
         ...
 
-    def reasoning_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the text half that are trained, by name."""
+    def prompt_segments(self, prompt: Prompt, *, think: bool) -> tuple[Segment, ...]:
+        """The given segments before the model's first own turn: [system, with thinking] [pictures] [prompt]."""
         ...
 
-    def denoising_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the image half that are trained, by name."""
+    def question_segments(self, question: str, pictures: Sequence[Tensor], *, think: bool) -> tuple[Segment, ...]:
+        """The given segments before an answer in words about pictures uint8 [3, H, W] that are only looked at."""
+        raise ValueError("this model draws; it does not answer questions about pictures")
+
+    def edit_size(self, picture: Tensor) -> tuple[int, int]:
+        """(height, width) of what an edit of this picture is drawn at."""
+        return self.spec.image_size
+
+    # Reading, writing, drawing
+
+    def prefill(self, contexts: Sequence[Sequence[Segment]]) -> Context:
+        """Read B contexts into a cache."""
+        ...
+
+    def extend(self, context: Any, additions: Sequence[Sequence[Segment]]) -> Context:
+        """Read further segments after ``context``, one tuple per row; ``context`` may be changed by it."""
+        ...
+
+    def think(self, context: Any, *, uniforms: Tensor, temperature: float) -> tuple[list[Text], Context]:
+        """Write one text per row, continuing ``context``; inverse-CDF sampling with ``uniforms`` [B, max tokens].
+
+        Returns the sampled texts (with behaviour log-probs) and the context with ``bos ids eos`` in it.
+        Temperature 0 means greedy (log-probs then at temperature 1).
+        """
+        ...
+
+    def velocity(self, context: Any, x: Tensor, t: Tensor) -> Tensor:
+        """dx/dt of B images x [B, n, d] at times t [B] given B contexts; fp32 [B, n, d]."""
+        ...
+
+    # Pixels
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] -> packed latents [B, n, d]."""
+        ...
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """Packed latents [B, n, d] -> pixels fp32 [B, 3, H, W] in [0, 1], not yet quantised."""
+        ...
+
+    # Parameters
+
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters that are trained, by group and name; groups are disjoint, and one without any may be empty.
+
+        The group "reasoning" learns from the words alone, unless the method lets the image's loss through the context;
+        every other group learns from both, whatever reaches it. "denoising" has the learning rate ``lr_denoising``, all
+        others have ``lr_reasoning``.
+        """
+        ...
+
+    def adapter_targets(self, groups: Sequence[str]) -> list[str]:
+        """The linear layers of some groups that LoRA adapts, by name in the module."""
+        raise ValueError("this model says no layers for LoRA adapters: set model.lora to null to train its weights")
+
+    # Files
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that its family loads again, every tensor in the dtype that it is held in."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Copy the weights of a saved folder into this model, in place; ValueError names what does not fit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is to be held: where, in which precision, and at which size.
+
+    Weights whose name is ``trained`` are kept in fp32, all others in ``compute_dtype``. ``seed``: of one that is made.
+    """
+
+    device: torch.device
+    compute_dtype: torch.dtype
+    trained: Callable[[str], bool]
+    image_size: tuple[int, int] | None
+    seed: int
+
+
+class UnknownWords(ValueError):
+    """A text has words that are not in the closed vocabulary of a small model."""
+
+
+class Reads(Protocol):
+    """What is known of a model before its weights are read."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that it draws."""
+        ...
+
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words that it knows, where its vocabulary is closed."""
+        ...
+
+    @property
+    def thinks_after(self) -> str:
+        """The text that asks for thinking."""
+        ...
+
+    def check_size(self, image_size: tuple[int, int]) -> None:
+        """ValueError where it cannot draw (height, width) pixels."""
+        ...
+
+    def read(self, text: str, pictures: int = 0) -> None:
+        """Read a prompt with so many pictures; ValueError says in short what this model cannot take."""
+        ...
+
+
+@runtime_checkable
+class ModelFamily(Protocol):
+    """A kind of models of one's own: ``model.path`` names one as path/file.py:Thing or package.module:Thing.
+
+    ``folder`` is one that :meth:`Policy.save` wrote (model.path: path/file.py:Thing@FOLDER), None for a new model.
+    """
+
+    def look(self, folder: Path | None) -> Reads:
+        """Look into a model without reading its weights."""
+        ...
+
+    def load(self, folder: Path | None, how: Loading) -> Policy:
+        """Load a model, or make one."""
+        ...
+
+    def group_of(self, parameter: str) -> str | None:
+        """The group of a parameter, by name (:meth:`Policy.parameter_groups`); None: it is never trained."""
         ...

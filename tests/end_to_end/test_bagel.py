@@ -161,7 +161,7 @@ def test_the_export_is_the_public_folder_again(run, tiny, tmp_path):
 
 def test_an_adapter_loads_in_plain_peft(run, tiny, tmp_path):
     peft = pytest.importorskip("peft")
-    from unigrpo.models.bagel.policy import Bagel
+    from unigrpo.models.bagel_files.pretrained import Bagel
 
     kind, folder = run
     if kind == "full":
@@ -197,9 +197,9 @@ def test_in_fp32_the_first_ratios_are_within_the_tight_bounds(tiny, tmp_path, lo
 
 @pytest.mark.parametrize("memory", ["whole", "sliced", "tiled"])
 def test_gradients_of_a_reward_on_pixels_reach_the_latents(tiny, memory):
-    from unigrpo.models.bagel_files.checkpoint import load_policy
+    from unigrpo import Bagel
 
-    policy = load_policy(tiny, image_size=(64, 64), autoencoder_memory=memory)
+    policy = Bagel.load(tiny, image_size=(64, 64), autoencoder_memory=memory)
     latents = torch.randn((2, 16, 64), generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     pictures = policy.decode_image(latents)
     assert pictures.shape == (2, 3, 64, 64) and float(pictures.detach().min()) >= 0.0

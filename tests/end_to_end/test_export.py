@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 import tiny_runs
 from unigrpo import build, cli
-from unigrpo.models.bagel.flux import FluxConfig, original_shapes
+from unigrpo.files import whole_folder
 from unigrpo.models.bagel_files import tiny as tiny_module
+from unigrpo.models.bagel_files.flux import FluxConfig, original_shapes
 from unigrpo.models.bagel_files.probe import probe, round_weights
-from unigrpo.models.bagel_files.tiny import full_autoencoder_bytes, make_tiny_bagel
-from unigrpo.models.bagel_files.whole_folders import whole_folder
 from unigrpo.recipe import Model
 from unigrpo.reports import runlog
 from unigrpo.reports.model_card import figures_of, license_of
+from unigrpo.tools.tiny_bagel import full_autoencoder_bytes, make_tiny_bagel
 
 SMALL = ["--rollout.image_size", "64", "--rollout.max_think_tokens", "4", "--eval.limit", "2", "--eval.compare_limit",
          "2", "--eval.compare_samples", "1", "--eval.num_points", "4", "--data.prompts_per_iteration", "1",

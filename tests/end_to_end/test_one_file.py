@@ -14,7 +14,8 @@ from formulas import queries_of, resolve_clip_range
 from small_models import largest, normal, relative, small_policy
 from tolerances import assert_same_answers, assert_same_sums, gradient_bound, rounding, terms_of
 from unigrpo import build
-from unigrpo.models.bagel_files.checkpoint import load_policy, save_policy
+from unigrpo.models.bagel_files.checkpoint import save_policy
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.recipe import load_recipe
 from unigrpo.training.clock import Clock
 from unigrpo.training.optimizer import ExpertOptimizer
@@ -121,8 +122,8 @@ def small_recipe():
 def run_library(folder):
     """Iteration 0 with the library's parts, as the trainer runs them."""
     recipe, epochs = small_recipe(), []
-    policy, reference = load_policy(folder / "model"), load_policy(folder / "reference")
-    method = build.method(recipe, policy.decode_image)
+    policy, reference = Bagel.load(folder / "model"), Bagel.load(folder / "reference")
+    method = recipe.method
     optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
     collected = build.source(recipe).collect(policy, ITERATION, Clock())
     generator = torch.Generator()
@@ -245,7 +246,7 @@ def test_gradients(library, example, epoch):
 
 
 def test_weights_after_the_update(folder, library, example):
-    start = dict(load_policy(folder / "model").model.named_parameters())
+    start = dict(Bagel.load(folder / "model").model.named_parameters())
     assert set(example.weights) == set(library.weights)
     for name, theirs in library.weights.items():
         ours = example.weights[name]

@@ -18,8 +18,8 @@ import tiny_runs
 import unigrpo
 from unigrpo import build, cli
 from unigrpo.build import trial
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel_files.opening import Opened
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.recipe import to_yaml
 from unigrpo.reports import runlog
 from unigrpo.reports.source_pictures import IMAGES

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from unigrpo.models.bagel import transformer
 from unigrpo.models.bagel.blocks import CAUSAL, Block, RowBuilder, Tokens, allowed
 from unigrpo.models.bagel.layers import MoTLayer
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable, TimeEmbedder
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.tools.parity import parity
 from unigrpo.tools.parity.golden import Check
 

@@ -21,10 +21,9 @@ from unigrpo.build import models as resolving
 from unigrpo.evaluation.evaluator import evaluate
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import VisionConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
-from unigrpo.models.bagel_files.checkpoint import load_policy, restore_weights, save_policy
-from unigrpo.models.bagel_files.tiny import make_tiny_bagel
+from unigrpo.models.bagel_files.checkpoint import restore_weights, save_policy
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.objectives.flow_grpo import FlowGRPO
@@ -36,7 +35,8 @@ from unigrpo.recipe import Optimizer
 from unigrpo.rollout.engine import RandomKeys, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.guidance import Guidance
-from unigrpo.rollout.outcome import decode_pictures
+from unigrpo.rollout.sample import decode_pictures
+from unigrpo.tools.tiny_bagel import make_tiny_bagel
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import Adapter, WithoutAdapter, base_state_dict
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
@@ -240,7 +240,7 @@ def test_pictures_are_seen_edited_asked_about_and_trained_on():
     guided = replace(TRAINING, guidance=Guidance(4.0, 2.0, renorm="text_channel"))
 
     def work(policy):
-        drawn = rollout(policy, single_round(think=True), edits, guided, group_size=2, draws=RandomKeys(0, 0))
+        drawn = rollout(policy, single_round(think=True), edits, guided, group_size=2, keys=RandomKeys(0, 0))
         asked = [policy.question_segments("it", prompt.images, think=True) for prompt in edits]
         with torch.no_grad():
             answers, _ = policy.think(policy.prefill(asked), uniforms=torch.full((2, 4), 0.6), temperature=1.0)
@@ -311,7 +311,7 @@ def test_methods_train(name):
 
 
 def supervised(policy, made):
-    method = Supervised(noisy_copies=2, shift=3.0)
+    method = Supervised(noisy_copies=2, timestep_shift=3.0)
     draws = [queries_of(method, t, seeds.generator(0, 0, n, 0, "draws")) for n, t in enumerate(made)]
     return trained(policy, method, Batch(made, draws))
 
@@ -331,7 +331,7 @@ def test_adapters_train_are_switched_off_written_read_and_merged(tmp_path, dtype
         return policy
 
     def work(policy):
-        folder, targets = tmp_path / policy.model.device.type, policy.lora_targets(("reasoning", "denoising"))
+        folder, targets = tmp_path / policy.model.device.type, policy.adapter_targets(("reasoning", "denoising"))
         adapter = Adapter.create(policy.model, targets, rank=4, alpha=8.0, seed=0, base_name="owner/name")
         batch, (again, _) = scored(policy, JOINT, WithoutAdapter(policy, adapter))
         steps = trained(policy, JOINT, again)
@@ -358,7 +358,7 @@ def test_a_public_folder_is_read_draws_trains_and_is_written(tmp_path, dtype):
 
     def make(device, folder=source):
         options = {"image_size": (64, 32), "trained": lambda name: "norm" in name, "autoencoder_memory": "sliced"}
-        policy = load_policy(folder, device=device, compute_dtype=dtype, **options)
+        policy = Bagel.load(folder, device=device, compute_dtype=dtype, **options)
         for name, parameter in policy.model.named_parameters():
             parameter.requires_grad_("norm" in name)
         return policy

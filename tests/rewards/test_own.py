@@ -12,7 +12,8 @@ import torch
 from unigrpo import cli, loading
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Scorer as RecipeScorer
-from unigrpo.recipe import absolute_own_name, load_recipe, to_yaml
+from unigrpo.recipe import load_recipe, to_yaml
+from unigrpo.recipe.references import absolute_own_name
 from unigrpo.rewards import registry
 from unigrpo.rewards.making import made
 from unigrpo.rewards.origins import origin_of, read_origin

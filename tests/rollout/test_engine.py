@@ -11,7 +11,7 @@ from small_models import EVALUATION, TRAINING, prompts, sample, small_policy
 from tolerances import assert_same_answers
 from unigrpo import flow
 from unigrpo.rollout.engine import RandomKeys, window_starts
-from unigrpo.rollout.outcome import decode_pictures
+from unigrpo.rollout.sample import decode_pictures
 from unigrpo.trajectory import Image, Text
 
 

@@ -120,7 +120,7 @@ def test_prompts_and_demonstrations_move_on_with_the_iterations(tmp_path):
 def test_the_noise_of_supervised_training_is_keyed_by_iteration(tmp_path):
     trainer = tiny_runs.trainer_of(tmp_path, tiny_runs.PRETRAIN)
     collected = collected_by(trainer)
-    first, other, again = (trainer.annotate(collected, i)[0].draws[0][0] for i in (0, 1, 0))
+    first, other, again = (trainer.annotate(collected, i)[0].queries[0][0] for i in (0, 1, 0))
     assert not torch.equal(first.x, other.x) and not torch.equal(first.t, other.t)
     assert torch.equal(first.x, again.x) and torch.equal(first.t, again.t)
 

@@ -6,7 +6,7 @@ whole.
 """
 
 from unigrpo.build.checks import check_data, check_drawn, check_here, check_suite
-from unigrpo.build.data import Suite, prompts, reward, suite
+from unigrpo.build.data import Suite, World, prompts, reward, suite, world_of
 from unigrpo.build.models import (
     DTYPES,
     builtin_folder,
@@ -21,12 +21,12 @@ from unigrpo.build.models import (
 from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
-from unigrpo.tools.planning.model_sizes import sizes
 
 __all__ = [
     "DTYPES",
     "RecipeEvaluator",
     "Suite",
+    "World",
     "builtin_folder",
     "check_data",
     "check_drawn",
@@ -42,7 +42,6 @@ __all__ = [
     "policy",
     "prompts",
     "reward",
-    "sizes",
     "source",
     "started",
     "stored",
@@ -51,4 +50,5 @@ __all__ = [
     "try_reward",
     "try_rewards",
     "with_adapter",
+    "world_of",
 ]

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from unigrpo.build import data, models
+from unigrpo.build import data, families, models
 from unigrpo.data_names import HUB, split_name
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
-from unigrpo.models.bagel_files.opening import Opened, UnknownWords, open_folder
+from unigrpo.models.bagel_files.opening import Opened, open_folder
 from unigrpo.models.bagel_files.public import HUB_ID, cached
 from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
+from unigrpo.policy import Reads, UnknownWords
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, PromptData, Recipe, Scorer
 from unigrpo.training.lora import CONFIG as ADAPTER
@@ -36,8 +37,10 @@ ALL = 10**9
 # Models
 
 
-def opened(path: str) -> Opened:
+def opened(path: str) -> Reads:
     """Look into a model without reading its weights; a hub id is downloaded. ValueError says what is wrong."""
+    if (own := families.own(path)) is not None:
+        return own.family.look(own.folder)
     if path == "init:micro":
         words = [*SPECIAL_WORDS, *shapes.vocabulary()]
         autoencoder = load_autoencoder(models.builtin_folder("shapes-autoencoder"))
@@ -48,9 +51,13 @@ def opened(path: str) -> Opened:
     return open_folder(folder)
 
 
-def opened_here(path: str) -> Opened | None:
+def opened_here(path: str) -> Reads | None:
     """The same without a download: None for a hub id that is not on this disk."""
-    if path.startswith(("builtin:", "init:")) or not (Path(path).is_dir() or re.fullmatch(HUB_ID, path)):
+    if (
+        path.startswith(("builtin:", "init:"))
+        or families.split(path)[0]
+        or not (Path(path).is_dir() or re.fullmatch(HUB_ID, path))
+    ):
         return opened(path)  # a name that cannot be a hub id either is refused there
     folder = models.model_folder(path) if Path(path).is_dir() else cached(path)
     if folder is not None and (folder / ADAPTER).is_file() and (base := Adapter.base_of(folder)) is not None:
@@ -83,12 +90,12 @@ def check_suite(name: str, limit: int, path: str, scorers: Sequence[Scorer] = ()
     Looked(opened(path)).suite(name, limit, metadata_check(scorers))
 
 
-def check_drawn(name: str, path: str, read: Callable[[Opened, Row], None]) -> None:
+def check_drawn(name: str, path: str, read: Callable[[Reads, Row], None]) -> None:
     """Look at all prompts of a file that are to be drawn; ``read`` knows how the model ``path`` is told of them."""
     Looked(opened(path), read=read).suite(name, ALL)
 
 
-def read_row(model: Opened, row: Row) -> None:
+def read_row(model: Reads, row: Row) -> None:
     """Read a row's words as the model does."""
     model.read(row.text, len(row.pictures))
 
@@ -114,9 +121,9 @@ def metadata_check(scorers: Sequence[Scorer]) -> Callable[[Row], None]:
 class Looked:
     """What a model (None: it is not here) is to read; each file is looked at once, whoever names it."""
 
-    model: Opened | None
+    model: Reads | None
     download: bool = True
-    read: Callable[[Opened, Row], None] = read_row
+    read: Callable[[Reads, Row], None] = read_row
     done: set[tuple[Hashable, str]] = field(default_factory=set)
     absent: list[str] = field(default_factory=list)
     pictures: dict[Path, str | None] = field(default_factory=dict)
@@ -141,13 +148,13 @@ class Looked:
             look = partial(self.suite, recipe.eval.prompts, limit, judge)
             self._once(("suite", limit, judge), recipe.eval.prompts, look)
 
-    def _model(self, recipe: Recipe, model: Opened) -> None:
+    def _model(self, recipe: Recipe, model: Reads) -> None:
         side = recipe.rollout.image_size
         if side is not None:
-            model.config.grid_of((side, side))
-        check_size(recipe, model.config.image_size if side is None else (side, side))
+            model.check_size((side, side))
+        check_size(recipe, model.image_size if side is None else (side, side))
         if recipe.rollout.think or recipe.eval.think:
-            model.read(model.config.system_prompt)
+            model.read(model.thinks_after)
 
     def _once(self, how: Hashable, name: str, look: Callable[[], None]) -> None:
         if not self.download and not is_here(name):

@@ -25,10 +25,10 @@ from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds import geneval, pairs, shapes
 from unigrpo.worlds.prompt_files import RowPrompts, own_prompts
-from unigrpo.worlds.records import names_records
 from unigrpo.worlds.shapes import tasks
 from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstrations
 from unigrpo.worlds.shapes.preference import load_preference
+from unigrpo.worlds.sources import names_records
 
 SHAPES = "shapes"
 WORLDS = (SHAPES, "geneval")
@@ -181,3 +181,33 @@ def suite(name: str) -> Suite:
         return Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
     split = _shapes_split("shapes:held-out" if name == "shapes" else name)
     return Suite(name, lambda limit: shapes.fixed(split, limit), tasks.judge_pictures)
+
+
+# Worlds whose prompts a model may know by heart
+
+
+@dataclass(frozen=True)
+class World:
+    """A world with words of its own: how a person's prompt is put into them, and who judges its pictures.
+
+    understand: a prompt as the world writes it, with the requirements to judge it by (ValueError explains what can be
+    asked for); requires: the key of metadata that such requirements have.
+    """
+
+    image_size: tuple[int, int]
+    understand: Callable[[str], tuple[str, Mapping[str, Any]]]
+    requires: str
+    judge: Judge
+
+
+def _understood(text: str) -> tuple[str, Mapping[str, Any]]:
+    known = dict(shapes.parse_prompt(text))
+    return shapes.normalise_prompt(text), known
+
+
+def world_of(words: frozenset[str] | None) -> World | None:
+    """The world that a model of a closed vocabulary was made for; None for all others."""
+    if words is None or not words >= set(shapes.vocabulary()):
+        return None
+    side = shapes.IMAGE_SIZE
+    return World((side, side), _understood, "objects", tasks.judge_pictures)

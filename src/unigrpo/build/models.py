@@ -11,12 +11,14 @@ from typing import Literal
 
 import torch
 
-from unigrpo.build import bases
-from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel_files.checkpoint import load_autoencoder, load_policy
+from unigrpo.build import bases, families
+from unigrpo.models.bagel.policy import group_of as bagel_group_of
+from unigrpo.models.bagel_files.checkpoint import load_autoencoder
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.public import fetch, is_public, nothing_trained
 from unigrpo.models.bagel_files.tensor_files import TensorFiles
 from unigrpo.models.micro import build_micro
+from unigrpo.policy import Loading, Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model, Recipe, stage_folders
 from unigrpo.training import checkpoint
@@ -68,6 +70,8 @@ def device_of(model: Model) -> torch.device:
     """Where a model is to run: ``auto`` is the accelerator where there is one, but the CPU for the shipped models."""
     if model.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = cuda, but torch sees no CUDA device here: set it to cpu or auto")
+    if families.split(model.path)[0]:
+        return torch.device("cpu" if model.device == "cpu" or not torch.cuda.is_available() else "cuda")
     folder = model_folder(model.path) if Path(model.path).is_dir() else Path(model.path)
     if bases.is_adapter(folder) and (base := bases.base_of(folder)) is not None:
         return device_of(replace(model, path=base.path))
@@ -84,13 +88,15 @@ def policy(
     image_side: int | None = None,
     trained: Callable[[str], bool] = nothing_trained,
     merge: bool = False,
-) -> Bagel:
+) -> Policy:
     """Load (or, for init:micro, make) a model that thinks and draws.
 
     Weights whose name is ``trained`` are kept in fp32, all others in ``model.dtype``. The model of a LoRA run is its
     base with the adapter beside it; ``merge`` folds the adapter into the weights.
     """
     device, size = device_of(model), None if image_side is None else (image_side, image_side)
+    if (own := families.own(model.path)) is not None:
+        return own.family.load(own.folder, Loading(device, DTYPES[model.dtype], trained, size, seed))
     if model.path == "init:micro":
         autoencoder = load_autoencoder(builtin_folder("shapes-autoencoder")).to(device)
         made = build_micro(shapes.vocabulary(), autoencoder, seed=seed)
@@ -102,7 +108,7 @@ def policy(
         if merge:
             adapter.merge()
         return adapted
-    loaded = load_policy(
+    loaded = Bagel.load(
         folder,
         device=device,
         compute_dtype=DTYPES[model.dtype],
@@ -123,7 +129,7 @@ def with_adapter(
     seed: int = 0,
     image_side: int | None = None,
     trained: Callable[[str], bool] = nothing_trained,
-) -> tuple[Bagel, Adapter]:
+) -> tuple[Policy, Adapter]:
     """The base of the adapter in ``folder``, with that adapter beside it; ``model`` says where and how it is held."""
     base = bases.base_of(folder)
     if base is None:
@@ -133,7 +139,7 @@ def with_adapter(
     made_of = seed if base.seed is None else base.seed
     below = replace(model, path=base.path)
     loaded = policy(below, seed=made_of, image_side=image_side, trained=trained, merge=True)
-    return loaded, Adapter.load(loaded.model, folder)
+    return loaded, Adapter.load(loaded.module, folder)
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,12 @@ def stored(folder: Path) -> Stored:
     if not set(dtypes.values()) <= {torch.bfloat16, torch.float32}:
         return Stored("float32")
     return Stored("bfloat16", frozenset(name for name, dtype in dtypes.items() if dtype == torch.float32))
+
+
+def group_of(path: str) -> Callable[[str], str | None]:
+    """From the name of a parameter of a model to its group."""
+    own = families.own(path)
+    return bagel_group_of if own is None else own.family.group_of
 
 
 def lasting_name(path: str) -> str:

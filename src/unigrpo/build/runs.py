@@ -11,8 +11,6 @@ from unigrpo.build.checks import check_size
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, latent_reward, training_sampling
 from unigrpo.build.trial import drawn_size, try_rewards
 from unigrpo.evaluation.evaluator import Evaluation, evaluate
-from unigrpo.models.bagel.policy import Bagel, is_denoising
-from unigrpo.models.bagel_files.checkpoint import restore_weights, save_policy
 from unigrpo.policy import Policy, Scorer
 from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
 from unigrpo.rewards.composite import CompositeReward
@@ -20,9 +18,6 @@ from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import RunComponents
-
-VISION = ("vit_model.", "connector.")
-
 
 # The parts of a run
 
@@ -76,25 +71,17 @@ def source(recipe: Recipe) -> Source:
 
 
 def trains(recipe: Recipe) -> Callable[[str], bool]:
-    """Which parameters, by name, a run without LoRA trains: those of the method's experts."""
-    experts = trained_experts(recipe)
-    vision = recipe.method.train_vision
-
-    def trained(name: str) -> bool:
-        if "pos_embed" in name:
-            return False
-        if name.startswith(VISION):
-            return vision
-        return ("denoising" if is_denoising(name) else "reasoning") in experts
-
-    return trained
+    """Which parameters, by name, a run without LoRA trains: those of the method's experts, and what both share."""
+    groups = {*trained_experts(recipe), "shared", *(["vision"] if recipe.method.train_vision else [])}
+    group_of = models.group_of(recipe.model.path)
+    return lambda name: group_of(name) in groups
 
 
 @dataclass(frozen=True)
 class Trained:
     """The policy of a run, what its regularisers compare with, and how its weights are saved and read back."""
 
-    policy: Bagel
+    policy: Policy
     reference: Scorer | None
     save: Callable[[Path], None]
     load: Callable[[Path], None]
@@ -107,7 +94,7 @@ def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
     """
     side, trained = recipe.rollout.image_size, trains(recipe)
     policy = models.policy(recipe.model, seed=recipe.seed, image_side=side, trained=trained, merge=True)
-    for name, parameter in policy.model.named_parameters():
+    for name, parameter in policy.module.named_parameters():
         parameter.requires_grad_(trained(name))
     frozen = None
     if wants_reference:
@@ -119,10 +106,8 @@ def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
             trained=lambda name: trained(name) and any(part in name for part in wide),
             merge=True,
         )
-        frozen.model.requires_grad_(False)
-    return Trained(
-        policy, frozen, lambda folder: save_policy(policy, folder), lambda folder: restore_weights(policy, folder)
-    )
+        frozen.module.requires_grad_(False)
+    return Trained(policy, frozen, policy.save, policy.restore)
 
 
 def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
@@ -131,11 +116,11 @@ def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
     It is there whether a term asks for it or not: a resumed run checks by it that the base is the one it began with.
     """
     policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
-    policy.model.requires_grad_(False)
+    policy.module.requires_grad_(False)
     experts = [expert for expert in trained_experts(recipe) if expert in lora.experts]
     adapter = Adapter.create(
-        policy.model,
-        policy.lora_targets(experts),
+        policy.module,
+        policy.adapter_targets(experts),
         rank=lora.rank,
         alpha=lora.alpha,
         seed=recipe.seed,

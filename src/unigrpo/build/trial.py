@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unigrpo.build.checks import opened_here
 from unigrpo.build.data import Suite
 from unigrpo.build.sampling import Rewards
 from unigrpo.recipe import Recipe
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import RewardFault, RewardInput, metadata_of
-from unigrpo.tools.planning.model_sizes import sizes
 from unigrpo.training.sources import RolloutSource, Source
 from unigrpo.trajectory import Prompt
 
@@ -86,7 +86,7 @@ def drawn_size(recipe: Recipe) -> tuple[int, int] | None:
     if (side := recipe.rollout.image_size) is not None:
         return (side, side) if side <= LARGEST else None  # loading refuses what does not fit the model
     try:
-        read, assumed = sizes(recipe.model)
+        read = opened_here(recipe.model.path)
     except (ValueError, OSError):  # loading says it better
         return None
-    return read.image_size if assumed is None else None
+    return None if read is None else read.image_size

@@ -25,17 +25,15 @@ from unigrpo.commands.drawing.sampling import (
     sampling,
 )
 from unigrpo.files import write_records_atomic
-from unigrpo.models.bagel.policy import Bagel
+from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
-from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import single_round
-from unigrpo.rollout.outcome import decode_pictures, thinking_of
+from unigrpo.rollout.sample import portions, sample
 from unigrpo.runs.places import no_source, try_file
 from unigrpo.trajectory import Prompt
-from unigrpo.worlds import shapes
 from unigrpo.worlds.prompt_files import Source
-from unigrpo.worlds.shapes import tasks
 
 
 def run(verb: options.Generate) -> int:
@@ -61,7 +59,7 @@ def run(verb: options.Generate) -> int:
         made = draw(policy, call, verb)
         drawn += made
         tell(made)
-    write_png(out, drawn, bare=policy.origin is not None)
+    write_png(out, drawn, bare=not policy.defaults.captioned)
     output.result(f"wrote {out}", wrote=str(out), thinking=[one.thinking for one in drawn])
     return 0
 
@@ -104,9 +102,9 @@ def refuse_folder_options(verb: options.Generate, out: Path) -> None:
             raise ConfigError(f"{option} is for a folder of pictures, and --out {out} is a file: leave {option} out")
 
 
-def number_of(policy: Bagel, verb: options.Generate) -> int:
+def number_of(policy: Policy, verb: options.Generate) -> int:
     """How many pictures of each prompt."""
-    return verb.num or (4 if policy.origin is None else 1)
+    return verb.num or policy.defaults.pictures
 
 
 def lasting_model(name: str) -> str:
@@ -131,7 +129,7 @@ class Call:
         return [picture_name(prompt.position, sample) for prompt in self.prompts for sample in samples]
 
     def plan(
-        self, policy: Bagel, verb: options.Generate, pictures: Sequence[Sequence[Source]]
+        self, policy: Policy, verb: options.Generate, pictures: Sequence[Sequence[Source]]
     ) -> dict[str, dict[str, Any]]:
         """What is known of every picture before it is drawn."""
         height, width = self.size
@@ -141,8 +139,8 @@ class Call:
         for prompt in self.prompts:
             row = {"prompt": prompt.text, "metadata": prompt.metadata}
             row |= {"sources": names_of(pictures[prompt.position]), "seed": verb.seed}
-            for sample in range(self.first, self.first + self.count):
-                rows[picture_name(prompt.position, sample)] = {**row, "settings": settings}
+            for number in range(self.first, self.first + self.count):
+                rows[picture_name(prompt.position, number)] = {**row, "settings": settings}
         return rows
 
 
@@ -151,23 +149,21 @@ def place(name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in name.removesuffix(".png").split("-"))
 
 
-def calls(policy: Bagel, prompts: Sequence[Prompt], verb: options.Generate, number: int) -> Iterator[Call]:
+def calls(policy: Policy, prompts: Sequence[Prompt], verb: options.Generate, number: int) -> Iterator[Call]:
     """All that is to be drawn, ``number`` pictures of every prompt, at most a batch at once."""
-    most = batch_size(policy, verb)
     for part in together(policy, prompts, verb):
         defaults: Defaults = editing(policy) if part[0].images else own(policy)
         how, size = sampling(policy, verb, defaults), drawn_size(policy, part[0], verb)
-        at_once = max(1, most // len(part))
-        for first in range(0, number, at_once):
-            yield Call(part, first, min(at_once, number - first), how, size)
+        for some, first, count in portions(part, number, batch_size(policy, verb)):
+            yield Call(some, first, count, how, size)
 
 
-def together(policy: Bagel, prompts: Sequence[Prompt], verb: options.Drawing) -> Iterator[list[Prompt]]:
-    """Prompts that are drawn in one call: as many as fit, of one picture size, edits or not, in order."""
-    most, part, kind = batch_size(policy, verb), [], None
+def together(policy: Policy, prompts: Sequence[Prompt], verb: options.Drawing) -> Iterator[list[Prompt]]:
+    """Prompts that can be drawn together: of one picture size, edits or not, in order."""
+    part, kind = list[Prompt](), None
     for prompt in prompts:
         here = drawn_size(policy, prompt, verb), bool(prompt.images)  # edits are guided otherwise
-        if part and (here != kind or len(part) >= most):
+        if part and here != kind:
             yield part
             part = []
         part, kind = [*part, prompt], here
@@ -175,27 +171,33 @@ def together(policy: Bagel, prompts: Sequence[Prompt], verb: options.Drawing) ->
         yield part
 
 
-def drawn_size(policy: Bagel, prompt: Prompt, verb: options.Drawing) -> tuple[int, int]:
+def drawn_size(policy: Policy, prompt: Prompt, verb: options.Drawing) -> tuple[int, int]:
     """(height, width) of a prompt's picture: --size, else that of the last picture it shows, else the model's."""
     if verb.size is None and prompt.images:
         return policy.edit_size(prompt.images[-1])
     return policy.spec.image_size
 
 
-def draw(policy: Bagel, call: Call, verb: options.Generate) -> list[Drawn]:
+def draw(policy: Policy, call: Call, verb: options.Generate) -> list[Drawn]:
     """Draw the pictures of a call, judged where rules can."""
-    sized, episode, draws = policy.at_size(call.size), single_round(think=not verb.no_think), RandomKeys(verb.seed, 0)
-    made = rollout(sized, episode, call.prompts, call.how, group_size=call.count, draws=draws, first_sample=call.first)
-    pictures = decode_pictures(sized, made)
-    thinking = [thinking_of(sized, trajectory) for trajectory in made]
-    drawn = []
-    for trajectory, words, picture in zip(made, thinking, pictures, strict=True):
-        correct = None
-        if "objects" in trajectory.prompt.metadata and picture.shape[1:] == (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
-            (record,) = tasks.judge_pictures(picture[None].float() / 255.0, [trajectory.prompt], [words])
+    world, judged = build.world_of(policy.words), []
+    (drawn,) = sample(
+        policy.at_size(call.size),
+        single_round(think=not verb.no_think),
+        call.prompts,
+        call.how,
+        RandomKeys(verb.seed, 0),
+        samples=call.count,
+        batch=None,
+        first_sample=call.first,
+    )
+    for trajectory, words, picture in zip(drawn.trajectories, drawn.thinking, drawn.pictures, strict=True):
+        prompt, correct = trajectory.prompt, None
+        if world is not None and world.requires in prompt.metadata and picture.shape[1:] == world.image_size:
+            (record,) = world.judge(picture[None].float() / 255.0, [prompt], [words])
             correct = record["correct"]
-        drawn.append(Drawn(trajectory.prompt, trajectory.sample, words, picture, correct))
-    return drawn
+        judged.append(Drawn(prompt, trajectory.sample, words, picture, correct))
+    return judged
 
 
 def tell(drawn: Sequence[Drawn]) -> None:

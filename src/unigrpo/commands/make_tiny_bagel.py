@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from unigrpo import options, output
-from unigrpo.models.bagel_files.tiny import full_autoencoder_bytes, make_tiny_bagel
 from unigrpo.runs.folders import must_be_new
+from unigrpo.tools.tiny_bagel import full_autoencoder_bytes, make_tiny_bagel
 
 
 def run(verb: options.MakeTinyBagel) -> int:

@@ -27,6 +27,7 @@ from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.signals import exit_code, stoppable
 from unigrpo.tools.planning.arithmetic import batch_arithmetic
 from unigrpo.tools.planning.figures import scaling_figures
+from unigrpo.tools.planning.model_sizes import sizes as model_sizes
 from unigrpo.tools.planning.scaling import scaling_report
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import RunComponents, Stop, Trainer
@@ -136,7 +137,7 @@ def dry_run(asked: Recipe | StagedRecipe, verb: options.Train) -> int:
         text += [to_yaml(recipe), *batch_arithmetic(recipe)]
         sized = replace(recipe, model=replace(recipe.model, path=recipes[0].model.path))  # all are of the same size
         text += costs(sized, verb) + ([] if recipe is recipes[-1] else [""])
-        sizes, _ = build.sizes(sized.model)
+        sizes, _ = model_sizes(sized.model)
         cost = scaling_figures(sized, sizes, tflops=verb.tflops, mfu=verb.mfu)
         figures.append({"recipe": asdict(recipe), **cost})
     text += [f"\nnote: {note}" for note in notes]
@@ -176,7 +177,7 @@ def costs(recipe: Recipe, verb: options.Train) -> list[str]:
         raise ConfigError(
             f"--tflops {verb.tflops} --mfu {verb.mfu}: give a speed above 0 and at most 1e6, and a share in (0, 1]"
         )
-    sizes, assumed = build.sizes(recipe.model)
+    sizes, assumed = model_sizes(recipe.model)
     note = [] if assumed is None else [assumed]
     return ["", *note, *scaling_report(recipe, sizes, tflops=verb.tflops, mfu=verb.mfu)]
 

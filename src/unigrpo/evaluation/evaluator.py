@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from unigrpo.evaluation.statistics import judged_difference
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
-from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import single_round
-from unigrpo.rollout.outcome import decode_pictures, thinking_of
+from unigrpo.rollout.sample import sample
 from unigrpo.trajectory import Prompt
 
 EVALUATION_ITERATION = -1
@@ -78,33 +78,27 @@ def evaluate(
     height, width = policy.spec.image_size
     # made at once and filled: putting parts together at the end would hold all pictures twice
     pictures = torch.empty((len(prompts) * samples, 3, height, width), dtype=torch.uint8)
-    for some, first, count in _portions(prompts, samples, batch):
-        draws, episode = RandomKeys(seed, EVALUATION_ITERATION), single_round(think=think)
-        drawn = rollout(policy, episode, some, sampling, group_size=count, draws=draws, first_sample=first)
-        made = decode_pictures(policy, drawn)
-        thinking = [thinking_of(policy, t) for t in drawn]
-        images, asked = made.float() / 255.0, [t.prompt for t in drawn]
-        verdicts = judge(images, asked, thinking)
+    drawing = sample(
+        policy,
+        single_round(think=think),
+        prompts,
+        sampling,
+        RandomKeys(seed, EVALUATION_ITERATION),
+        samples=samples,
+        batch=batch,
+    )
+    for drawn in drawing:
+        images, asked = drawn.pictures.float() / 255.0, [t.prompt for t in drawn.trajectories]
+        verdicts = judge(images, asked, drawn.thinking)
         if reward is not None:
-            given = RewardInput(images, [p.text for p in asked], metadata_of(asked), thinking)
+            given = RewardInput(images, [p.text for p in asked], metadata_of(asked), drawn.thinking)
             values = reward(given).values
             verdicts = [{**verdict, "reward": float(v)} for verdict, v in zip(verdicts, values, strict=True)]
-        pictures[len(records) : len(records) + len(drawn)] = made
-        for trajectory, text, verdict in zip(drawn, thinking, verdicts, strict=True):
+        pictures[len(records) : len(records) + len(verdicts)] = drawn.pictures
+        for trajectory, text, verdict in zip(drawn.trajectories, drawn.thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
     return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images})
-
-
-def _portions(prompts: Sequence[Prompt], samples: int, batch: int) -> Iterator[tuple[Sequence[Prompt], int, int]]:
-    """Cut prompts x samples into calls, in order: (prompts, first sample, samples of each).
-
-    Prompts with all their samples where these fit into ``batch``, else one prompt's samples in parts.
-    """
-    whole = max(1, batch // samples)
-    for start in range(0, len(prompts), whole):
-        for first in range(0, samples, batch):
-            yield prompts[start : start + whole], first, min(batch, samples - first)
 
 
 def unjudged(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from unigrpo.models.bagel.autoencoder import Autoencoder
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 
 SPECIAL_WORDS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")

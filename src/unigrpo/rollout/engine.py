@@ -104,7 +104,7 @@ def rollout(
     sampling: Sampling,
     *,
     group_size: int,
-    draws: RandomKeys,
+    keys: RandomKeys,
     on_phase: Callable[[str], None] = lambda phase: None,
     first_sample: int = 0,
 ) -> list[Trajectory]:
@@ -122,11 +122,11 @@ def rollout(
         for action in episode.actions:
             on_phase(action.value)
             if action is Action.THINK:
-                texts, context = _think(policy, context, rows, sampling, draws)
+                texts, context = _think(policy, context, rows, sampling, keys)
                 written = [(*before, text) for before, text in zip(written, texts, strict=True)]
             else:
                 branches = prepare(policy, given, group_size, sampling.guidance)
-                images = _draw(policy, context, branches, rows, sampling, draws)
+                images = _draw(policy, context, branches, rows, sampling, keys)
     return [
         Trajectory(prompt, sample, (*given[index // group_size], *written[index], images[index]))
         for index, (prompt, sample) in enumerate(rows)
@@ -137,10 +137,10 @@ Rows = Sequence[tuple[Prompt, int]]
 
 
 def _think(
-    policy: Policy, context: Context, rows: Rows, sampling: Sampling, draws: RandomKeys
+    policy: Policy, context: Context, rows: Rows, sampling: Sampling, keys: RandomKeys
 ) -> tuple[list[Text], Context]:
     cap = sampling.max_think_tokens
-    uniforms = torch.stack([torch.rand(cap, generator=draws.generator(p.position, s, "think")) for p, s in rows])
+    uniforms = torch.stack([torch.rand(cap, generator=keys.generator(p.position, s, "think")) for p, s in rows])
     return policy.think(context, uniforms=uniforms, temperature=sampling.temperature)
 
 
@@ -150,13 +150,13 @@ def _draw(
     branches: GuidanceContexts | None,
     rows: Rows,
     sampling: Sampling,
-    draws: RandomKeys,
+    keys: RandomKeys,
 ) -> list[Image]:
     grid = flow.timesteps(sampling.num_points, sampling.shift)
-    starts = window_starts(rows, sampling, draws)
-    noise = _sde_noise(policy, rows, sampling, draws)
-    kept = steps_to_keep(rows, sampling, draws)
-    path = _Path(_initial_noise(policy, rows, sampling, draws))
+    starts = window_starts(rows, sampling, keys)
+    noise = _sde_noise(policy, rows, sampling, keys)
+    kept = steps_to_keep(rows, sampling, keys)
+    path = _Path(_initial_noise(policy, rows, sampling, keys))
     times, is_guided = grid.tolist(), _guided_steps(sampling)
     for k, (t, t_next) in enumerate(pairwise(times)):
         path.snapshots |= {row: LatentSnapshot(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
@@ -174,41 +174,41 @@ def _guided_steps(sampling: Sampling) -> tuple[bool, ...]:
     return tuple(sampling.guidance.on and inside for inside in steps)
 
 
-def window_starts(rows: Rows, sampling: Sampling, draws: RandomKeys) -> list[int | None]:
+def window_starts(rows: Rows, sampling: Sampling, keys: RandomKeys) -> list[int | None]:
     """First SDE step of every row, drawn per (iteration, prompt) and shared by the group; None: no SDE step."""
     if sampling.window is None or sampling.window_size == 0:
         return [None] * len(rows)
     if sampling.slide is not None:
-        return [sampling.slide.start(sampling.window, sampling.window_size, draws.iteration)] * len(rows)
+        return [sampling.slide.start(sampling.window, sampling.window_size, keys.iteration)] * len(rows)
     starts: dict[int, int] = {}
     for prompt, _ in rows:
         if prompt.position not in starts:
-            source = draws.generator(prompt.position, -1, "window")
+            source = keys.generator(prompt.position, -1, "window")
             starts[prompt.position] = flow.sde_window(sampling.window, sampling.window_size, generator=source)
     return [starts[prompt.position] for prompt, _ in rows]
 
 
-def steps_to_keep(rows: Rows, sampling: Sampling, draws: RandomKeys) -> list[int | None]:
+def steps_to_keep(rows: Rows, sampling: Sampling, keys: RandomKeys) -> list[int | None]:
     """The step before which a row's state is kept, drawn per sample; None: nothing is kept."""
     if sampling.kept_steps is None:
         return [None] * len(rows)
     lo, hi = sampling.kept_steps
-    sources = [draws.generator(prompt.position, sample, "visit") for prompt, sample in rows]
+    sources = [keys.generator(prompt.position, sample, "visit") for prompt, sample in rows]
     return [int(torch.randint(lo, hi, (), generator=source)) for source in sources]
 
 
-def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: RandomKeys) -> Tensor:
+def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, keys: RandomKeys) -> Tensor:
     shape = (policy.spec.num_tokens, policy.spec.latent_dim)
     sample_of = (lambda s: -1) if sampling.same_initial_noise else (lambda s: s)
-    noise = [torch.randn(shape, generator=draws.generator(p.position, sample_of(s), "noise")) for p, s in rows]
+    noise = [torch.randn(shape, generator=keys.generator(p.position, sample_of(s), "noise")) for p, s in rows]
     return torch.stack(noise).to(_device(policy))
 
 
-def _sde_noise(policy: Policy, rows: Rows, sampling: Sampling, draws: RandomKeys) -> Tensor | None:
+def _sde_noise(policy: Policy, rows: Rows, sampling: Sampling, keys: RandomKeys) -> Tensor | None:
     if sampling.window is None or sampling.window_size == 0:
         return None
     shape = (sampling.window_size, policy.spec.num_tokens, policy.spec.latent_dim)
-    noise = [torch.randn(shape, generator=draws.generator(p.position, s, "sde")) for p, s in rows]
+    noise = [torch.randn(shape, generator=keys.generator(p.position, s, "sde")) for p, s in rows]
     return torch.stack(noise).to(_device(policy))
 
 

@@ -1,4 +1,4 @@
-"""AdamW with one group per trained expert, their learning-rate schedule and clipping, and a moving average.
+"""AdamW with one group per expert, their learning-rate schedule and clipping, and a moving average of the weights.
 
 The moments are fp32, or in 8 bits by bitsandbytes: blockwise codes ``state1`` and ``state2``, each with a map of codes
 to numbers and a scale per block; matrices below 4096 numbers keep fp32 moments.
@@ -17,7 +17,6 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import how_to_install
 from unigrpo.recipe import Optimizer as OptimizerConfig
 
-EXPERTS = ("reasoning", "denoising")
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a parameter
 
@@ -26,9 +25,9 @@ class TrainingFault(ValueError):
     """Training met a number it must not learn from (NaN, infinity, a first ratio off 1); the message says which."""
 
 
-def expert_parameters(policy: Policy) -> dict[str, dict[str, nn.Parameter]]:
-    """Named parameters of the two experts that are trained; an expert that is not has none."""
-    return {"reasoning": policy.reasoning_parameters(), "denoising": policy.denoising_parameters()}
+def kind_of(expert: str) -> str:
+    """The settings of a group of parameters: lr_denoising and eps_denoising of "denoising", else those of reasoning."""
+    return "denoising" if expert == "denoising" else "reasoning"
 
 
 class ExpertOptimizer:
@@ -39,8 +38,8 @@ class ExpertOptimizer:
 
     def __init__(self, policy: Policy, config: OptimizerConfig, iterations: int) -> None:
         self.config, self.iterations, self.steps = config, iterations, 0
-        self.parameters = expert_parameters(policy)
-        self.trained = tuple(expert for expert in EXPERTS if self.parameters[expert])
+        self.parameters = policy.parameter_groups()
+        self.trained = tuple(expert for expert, named in self.parameters.items() if named)
         if not self.trained:
             raise ValueError("all weights of the model are frozen, so nothing can be trained: set model.lora.experts")
         rates = {"reasoning": config.lr_reasoning, "denoising": config.lr_denoising}
@@ -49,9 +48,9 @@ class ExpertOptimizer:
             {
                 "params": list(self.parameters[expert].values()),
                 "expert": expert,
-                "lr": rates[expert],
-                "base_lr": rates[expert],
-                "eps": epsilons[expert],
+                "lr": rates[kind_of(expert)],
+                "base_lr": rates[kind_of(expert)],
+                "eps": epsilons[kind_of(expert)],
             }
             for expert in self.trained
         ]
@@ -60,7 +59,7 @@ class ExpertOptimizer:
     def set_iteration(self, iteration: int) -> dict[str, float]:
         """Set the learning rates of an iteration; return them by expert (0 for one that is not trained)."""
         factor = schedule(iteration, self.iterations, self.config.warmup, self.config.decay)
-        rates: dict[str, float] = dict.fromkeys(EXPERTS, 0.0)
+        rates: dict[str, float] = dict.fromkeys(self.parameters, 0.0)
         for group in self.adam.param_groups:
             group["lr"] = rates[group["expert"]] = group["base_lr"] * factor
         return rates
@@ -75,7 +74,7 @@ class ExpertOptimizer:
         The norm of an expert without gradients (frozen, or not this method's) is 0. Raises TrainingFault, and leaves
         the weights alone, where a norm is not finite.
         """
-        gradients = {expert: self._gradients(expert) for expert in EXPERTS}
+        gradients = {expert: self._gradients(expert) for expert in self.parameters}
         norms = {expert: nn.utils.get_total_norm(list(named.values())) for expert, named in gradients.items()}
         for expert, norm in norms.items():
             if not bool(norm.isfinite()):  # looked at before clipping, which would spread it to every parameter
@@ -136,8 +135,8 @@ class ExpertOptimizer:
                     adam.init_state(group, parameter, index, place)
 
     def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
-        for expert in EXPERTS:
-            yield from self.parameters[expert].items()
+        for named in self.parameters.values():
+            yield from named.items()
 
 
 def empty_moment(key: str, parameter: nn.Parameter) -> Tensor | None:
@@ -176,7 +175,7 @@ class MovingAverage:
 
     def __init__(self, policy: Policy, decay: float) -> None:
         self.decay = decay
-        self.parameters = {n: p for named in expert_parameters(policy).values() for n, p in named.items()}
+        self.parameters = {n: p for named in policy.parameter_groups().values() for n, p in named.items()}
         self.shadow = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()

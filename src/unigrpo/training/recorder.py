@@ -16,7 +16,7 @@ from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
-from unigrpo.rollout.outcome import thinking_of
+from unigrpo.rollout.sample import thinking_of
 from unigrpo.training.sources import RolloutBatch
 
 SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.objectives.method import Method
-from unigrpo.training.optimizer import ExpertOptimizer
+from unigrpo.training.optimizer import ExpertOptimizer, kind_of
 from unigrpo.training.update import Updated
 
 PATIENCE = 3
@@ -70,7 +70,11 @@ def missing_signal(
             reasons.append(f"{share:.0%} of the ratios of {what} are clipped: method.{key}.clip_range is too small")
     for expert in still:
         norm = updates[-1].grad_norm.get(expert, 0.0)
-        why = "it has no gradient" if norm == 0.0 else f"its steps are too small for fp32 (optimizer.lr_{expert})"
+        why = (
+            "it has no gradient"
+            if norm == 0.0
+            else f"its steps are too small for fp32 (optimizer.lr_{kind_of(expert)})"
+        )
         reasons.append(f"the weights of the {expert} expert have not moved: {why}")
     return reasons
 

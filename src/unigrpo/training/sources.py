@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from unigrpo.objectives.advantage import Advantage, advantage_statistics
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
-from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
+from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import Episode
-from unigrpo.rollout.outcome import decode_pictures, thinking_of
+from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.training.clock import Clock
 from unigrpo.trajectory import Prompt, Trajectory
 
@@ -44,15 +44,14 @@ class PromptSource(Protocol):
         ...
 
 
-def score(
-    reward: Callable[[RewardInput], RewardOutput], policy: Policy, trajectories: Sequence[Trajectory], pictures: Tensor
-) -> list[Trajectory]:
-    """Give every trajectory its reward and the named parts of the verdict."""
+def score(reward: Callable[[RewardInput], RewardOutput], parts: Sequence[Drawn], pictures: Tensor) -> list[Trajectory]:
+    """Give every trajectory its reward and the named parts of the verdict; pictures: those of all parts together."""
+    trajectories = [trajectory for part in parts for trajectory in part.trajectories]
     given = RewardInput(
         images=pictures.float() / 255.0,
         prompts=[t.prompt.text for t in trajectories],
         metadata=metadata_of([t.prompt for t in trajectories]),
-        thinking=[thinking_of(policy, t) for t in trajectories],
+        thinking=[words for part in parts for words in part.thinking],
     )
     output = reward(given)
     return [
@@ -78,38 +77,22 @@ class RolloutSource:
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Sample, decode, score and assign advantages."""
         prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
-        sampled: list[Trajectory] = []
-        pictures: list[Tensor] = []
-        for some, first, count in portions(prompts, self.group_size, self.batch):
-            with clock.phase("rollout"):
-                draws = RandomKeys(self.seed, iteration)
-                sampled += rollout(
-                    policy, self.episode, some, self.sampling, group_size=count, draws=draws, first_sample=first
-                )
-            with clock.phase("reward"):
-                pictures.append(decode_pictures(policy, sampled[-len(some) * count :]))
+        made = sample(
+            policy,
+            self.episode,
+            prompts,
+            self.sampling,
+            RandomKeys(self.seed, iteration),
+            samples=self.group_size,
+            batch=self.batch,
+            timed=lambda phase: clock.phase("rollout" if phase == "rollout" else "reward"),
+        )
+        parts = list(made)
         with clock.phase("reward"):
-            drawn = torch.cat(pictures)
-            scored = score(self.reward, policy, sampled, drawn)
+            drawn = torch.cat([part.pictures for part in parts])
+            scored = score(self.reward, parts, drawn)
         ready = self.advantage.assign(scored)
         return RolloutBatch(ready, describe(ready), drawn)
-
-
-def portions(
-    prompts: Sequence[Prompt], group_size: int, batch: int | None
-) -> Iterator[tuple[Sequence[Prompt], int, int]]:
-    """Cut prompts x samples into parts of at most ``batch``: (prompts, first sample, samples of each), groups in order.
-
-    Whole groups together where they fit; a group that does not fit is cut by itself.
-    """
-    if batch is None or batch >= group_size:
-        whole = len(prompts) if batch is None else batch // group_size
-        for start in range(0, len(prompts), whole):
-            yield prompts[start : start + whole], 0, group_size
-        return
-    for prompt in prompts:
-        for first in range(0, group_size, batch):
-            yield [prompt], first, min(batch, group_size - first)
 
 
 def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None
     """Add the gradient of one micro-batch, its losses divided by the ``count`` trajectories of the minibatch.
 
     With ``image_grad_through_context`` one backward of the sum. Without, the image loss sees the reasoning weights as
-    constants, though not the activations: it goes back into the denoising parameters alone, the text loss everywhere.
+    constants, though not the activations: it goes back into all other groups alone, the text loss everywhere.
     """
     text = None if losses.text_loss is None else losses.text_loss.sum() / count
     image = None if losses.image_loss is None else losses.image_loss.sum() / count
@@ -110,7 +110,9 @@ def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None
             sum_of(text, image).backward()
         return
     if image is not None:
-        image.backward(inputs=list(policy.denoising_parameters().values()), retain_graph=text is not None)
+        groups = policy.parameter_groups()
+        inputs = [p for name, named in groups.items() if name != "reasoning" for p in named.values()]
+        image.backward(inputs=inputs, retain_graph=text is not None)
     if text is not None:
         text.backward()
 

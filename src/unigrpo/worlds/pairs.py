@@ -22,7 +22,8 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
 from unigrpo.worlds.prompt_files import Row, Source, picture_of, read_picture, row_of, shuffled
-from unigrpo.worlds.records import Record, Records, open_records
+from unigrpo.worlds.records import Record, Records
+from unigrpo.worlds.sources import open_records
 
 EXAMPLE = '{"prompt": "a red cup", "image": "cup.png"}'
 KEYS = ("image", "images", "thinking")

@@ -19,7 +19,8 @@ from torch import Tensor
 from unigrpo import pictures, seeds
 from unigrpo.ranges import ConfigError
 from unigrpo.trajectory import Prompt
-from unigrpo.worlds.records import EXAMPLE, PROMPT, Record, Records, open_records
+from unigrpo.worlds.records import EXAMPLE, PROMPT, Record, Records
+from unigrpo.worlds.sources import open_records
 
 Source = Path | bytes
 """A picture that is not read yet."""

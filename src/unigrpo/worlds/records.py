@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from unigrpo.data_names import HUB, SUFFIXES, TEXTS, split_name
 from unigrpo.files import parse_json_object
 from unigrpo.ranges import ConfigError, did_you_mean
 
@@ -43,33 +42,6 @@ class Records:
     rows: Sequence[Record]
     column: str
     folder: Path
-
-
-def names_records(name: str) -> bool:
-    """Whether a name means rows of a file or data set (and no world's prompts)."""
-    return name.startswith(HUB) or split_name(name) is not None
-
-
-def open_records(name: str, *, plain: bool = True) -> Records:
-    """The rows that a name means; ``plain``: prompts, whose column ``image`` (if any) is not read as a picture.
-
-    ConfigError says what is wrong with the name or the file.
-    """
-    if name.startswith(HUB):
-        from unigrpo.worlds.data_sets import open_hub
-
-        return open_hub(name, plain=plain)
-    if (found := split_name(name)) is None:
-        raise ConfigError(
-            f"{name!r} is no file ({', '.join(SUFFIXES)}), no folder of save_to_disk and no data set (hf:...)"
-        )
-    path, rest = found
-    if path.suffix.lower() not in TEXTS:
-        from unigrpo.worlds.data_sets import open_parquet, open_saved
-
-        return open_saved(name, path, rest, plain=plain) if path.is_dir() else open_parquet(name, path, rest, plain)
-    column = column_of(name, rest)
-    return Records(str(path), read_file(path), column, path.parent)
 
 
 def column_of(name: str, rest: Sequence[str]) -> str:

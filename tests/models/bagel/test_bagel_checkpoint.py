@@ -9,16 +9,15 @@ from safetensors import safe_open
 
 from small_models import normal, randomise, sample, small_policy
 from unigrpo.models.bagel.config import VisionConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel_files.checkpoint import (
-    load_policy,
     load_weights,
     read_weights,
     restore_weights,
     save_policy,
     write_weights,
 )
+from unigrpo.models.bagel_files.pretrained import Bagel
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -71,7 +70,7 @@ def test_a_saved_policy_comes_back_the_same(tmp_path):
     policy = small_policy()
     policy.autoencoder.shift.fill_(0.25)
     save_policy(policy, tmp_path / "a" / "model")
-    back = load_policy(tmp_path / "a" / "model")
+    back = Bagel.load(tmp_path / "a" / "model")
     assert back.config == policy.config and back.spec == policy.spec
     assert all(torch.equal(back.model.state_dict()[n], v) for n, v in policy.model.state_dict().items())
     ours, theirs = (sample(p, group_size=2) for p in (policy, back))
@@ -95,7 +94,7 @@ def seeing_policy():
 def test_a_model_that_sees_comes_back_seeing(tmp_path, recwarn):
     policy = seeing_policy()
     save_policy(policy, tmp_path)
-    back = load_policy(tmp_path)
+    back = Bagel.load(tmp_path)
     assert back.config == policy.config and back.config.vision is not None
     ours, theirs = policy.model.state_dict(), back.model.state_dict()
     assert ours.keys() == theirs.keys() and "connector.fc1.bias" in ours
@@ -109,24 +108,24 @@ def test_tensors_of_a_tower_that_the_config_does_not_have_are_left_out_aloud(tmp
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "vision": None}))
     with pytest.warns(UserWarning, match="left out 26 tensors of the vision tower"):
-        back = load_policy(tmp_path)
+        back = Bagel.load(tmp_path)
     assert not any(name.startswith(("vit", "connector")) for name in back.model.state_dict())
 
 
 def test_what_is_trained_is_kept_in_fp32_and_the_rest_in_the_compute_dtype(tmp_path):
     policy = small_policy()
     save_policy(policy, tmp_path / "a")
-    back = load_policy(tmp_path / "a", compute_dtype=BF16, trained=lambda name: "_moe_gen" in name)
+    back = Bagel.load(tmp_path / "a", compute_dtype=BF16, trained=lambda name: "_moe_gen" in name)
     source = policy.model.state_dict()
     for name, value in back.model.state_dict().items():
         assert value.dtype == (FP32 if "_moe_gen" in name else BF16)
         assert torch.equal(value, source[name].to(value.dtype))
-    assert {value.dtype for value in load_policy(tmp_path / "a").model.state_dict().values()} == {FP32}
+    assert {value.dtype for value in Bagel.load(tmp_path / "a").model.state_dict().values()} == {FP32}
     assert {p.dtype for p in back.autoencoder.parameters()} == {FP32}
     frozen = {name for name, p in back.model.named_parameters() if not p.requires_grad}
     assert frozen == {"latent_pos_embed.pos_embed"}
     save_policy(back, tmp_path / "b")  # as it is held
-    again = load_policy(tmp_path / "b", compute_dtype=BF16, trained=lambda name: "_moe_gen" in name)
+    again = Bagel.load(tmp_path / "b", compute_dtype=BF16, trained=lambda name: "_moe_gen" in name)
     ours, theirs = back.model.state_dict(), again.model.state_dict()
     assert all(ours[n].dtype == theirs[n].dtype and torch.equal(ours[n], theirs[n]) for n in ours)
 
@@ -155,9 +154,9 @@ def test_nothing_half_written_stays_and_other_libraries_read_the_weights(tmp_pat
 
 def test_another_image_size_can_be_asked_for(tmp_path):
     save_policy(small_policy(), tmp_path)
-    assert load_policy(tmp_path, image_size=(64, 32)).spec.grid == (8, 4)
+    assert Bagel.load(tmp_path, image_size=(64, 32)).spec.grid == (8, 4)
     with pytest.raises(ValueError, match="does not fit this model"):
-        load_policy(tmp_path, image_size=(20, 20))
+        Bagel.load(tmp_path, image_size=(20, 20))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -165,7 +164,7 @@ def test_a_missing_file_is_named(tmp_path, name):
     save_policy(small_policy(), tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=f"is not a model folder: it has no {name}"):
-        load_policy(tmp_path)
+        Bagel.load(tmp_path)
 
 
 def test_torn_and_absent_weights_are_named(tmp_path):
@@ -173,7 +172,7 @@ def test_torn_and_absent_weights_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
-        load_policy(tmp_path)
+        Bagel.load(tmp_path)
     with pytest.raises(ValueError, match=r"nowhere\.safetensors does not exist"):
         read_weights(tmp_path / "nowhere.safetensors")
 
@@ -183,4 +182,4 @@ def test_a_config_that_does_not_match_the_weights_is_refused(tmp_path):
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "num_layers": 3}))
     with pytest.raises(ValueError, match=r"missing language_model.model.layers.2.*more"):
-        load_policy(tmp_path)
+        Bagel.load(tmp_path)

@@ -14,8 +14,8 @@ from unigrpo.models.bagel_files.checkpoint import restore_weights
 from unigrpo.models.bagel_files.public import load_public
 from unigrpo.models.bagel_files.sound import Sound
 from unigrpo.models.bagel_files.tensor_files import TensorFiles, write_stream
-from unigrpo.models.bagel_files.tiny import make_tiny_bagel
 from unigrpo.recipe import Model
+from unigrpo.tools.tiny_bagel import make_tiny_bagel
 from unigrpo.training.lora import Adapter
 
 RAW = {"infinite": "1e400", "Infinity": "Infinity", "NaN": "NaN", "sixty digits": "9" * 60, "deep": "[" * 2000}
@@ -45,7 +45,7 @@ def public(tmp_path_factory):
 def adapted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "adapter"
     policy = build.policy(Model(str(tiny_runs.model_folder())))
-    targets = policy.lora_targets(["denoising"])
+    targets = policy.adapter_targets(["denoising"])
     base = str(tiny_runs.model_folder())
     Adapter.create(policy.model, targets, rank=2, alpha=4, seed=0, base_name=base).save(folder)
     return folder

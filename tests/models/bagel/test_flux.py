@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from small_models import normal
-from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig, diffusers_name, original_shapes
+from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig, diffusers_name, original_shapes
 
 PUBLIC = Path(__file__).parents[2] / "golden" / "tensors_ae.txt"
 TINY = FluxConfig(ch=32, multipliers=(1, 1, 1, 1))

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from unigrpo.models.bagel.config import VisionConfig
-from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel_files import public
-from unigrpo.models.bagel_files.checkpoint import load_policy, restore_weights, save_policy
+from unigrpo.models.bagel_files.checkpoint import restore_weights, save_policy
+from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.public import fetch, is_public, load_public, save_public
 from unigrpo.models.bagel_files.public_config import read_public_config
 from unigrpo.models.bagel_files.tensor_files import TensorFiles, write_stream
-from unigrpo.models.bagel_files.tiny import make_tiny_bagel
 from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer, word_tokenizer
+from unigrpo.tools.tiny_bagel import make_tiny_bagel
 
 NAMES = Path(__file__).parents[2] / "golden" / "tensors_7b.txt"
 EMBED, FIRST = "language_model.model.embed_tokens.weight", "language_model.model.layers.0."
@@ -129,10 +129,10 @@ def test_every_tensor_arrives_in_the_dtype_that_its_use_asks_for(made):
 
 
 def test_the_autoencoder_runs_in_the_memory_that_was_asked_for_and_pictures_in_the_size(made):
-    policy = load_policy(made, autoencoder_memory="sliced", image_size=(64, 32))
+    policy = Bagel.load(made, autoencoder_memory="sliced", image_size=(64, 32))
     assert policy.autoencoder.memory == "sliced" and policy.spec.grid == (4, 2)
     with pytest.raises(ValueError, match="does not fit this model"):
-        load_policy(made, image_size=(20, 20))
+        Bagel.load(made, image_size=(20, 20))
 
 
 def test_a_folder_is_public_by_its_llm_config_or_its_ema(tmp_path):
@@ -147,7 +147,7 @@ def test_a_folder_is_public_by_its_llm_config_or_its_ema(tmp_path):
 
 def test_control_tokens_come_from_the_tokenizer_and_never_from_the_config(folder):
     change(folder / "llm_config.json", bos_token_id=7, eos_token_id=8)
-    policy = load_policy(folder)
+    policy = Bagel.load(folder)
     special, config = special_ids(policy.tokenizer), policy.config
     assert (config.bos_token_id, config.eos_token_id) == (special.bos, special.eos) == (508, 509)
     assert (config.vision_start_id, config.vision_end_id) == (special.vision_start, special.vision_end)
@@ -155,34 +155,34 @@ def test_control_tokens_come_from_the_tokenizer_and_never_from_the_config(folder
 
 @pytest.mark.parametrize("config", [None, {}, {"max_latent_size": 32}, {"timestep_shift": 1.0, "visual_gen": True}])
 def test_config_json_is_optional_and_its_max_latent_size_is_not_believed(folder, config):
-    before = load_policy(folder).config
+    before = Bagel.load(folder).config
     (folder / "config.json").unlink()
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
-    assert load_policy(folder).config == before and before.max_latent_size == 64
+    assert Bagel.load(folder).config == before and before.max_latent_size == 64
 
 
 def test_what_the_original_overrides_is_overridden(folder):
-    before = load_policy(folder).config
+    before = Bagel.load(folder).config
     change(folder / "llm_config.json", tie_word_embeddings=True, qk_norm=False, layer_module="Qwen2DecoderLayer")
     change(folder / "vit_config.json", rope=True, vision_use_head=True)
-    policy = load_policy(folder)
+    policy = Bagel.load(folder)
     assert policy.config == before
     assert policy.model.language_model.lm_head.weight is not policy.model.language_model.model.embed_tokens.weight
 
 
 def test_rope_theta_is_found_where_newer_transformers_put_it(folder):
     change(folder / "llm_config.json", rope_theta=None, rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
-    assert load_policy(folder).config.rope_theta == 5e5
+    assert Bagel.load(folder).config.rope_theta == 5e5
     change(folder / "llm_config.json", rope_parameters={"rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0})
     with pytest.raises(ValueError, match=r"llm_config\.json says rope_scaling 'yarn'; this version only runs"):
-        load_policy(folder)
+        Bagel.load(folder)
 
 
 def test_a_folder_without_a_tower_reads_and_draws_but_does_not_see(folder):
     change_weights(folder, lambda held: [held.pop(name) for name in list(held) if name.startswith(TOWER)])
     (folder / "vit_config.json").unlink()
-    policy = load_policy(folder)
+    policy = Bagel.load(folder)
     assert policy.config.vision is None and not any(n.startswith(TOWER) for n in policy.model.state_dict())
     save_public(policy, folder.parent / "out")
     assert contents(folder.parent / "out") == contents(folder)
@@ -191,7 +191,7 @@ def test_a_folder_without_a_tower_reads_and_draws_but_does_not_see(folder):
 @pytest.mark.parametrize(("side", "pixels"), [(7, 112), (65, 1024)])
 def test_pictures_are_of_the_usual_size_or_the_largest_that_the_table_has(folder, side, pixels):
     change_weights(folder, lambda held: held.update({"latent_pos_embed.pos_embed": torch.zeros(side**2, 64)}))
-    config = load_policy(folder).config
+    config = Bagel.load(folder).config
     assert config.max_latent_size == side and config.image_size == (pixels, pixels)
 
 
@@ -212,7 +212,7 @@ def test_a_missing_file_is_named(folder, lost, message):
     for name in lost:
         (folder / name).unlink()
     with pytest.raises(ValueError, match=message) as caught:
-        load_policy(folder)
+        Bagel.load(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -223,14 +223,14 @@ def test_a_torn_file_is_named(folder, name):
     path = folder / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
-        load_policy(folder)
+        Bagel.load(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_a_config_that_is_no_object_is_named(folder):
     (folder / "vit_config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"vit_config\.json is not a JSON object"):
-        load_policy(folder)
+        Bagel.load(folder)
 
 
 def test_a_tokenizer_without_the_control_tokens_or_of_another_model_is_named(folder):
@@ -238,10 +238,10 @@ def test_a_tokenizer_without_the_control_tokens_or_of_another_model_is_named(fol
     word_tokenizer(words).save(folder / "tokenizer.json")
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match=r"model: the tokenizer lacks <\|vision_end\|>"):
-        load_policy(folder)
+        Bagel.load(folder)
     word_tokenizer([*(f"w{i}" for i in range(600)), *words, "<|vision_end|>"]).save(folder / "tokenizer.json")
     with pytest.raises(ValueError, match="gives a special token the id 604, but the weights have 576 tokens"):
-        load_policy(folder)
+        Bagel.load(folder)
 
 
 CONTRADICTIONS = [
@@ -284,7 +284,7 @@ CONTRADICTIONS = [
 def test_a_config_that_contradicts_the_tensors_is_named(folder, name, values, message):
     change(folder / name, **values)
     with pytest.raises(ValueError, match=f"^{re.escape(str(folder / name))} {message}") as caught:
-        load_policy(folder)
+        Bagel.load(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -304,7 +304,7 @@ def test_a_config_that_contradicts_the_tensors_is_named(folder, name, values, me
 def test_weights_that_do_not_fit_are_named(folder, edit, message):
     change_weights(folder, edit)
     with pytest.raises(ValueError, match=message) as caught:
-        load_policy(folder)
+        Bagel.load(folder)
     assert str(folder) in str(caught.value)
 
 
@@ -312,7 +312,7 @@ def test_another_autoencoder_is_named(folder):
     coder = tensors(folder / "ae.safetensors")
     write_stream(folder / "ae.safetensors", {n: v for n, v in coder.items() if n != "decoder.conv_in.bias"})
     with pytest.raises(ValueError, match=r"ae\.safetensors does not fit the model: missing decoder\.conv_in\.bias"):
-        load_policy(folder)
+        Bagel.load(folder)
 
 
 # Out
@@ -336,7 +336,7 @@ def test_a_file_named_model_goes_back_under_its_name(folder, tmp_path, metadata)
     held["llm2vae.bias"] = held["llm2vae.bias"].float()  # also where not every tensor has the same dtype
     write_stream(folder / "model.safetensors", held, metadata=dict(sorted(metadata.items())))
     before = contents(folder)
-    save_public(load_policy(folder), tmp_path / "out")
+    save_public(Bagel.load(folder), tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
 
@@ -348,7 +348,7 @@ def test_shards_go_back_as_one_file(folder, tmp_path):
         write_stream(folder / shard, {name: held[name] for name in held if places[name] == shard})
     (folder / "ema.safetensors").unlink()
     (folder / "ema.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    save_public(load_policy(folder), tmp_path / "out")
+    save_public(Bagel.load(folder), tmp_path / "out")
     out = contents(tmp_path / "out")
     assert tensors(tmp_path / "out" / "ema.safetensors").keys() == held.keys()
     write_stream(tmp_path / "x", held)  # with the metadata that other libraries look for
@@ -358,7 +358,7 @@ def test_shards_go_back_as_one_file(folder, tmp_path):
 
 def test_an_index_that_is_not_used_is_a_file_like_others(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "ema.safetensors"}}')
-    save_public(load_policy(folder), tmp_path / "out")
+    save_public(Bagel.load(folder), tmp_path / "out")
     assert contents(tmp_path / "out") == contents(folder)
 
 
@@ -398,10 +398,10 @@ def test_a_checkpoint_whose_note_is_damaged_is_named(made, tmp_path):
     path = tmp_path / "held" / "ema.safetensors"
     (tmp_path / "held" / "README.md").unlink()
     with pytest.raises(ValueError, match=r"held/ema\.safetensors is damaged: its note on where it came from"):
-        load_policy(tmp_path / "held")
+        Bagel.load(tmp_path / "held")
     write_stream(path, tensors(path), metadata={"unigrpo.origin": "[]"})
     with pytest.raises(ValueError, match=r"held/ema\.safetensors is damaged: its note on where it came from"):
-        load_policy(tmp_path / "held")
+        Bagel.load(tmp_path / "held")
 
 
 def test_a_run_goes_on_from_a_checkpoint_with_the_parameters_it_has(made, tmp_path):
@@ -436,7 +436,7 @@ def test_the_class_loads_and_saves(made, tmp_path):
 
 def test_the_policy_written_again_gives_the_same_numbers(made, tmp_path):
     save_public(load_public(made), tmp_path / "out")
-    ours, theirs = (load_policy(f, image_size=(32, 32)) for f in (made, tmp_path / "out"))
+    ours, theirs = (Bagel.load(f, image_size=(32, 32)) for f in (made, tmp_path / "out"))
     assert isinstance(theirs.autoencoder, FluxAutoencoder) and replace(theirs.config) == ours.config
     x, t = torch.randn(1, 4, 64), torch.tensor([0.5])
     with torch.no_grad():

@@ -10,8 +10,8 @@ from tolerances import assert_same_answers
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.blocks import RowBuilder, build_block
 from unigrpo.models.bagel.config import VisionConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import word_tokenizer
 from unigrpo.models.micro import SPECIAL_WORDS, micro_config
 from unigrpo.policy import ReplayItem, VelocityQuery
@@ -189,10 +189,10 @@ def test_edits_in_a_group_share_the_given_picture_and_are_guided_twice(policy):
     sampling = replace(EVALUATION, guidance=Guidance(4.0, 2.0, renorm="text_channel"))
     prompts = [Prompt(0, "make it red", images=(picture(),)), Prompt(1, "blue", images=(picture(seed=7),))]
     with counted_forwards(policy) as calls:
-        drawn = rollout(policy, single_round(think=False), prompts, sampling, group_size=2, draws=RandomKeys(0, 0))
+        drawn = rollout(policy, single_round(think=False), prompts, sampling, group_size=2, keys=RandomKeys(0, 0))
     assert len(calls) == 3 + 3 * (sampling.num_points - 1)  # three contexts, three branches a step
     assert drawn[0].segments[0] is drawn[1].segments[0] and drawn[0].segments[0] is not drawn[2].segments[0]
-    alone = rollout(policy, single_round(think=False), prompts[1:], sampling, group_size=1, draws=RandomKeys(0, 0))
+    alone = rollout(policy, single_round(think=False), prompts[1:], sampling, group_size=1, keys=RandomKeys(0, 0))
     steps = sampling.num_points - 1
     assert_same_answers(drawn[2].images[-1].latents, alone[0].images[-1].latents, policy, forwards=3 * steps)
 

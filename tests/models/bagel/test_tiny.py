@@ -7,10 +7,10 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file
 
-from unigrpo.models.bagel_files.checkpoint import load_policy
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.public import save_public
-from unigrpo.models.bagel_files.tiny import PROMPTS, make_tiny_bagel
 from unigrpo.models.bagel_files.tokenizer import special_ids
+from unigrpo.tools.tiny_bagel import PROMPTS, make_tiny_bagel
 from unigrpo.trajectory import Prompt
 
 CAP = 120
@@ -24,7 +24,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy(made):
-    return load_policy(made[0], image_size=(64, 32))
+    return Bagel.load(made[0], image_size=(64, 32))
 
 
 def contents(folder):

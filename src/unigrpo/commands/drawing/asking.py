@@ -9,14 +9,12 @@ from pathlib import Path
 
 from unigrpo import build, options
 from unigrpo.data_names import SUFFIXES, split_name
-from unigrpo.models.bagel.policy import Bagel
-from unigrpo.models.bagel_files.opening import Opened, UnknownWords
 from unigrpo.pictures import read_picture
+from unigrpo.policy import Policy, Reads, UnknownWords
 from unigrpo.ranges import ConfigError
 from unigrpo.trajectory import Prompt
-from unigrpo.worlds import shapes
 from unigrpo.worlds.prompt_files import Row, Source, own_prompts
-from unigrpo.worlds.records import names_records
+from unigrpo.worlds.sources import names_records
 
 STDIN = "-"
 
@@ -66,14 +64,15 @@ def _rows(verb: options.Generate) -> Sequence[Row]:
     return list(own_prompts(name, 0).rows)
 
 
-def readable(model: Opened, row: Row, images: int) -> None:
-    """ValueError for a prompt that the model cannot read; of the shapes world other spellings are understood too."""
+def readable(model: Reads, row: Row, images: int) -> None:
+    """ValueError for a prompt that the model cannot read; of a world's words other spellings are understood too."""
     try:
         model.read(row.text, images or len(row.pictures))
     except UnknownWords:
-        if model.public or images or row.pictures:
+        world = build.world_of(model.words)
+        if world is None or images or row.pictures:
             raise
-        shapes.parse_prompt(row.text)  # explains what can be asked for
+        world.understand(row.text)  # explains what can be asked for
 
 
 def _named(name: Path | None) -> tuple[Path, ...]:
@@ -109,15 +108,16 @@ def _check_words(row: Row) -> None:
         raise ConfigError(f"{row.where} is not UTF-8 text: {row.text[:40]!a}") from error
 
 
-def in_the_world(policy: Bagel, prompt: Prompt) -> Prompt:
-    """The prompt as the model reads it; of the shapes world also with the requirements to judge it by."""
-    if policy.origin is not None or prompt.images:
+def in_the_world(policy: Policy, prompt: Prompt) -> Prompt:
+    """The prompt as the model reads it; of a world's words also with the requirements to judge it by."""
+    world = build.world_of(policy.words)
+    if world is None or prompt.images:
         return prompt
     try:
         policy.encode_text(prompt.text)
-        if policy.config.image_size != (shapes.IMAGE_SIZE, shapes.IMAGE_SIZE):
+        if policy.spec.image_size != world.image_size:
             return prompt
     except ValueError:  # words that the model has not: below it is said what can be asked for
         pass
-    known = dict(shapes.parse_prompt(prompt.text))
-    return replace(prompt, text=shapes.normalise_prompt(prompt.text), metadata={**prompt.metadata, **known})
+    text, known = world.understand(prompt.text)
+    return replace(prompt, text=text, metadata={**prompt.metadata, **known})

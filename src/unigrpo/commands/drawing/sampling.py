@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 
 from unigrpo import build, options
 from unigrpo.flow import Renorm
-from unigrpo.models.bagel.policy import Bagel
+from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model
 from unigrpo.rollout.engine import Sampling
 from unigrpo.rollout.guidance import Guidance
 
-SHAPES_BATCH, BAGEL_BATCH = 192, 4
 MOST, STRONGEST, COLDEST = 100_000, 1_000, 1e-4
 """The largest count, and the largest guidance and temperature, that can be asked for, and the smallest temperature."""
 
@@ -30,18 +29,16 @@ class Defaults:
     temperature: float
 
 
-def own(policy: Bagel) -> Defaults:
-    """What a model itself recommends for drawing from words (docs/bagel-architecture.md#drawing)."""
-    c = policy.config
-    return Defaults(c.guidance, 1.0, c.guidance_interval, "global", c.temperature)
+def own(policy: Policy) -> Defaults:
+    """What a model itself recommends for drawing from words."""
+    d = policy.defaults
+    return Defaults(d.guidance, 1.0, d.guidance_interval, "global", d.temperature)
 
 
-def editing(policy: Bagel) -> Defaults:
-    """BAGEL's settings for edits: guidance 4 on the words and 2 on the pictures, always on.
-
-    Source: docs/bagel-architecture.md#drawing.
-    """
-    return Defaults(policy.config.guidance, 2.0, (0.0, 1.0), "text_channel", policy.config.temperature)
+def editing(policy: Policy) -> Defaults:
+    """The same for edits: guided on the pictures too, at every step, as BAGEL does (docs/bagel-architecture.md)."""
+    d = policy.defaults
+    return Defaults(d.guidance, d.edit_guidance, (0.0, 1.0), "text_channel", d.temperature)
 
 
 EVALUATION = Defaults(1.0, 1.0, (0.0, 1.0), "global", 1.0)
@@ -91,7 +88,7 @@ def size_of(verb: options.Drawing) -> tuple[int, int] | None:
     return int(found[2]), int(found[1])
 
 
-def load(verb: options.Drawing) -> Bagel:
+def load(verb: options.Drawing) -> Policy:
     """The model that the options name, at the size that they name."""
     model = Model(verb.model, device=verb.device)
     accelerated = build.device_of(model).type != "cpu"
@@ -106,14 +103,14 @@ def load(verb: options.Drawing) -> Bagel:
         raise ConfigError(f"--size {verb.size}: {error}") from error
 
 
-def batch_size(policy: Bagel, verb: options.Drawing) -> int:
+def batch_size(policy: Policy, verb: options.Drawing) -> int:
     """How many pictures are drawn together."""
-    return verb.batch or (SHAPES_BATCH if policy.origin is None else BAGEL_BATCH)
+    return verb.batch or policy.defaults.batch
 
 
-def sampling(policy: Bagel, verb: options.Drawing, defaults: Defaults) -> Sampling:
+def sampling(policy: Policy, verb: options.Drawing, defaults: Defaults) -> Sampling:
     """The sampling that the options ask for, on the model's own timestep grid."""
-    c = policy.config
+    d = policy.defaults
     guided = Guidance(
         _set(verb.guidance, defaults.guidance),
         _set(verb.image_guidance, defaults.image_guidance),
@@ -121,10 +118,10 @@ def sampling(policy: Bagel, verb: options.Drawing, defaults: Defaults) -> Sampli
         verb.renorm or defaults.renorm,
     )
     return Sampling(
-        num_points=_set(verb.steps, c.num_points),
-        shift=c.timestep_shift,
+        num_points=_set(verb.steps, d.num_points),
+        shift=d.shift,
         temperature=_set(verb.temperature, defaults.temperature),
-        max_think_tokens=_set(verb.max_think_tokens, c.max_think_tokens),
+        max_think_tokens=_set(verb.max_think_tokens, d.max_think_tokens),
         guidance=guided,
     )
 

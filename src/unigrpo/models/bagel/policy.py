@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +15,40 @@ from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_rang
 from unigrpo.models.bagel.blocks import NOISE, Block, Tokens, build_block, lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.packing import Packed, pack
-from unigrpo.models.bagel.sampling import log_distribution, sample
+from unigrpo.models.bagel.packing import pack
+from unigrpo.models.bagel.sampling import sample
+from unigrpo.models.bagel.scoring import read_velocities, score_texts
 from unigrpo.models.bagel.transformer import BagelModel, plain_tokens
 from unigrpo.models.bagel.turns import fitted, interleave, view_of
-from unigrpo.models.bagel_files.origin import Origin
-from unigrpo.models.bagel_files.tokenizer import Tokenizer
-from unigrpo.policy import Context, PolicySpec, Replayed, ReplayItem
+from unigrpo.policy import Context, GenerationDefaults, Policy, PolicySpec, Replayed, ReplayItem
 from unigrpo.trajectory import Image, Prompt, Segment, Text
 
 DENOISING_PREFIXES = ("vae2llm.", "llm2vae.", "time_embedder.")
+VISION_PREFIXES = ("vit_model.", "connector.")
 
 
-class Bagel:
+class Tokenizer(Protocol):
+    """Words in and out (``bagel_files.tokenizer``)."""
+
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words that it knows; None where it can spell any."""
+        ...
+
+    def encode(self, text: str) -> Tensor:
+        """Words -> ids int64 [n]."""
+        ...
+
+    def decode(self, ids: Tensor) -> str:
+        """Ids -> words."""
+        ...
+
+
+class BagelPolicy(Policy):
     """The model with its tokenizer and autoencoder; ``compute_dtype`` below fp32 runs under autocast.
 
-    ``image_size`` (height, width) is what it draws; :meth:`at_size` gives the same model at another. ``origin`` is the
-    public folder that it came from, if it did, and goes back to with :meth:`save_pretrained`.
+    ``image_size`` (height, width) is what it draws; :meth:`at_size` gives the same model at another. Its files are the
+    business of ``bagel_files.pretrained``.
     """
 
     def __init__(
@@ -42,44 +59,33 @@ class Bagel:
         *,
         image_size: tuple[int, int] | None = None,
         compute_dtype: torch.dtype = torch.float32,
-        origin: Origin | None = None,
     ) -> None:
         self.model, self.tokenizer, self.autoencoder = model, tokenizer, autoencoder
-        self.config, self.compute_dtype, self.origin = model.config, compute_dtype, origin
+        self.config, self.compute_dtype = model.config, compute_dtype
         self.spec = _spec(model.config, image_size or model.config.image_size)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        device: torch.device | str = "cpu",
-        compute_dtype: torch.dtype = torch.float32,
-        image_size: tuple[int, int] | None = None,
-    ) -> Bagel:
-        """Load a folder in the public layout (or this package's own), or a hub id ``owner/name``.
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """Those of its config; a model of few words is small, so that several pictures go on one sheet."""
+        c, small = self.config, self.words is not None
+        return GenerationDefaults(
+            num_points=c.num_points,
+            shift=c.timestep_shift,
+            guidance=c.guidance,
+            guidance_interval=c.guidance_interval,
+            temperature=c.temperature,
+            max_think_tokens=c.max_think_tokens,
+            pictures=4 if small else 1,
+            batch=192 if small else 4,
+            captioned=small,
+        )
 
-        Weights are kept in ``compute_dtype``, frozen or not. ValueError says what is missing, unexpected or misshapen.
-        """
-        from unigrpo.models.bagel_files.checkpoint import load_policy  # which builds this class
-        from unigrpo.models.bagel_files.public import fetch
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words of a closed vocabulary; None where any text can be spelt."""
+        return None if self.tokenizer is None else self.tokenizer.words
 
-        return load_policy(fetch(str(name)), device=device, compute_dtype=compute_dtype, image_size=image_size)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder that others load: the public layout, with every tensor in the dtype it came in.
-
-        A model that did not come from a public folder is written in this package's own layout.
-        """
-        from unigrpo.models.bagel_files.checkpoint import save_policy
-        from unigrpo.models.bagel_files.public import save_public
-
-        if self.origin is None:
-            save_policy(self, Path(folder))
-        else:
-            save_public(self, Path(folder))
-
-    def at_size(self, image_size: tuple[int, int]) -> Bagel:
+    def at_size(self, image_size: tuple[int, int]) -> Self:
         """The same model (shared weights), drawing (height, width) pixels; ValueError where a size does not fit."""
         other = copy.copy(self)
         other.spec = _spec(self.config, image_size)
@@ -255,39 +261,11 @@ class Bagel:
         context = 0 if packed.prompt is None else 1
         with self._precision():
             streams = self.model(packed.blocks)
-            texts = self._score_texts(packed, streams[context][0], temperature)
+            texts = score_texts(self.model, packed, streams[context][0], temperature)
             velocities = (
-                self._read_velocities(packed, streams[-1][1]) if packed.noise is not None else [()] * len(items)
+                read_velocities(self.model, packed, streams[-1][1]) if packed.noise is not None else [()] * len(items)
             )
         return [Replayed(*parts) for parts in zip(*texts, velocities, strict=True)]
-
-    def _score_texts(self, packed: Packed, hidden: Tensor, temperature: float) -> tuple[Sequence[Tensor], ...]:
-        """Log-probs, entropies and spreads of every row's scored tokens."""
-        rows, columns, targets, sizes = [], [], [], []
-        for row, spans in enumerate(packed.texts):
-            before = len(rows)
-            for span in spans:
-                actions = span.text.ids.tolist() + [self.config.eos_token_id] * span.text.ended
-                rows.extend([row] * len(actions))
-                columns.extend(range(span.start, span.start + len(actions)))
-                targets.extend(actions)
-            sizes.append(len(rows) - before)
-        index = torch.tensor([rows, columns, targets], dtype=torch.int64, device=hidden.device).reshape(3, -1)
-        log_p = log_distribution(self.model.logits(hidden[index[0], index[1]]), temperature)
-        chosen = log_p.gather(1, index[2][:, None])[:, 0]
-        with torch.no_grad():
-            entropy = -(log_p.exp() * log_p).sum(-1)
-            spread = log_p.amax(-1) - log_p.amin(-1)
-        return tuple(values.split(sizes) for values in (chosen, entropy, spread))
-
-    def _read_velocities(self, packed: Packed, hidden: Tensor) -> list[tuple[Tensor, ...]]:
-        spans = [span for item in packed.images for span in item]
-        # split and not indexing: its backward is one concatenation, where 96 slices would add 96 tensors of zeros
-        parts = self.model.velocity_head(hidden).float().split([span.copies for span in spans])
-        whole = hidden.shape[1]
-        trimmed = [p if s.num_tokens == whole else p[:, : s.num_tokens] for p, s in zip(parts, spans, strict=True)]
-        answers = iter(trimmed)
-        return [tuple(next(answers) for _ in item) for item in packed.images]
 
     # Pixels
 
@@ -309,16 +287,9 @@ class Bagel:
 
     # Parameters
 
-    def lora_targets(self, experts: Sequence[str]) -> list[str]:
-        """The linear layers of the named experts in every layer: q, k, v, o, gate, up, down."""
-        inside = "language_model.model.layers."
-        return [
-            name
-            for name, layer in self.model.named_modules()
-            if name.startswith(inside)
-            and isinstance(layer, nn.Linear)
-            and ("denoising" if is_denoising(name) else "reasoning") in experts
-        ]
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The trained parameters of the two experts."""
+        return {"reasoning": self.reasoning_parameters(), "denoising": self.denoising_parameters()}
 
     def reasoning_parameters(self) -> dict[str, nn.Parameter]:
         """Embeddings, text head and the understanding expert (and the vision tower, if it is trained)."""
@@ -327,6 +298,15 @@ class Bagel:
     def denoising_parameters(self) -> dict[str, nn.Parameter]:
         """The generation expert, vae2llm, llm2vae and the time embedder."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and is_denoising(n)}
+
+    def adapter_targets(self, groups: Sequence[str]) -> list[str]:
+        """The linear layers of the named experts in every layer: q, k, v, o, gate, up, down."""
+        inside = "language_model.model.layers."
+        return [
+            name
+            for name, layer in self.model.named_modules()
+            if name.startswith(inside) and isinstance(layer, nn.Linear) and group_of(name) in groups
+        ]
 
 
 def _spec(config: BagelConfig, image_size: tuple[int, int]) -> PolicySpec:
@@ -343,6 +323,15 @@ def as_cache(context: Context) -> Cache:
 def is_denoising(name: str) -> bool:
     """Whether a parameter belongs to the image half."""
     return "_moe_gen" in name or name.startswith(DENOISING_PREFIXES)
+
+
+def group_of(name: str) -> str | None:
+    """The group of a parameter by its name: an expert, the vision tower, or None for the frozen position tables."""
+    if "pos_embed" in name:
+        return None
+    if name.startswith(VISION_PREFIXES):
+        return "vision"
+    return "denoising" if is_denoising(name) else "reasoning"
 
 
 def _shifted(block: Block, rope: Tensor) -> Block:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from unigrpo.files import read_json_object
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.flux import Memory
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.flux import Memory
+from unigrpo.models.bagel_files.loaded import FromFiles, Loaded
 from unigrpo.models.bagel_files.public import is_public, load_public, nothing_trained, save_public
 from unigrpo.models.bagel_files.public_config import VISION_PREFIXES
 from unigrpo.models.bagel_files.sound import require_sound
@@ -61,8 +61,8 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     write_stream(path, weights)
 
 
-def save_policy(policy: Bagel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a complete model folder that :func:`load_policy` reads, every tensor in the dtype that it is held in.
+def save_policy(policy: FromFiles, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a complete model folder that :func:`read_folder` reads, every tensor in the dtype that it is held in.
 
     ``dtype``: another one for all weights of a model in this package's own layout (the autoencoder's stay).
     """
@@ -99,7 +99,7 @@ def load_autoencoder(folder: Path) -> ConvAutoencoder:
     return autoencoder.requires_grad_(False).eval()
 
 
-def load_policy(
+def read_folder(
     folder: Path,
     *,
     device: torch.device | str = "cpu",
@@ -107,11 +107,11 @@ def load_policy(
     image_size: tuple[int, int] | None = None,
     trained: Callable[[str], bool] = nothing_trained,
     autoencoder_memory: Memory = "whole",
-) -> Bagel:
+) -> Loaded:
     """Read a model folder of either layout; memory beyond the model is one tensor.
 
     Weights whose name is ``trained`` are kept in fp32, all others in ``compute_dtype``, which is also what forwards run
-    in. ``autoencoder_memory`` is for BAGEL's own autoencoder (:class:`~unigrpo.models.bagel.flux.FluxAutoencoder`).
+    in. ``autoencoder_memory`` is for BAGEL's own autoencoder (``bagel_files.flux``).
     """
     if is_public(folder):
         return load_public(
@@ -135,10 +135,10 @@ def load_policy(
     autoencoder = load_autoencoder(folder).to(device) if (folder / AUTOENCODER_CONFIG).is_file() else None
     words = Tokenizer.load(folder / WORDS)
     require_ids(words, config.vocab_size, folder)
-    return Bagel(model, words, autoencoder, image_size=image_size, compute_dtype=compute_dtype)
+    return Loaded(model, words, autoencoder, image_size=image_size, compute_dtype=compute_dtype)
 
 
-def restore_weights(policy: Bagel, folder: Path) -> None:
+def restore_weights(policy: FromFiles, folder: Path) -> None:
     """Copy a saved folder's weights into a model of the same layout, in place: its optimizer keeps its parameters.
 
     ValueError names what does not fit; nothing is copied then.

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
-from tokenizers.models import WordLevel
 
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.flux import FluxConfig
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel.turns import IMAGE_PLACE, interleave
 from unigrpo.models.bagel_files.checkpoint import AUTOENCODER_CONFIG, CONFIG, MODEL, WORDS, load_autoencoder
+from unigrpo.models.bagel_files.flux import FluxConfig
 from unigrpo.models.bagel_files.public import AUTOENCODER, is_public
 from unigrpo.models.bagel_files.public_config import VISION_PREFIXES, read_public_config
 from unigrpo.models.bagel_files.tensor_files import TensorFiles, require_fit
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
-
-
-class UnknownWords(ValueError):
-    """A text has words that are not in the vocabulary of a small model."""
+from unigrpo.policy import UnknownWords
 
 
 @dataclass(frozen=True)
@@ -32,11 +27,24 @@ class Opened:
     tokenizer: Tokenizer
     public: bool
 
-    @cached_property
+    @property
     def words(self) -> frozenset[str] | None:
         """All words that it knows; None where it can spell any."""
-        inner = self.tokenizer.inner
-        return frozenset(inner.get_vocab()) if isinstance(inner.model, WordLevel) else None
+        return self.tokenizer.words
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that it draws."""
+        return self.config.image_size
+
+    @property
+    def thinks_after(self) -> str:
+        """The text that asks for thinking."""
+        return self.config.system_prompt
+
+    def check_size(self, image_size: tuple[int, int]) -> None:
+        """ValueError where it cannot draw (height, width) pixels."""
+        self.config.grid_of(image_size)
 
     def read(self, text: str, pictures: int = 0) -> None:
         """Read a prompt with so many pictures; ValueError says in short what this model cannot take."""

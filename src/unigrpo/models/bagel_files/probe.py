@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo import seeds
-from unigrpo.models.bagel.policy import Bagel
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.trajectory import Text
 
 NUM_IDS, TIME = 12, 0.7

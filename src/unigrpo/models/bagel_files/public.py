@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 
 from unigrpo.files import parse_json_object
-from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig, Memory
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig, Memory
+from unigrpo.models.bagel_files.loaded import FromFiles, Loaded
 from unigrpo.models.bagel_files.origin import Origin
 from unigrpo.models.bagel_files.public_config import LANGUAGE, read_public_config
 from unigrpo.models.bagel_files.sound import require_sound
@@ -50,7 +50,7 @@ def load_public(
     trained: Callable[[str], bool] = nothing_trained,
     image_size: tuple[int, int] | None = None,
     autoencoder_memory: Memory = "whole",
-) -> Bagel:
+) -> Loaded:
     """Read a public folder; memory beyond the model is one tensor.
 
     Weights whose name is ``trained`` are kept in fp32, all others in ``compute_dtype``, which is also what forwards run
@@ -68,7 +68,7 @@ def load_public(
     coder = {name: stored.read(name) for name in stored.names}
     require_sound(coder, str(stored.path))
     autoencoder.load_original({name: value.to(device, torch.float32) for name, value in coder.items()})
-    return Bagel(
+    return Loaded(
         model,
         tokenizer,
         autoencoder.requires_grad_(False).eval(),
@@ -78,7 +78,7 @@ def load_public(
     )
 
 
-def save_public(policy: Bagel, folder: Path, *, dtype: Literal["source", "held"] | torch.dtype = "source") -> None:
+def save_public(policy: FromFiles, folder: Path, *, dtype: Literal["source", "held"] | torch.dtype = "source") -> None:
     """Write the folder that the model came from again, with the weights that it has now.
 
     ``dtype``: "source" keeps every tensor as the source did (rounding what was trained in more); "held" as it is in

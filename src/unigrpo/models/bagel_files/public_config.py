@@ -17,7 +17,7 @@ from typing import Any
 from unigrpo.files import read_json_object
 from unigrpo.models.bagel import limits
 from unigrpo.models.bagel.config import BagelConfig, VisionConfig
-from unigrpo.models.bagel.flux import FluxConfig
+from unigrpo.models.bagel_files.flux import FluxConfig
 from unigrpo.models.bagel_files.tensor_files import Shape
 from unigrpo.models.bagel_files.tokenizer import ADVICE, SpecialTokens, Tokenizer, require_ids, special_ids
 

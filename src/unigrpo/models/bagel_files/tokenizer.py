@@ -97,6 +97,11 @@ class Tokenizer:
         _guard(tokenizer.inner)
         return tokenizer
 
+    @property
+    def words(self) -> frozenset[str] | None:
+        """All words that it knows; None where it can spell any."""
+        return frozenset(self.inner.get_vocab()) if isinstance(self.inner.model, models.WordLevel) else None
+
     def save(self, path: Path) -> None:
         """Write ``tokenizer.json``."""
         path.write_text(self.inner.to_str(pretty=False), encoding="utf-8")

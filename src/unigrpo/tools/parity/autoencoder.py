@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from unigrpo.files import read_json_object
-from unigrpo.models.bagel.flux import FluxAutoencoder, FluxConfig
 from unigrpo.models.bagel.limits import finite
 from unigrpo.models.bagel_files.checkpoint import read_weights
+from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig
 from unigrpo.models.bagel_files.sound import require_sound
 from unigrpo.tools.parity.golden import Check, difference
 

@@ -18,9 +18,9 @@ from unigrpo.files import read_json_object
 from unigrpo.models.bagel.blocks import lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig, VisionConfig
-from unigrpo.models.bagel.policy import Bagel
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel_files.checkpoint import load_weights, read_weights
+from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.trajectory import Segment, Text
 
 TOLERANCE, TEXT_TOLERANCE, GUIDED_TOLERANCE = 1e-4, 2e-4, 3e-4

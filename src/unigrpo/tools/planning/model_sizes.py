@@ -8,8 +8,8 @@ from unigrpo.build import bases
 from unigrpo.build.models import builtin_folder, model_folder
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.flux import FluxConfig
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
+from unigrpo.models.bagel_files.flux import FluxConfig
 from unigrpo.models.bagel_files.public import AUTOENCODER, is_public
 from unigrpo.models.bagel_files.public_config import read_public_config
 from unigrpo.models.bagel_files.tensor_files import TensorFiles
