@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,6 @@ from unigrpo.runs import inputs, own_rewards, stages
 from unigrpo.runs.folders import begun_run, new_run, run_folder, usable
 from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.signals import exit_code, stoppable
-from unigrpo.tools.planning.arithmetic import batch_arithmetic
-from unigrpo.tools.planning.figures import scaling_figures
-from unigrpo.tools.planning.model_sizes import sizes as model_sizes
-from unigrpo.tools.planning.scaling import scaling_report
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import RunComponents, Stop, Trainer
 
@@ -39,7 +34,7 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
     if verb.resume and (verb.keys or verb.dry_run):
         asked = resumed_recipe(verb, overrides)
-        return list_keys(asked) if verb.keys else dry_run(asked, verb)
+        return list_keys(asked) if verb.keys else planned(asked, verb)
     if verb.resume:
         with begun_run(verb.out) as run_dir:
             return begin(resumed_recipe(verb, overrides), verb, run_dir)
@@ -48,7 +43,7 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
     if verb.keys:
         return list_keys(asked)
     if verb.dry_run:
-        return dry_run(asked, verb)
+        return planned(asked, verb)
     with new_run(verb.out, asked.name) as run_dir:
         return begin(asked, verb, run_dir)
 
@@ -126,25 +121,6 @@ def parts_of_stage(recipe: Recipe, verb: options.Train, name: str, run_dir: Path
         raise
 
 
-def dry_run(asked: Recipe | StagedRecipe, verb: options.Train) -> int:
-    """Check what is here, and print the recipe and what an iteration of it costs; of several stages, of each."""
-    recipes = asked.stages if isinstance(asked, StagedRecipe) else (asked,)
-    notes, text, figures = build.check_here(recipes), [], []
-    for number, recipe in enumerate(recipes, start=1):
-        if isinstance(asked, StagedRecipe):
-            text.append(f"# stage {number} of {len(recipes)}")
-        build.check_rewards(recipe)
-        text += [to_yaml(recipe), *batch_arithmetic(recipe)]
-        sized = replace(recipe, model=replace(recipe.model, path=recipes[0].model.path))  # all are of the same size
-        text += costs(sized, verb) + ([] if recipe is recipes[-1] else [""])
-        sizes, _ = model_sizes(sized.model)
-        cost = scaling_figures(sized, sizes, tflops=verb.tflops, mfu=verb.mfu)
-        figures.append({"recipe": asdict(recipe), **cost})
-    text += [f"\nnote: {note}" for note in notes]
-    output.result("\n".join(text), stages=figures, notes=notes, tflops=verb.tflops, mfu=verb.mfu)
-    return 0
-
-
 def list_keys(asked: Recipe | StagedRecipe) -> int:
     """Print every key of a recipe, explained; of several stages, of each."""
     stages = asked.stages if isinstance(asked, StagedRecipe) else (asked,)
@@ -155,6 +131,15 @@ def list_keys(asked: Recipe | StagedRecipe) -> int:
         lines += keys_listing(recipe)
         figures.append({"name": recipe.name, "keys": keys_figures(recipe)})
     output.result("\n".join(lines), stages=figures)
+    return 0
+
+
+def planned(asked: Recipe | StagedRecipe, verb: options.Train) -> int:
+    """Check what is here, and print the recipe and what an iteration of it costs; of several stages, of each."""
+    from unigrpo.tools.planning.dry_run import dry_run
+
+    text, figures = dry_run(asked, tflops=verb.tflops, mfu=verb.mfu)
+    output.result(text, **figures)
     return 0
 
 
@@ -169,17 +154,6 @@ def to_go_on(verb: options.Train, name: str, run_dir: Path) -> str:
     recipe = verb.recipe if verb.recipe == name else str(run_dir / runlog.RECIPE)
     argv = ["train", recipe, "--out", str(run_dir), "--resume"]
     return own_rewards.to_go_on(shlex.join([program(), *argv]), argv, run_dir)
-
-
-def costs(recipe: Recipe, verb: options.Train) -> list[str]:
-    """Parameters, memory, FLOPs and time of an iteration (docs/scaling.md)."""
-    if not 0 < verb.mfu <= 1 or not 0 < verb.tflops <= 1e6:
-        raise ConfigError(
-            f"--tflops {verb.tflops} --mfu {verb.mfu}: give a speed above 0 and at most 1e6, and a share in (0, 1]"
-        )
-    sizes, assumed = model_sizes(recipe.model)
-    note = [] if assumed is None else [assumed]
-    return ["", *note, *scaling_report(recipe, sizes, tflops=verb.tflops, mfu=verb.mfu)]
 
 
 def resumed_recipe(verb: options.Train, overrides: Sequence[str]) -> Recipe | StagedRecipe:

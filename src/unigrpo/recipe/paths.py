@@ -30,6 +30,8 @@ def split_path(key: str, name: str, base: Path = Path()) -> tuple[str, str, str]
         found = reference(name)
         return ("", found.place, f":{found.thing}") if found is not None and found.is_file else (name, "", "")
     if key == "model.path":
+        if (own := reference(name.partition("@")[0])) is not None:  # a family of one's own
+            return ("", own.place, name.removeprefix(own.place)) if own.is_file else (name, "", "")
         return (name, "", "") if name.startswith(_NO_PATHS) else ("", name, "")
     if name.startswith(HUB):
         path, colon, rest = name.removeprefix(HUB).partition(":")
@@ -43,7 +45,7 @@ def _surely(key: str, path: str) -> bool:
     """Whether a name can only be a path: it is written as one, or ends as a file does."""
     if path in (".", "..") or path.startswith(("./", "../", "~", "/")):
         return True
-    return key != "model.path" and Path(path).suffix.lower() in SUFFIXES
+    return Path(path).suffix.lower() in ((".py",) if key == "model.path" else SUFFIXES)
 
 
 def _is_there(path: Path) -> bool:
@@ -62,6 +64,8 @@ def absolute_name(key: str, name: Any, base: Path, here: Path | None = None) -> 
     if not isinstance(name, str):
         return name
     before, path, after = split_path(key, name, base)
+    if key == "model.path" and (folder := after.partition("@")[2]):
+        after = f"{after.partition('@')[0]}@{_plain(base / Path(folder).expanduser())}"
     there = base / Path(path).expanduser()
     if not path or not (_surely(key, path) or _is_there(there)):
         if path and here is not None and _is_there(here / path):

@@ -8,7 +8,8 @@ from typing import Any
 from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.update import Updated
 
-IMAGE_TERMS = ("fpo/", "nft/", "refl/")
+NAMED = ("text/", "flow/", "sft/")
+"""Statistics with parts of their own in the line; all others are an image term's."""
 
 
 def metrics_line(
@@ -29,18 +30,17 @@ def metrics_line(
     text = text_part(stats, updates, collected.metrics)
     flow = flow_part(stats)
     loss = {name.removeprefix("sft/"): value for name, value in stats.items() if name.startswith("sft/")}
-    image = {name.replace("/", "_"): value for name, value in stats.items() if name.startswith(IMAGE_TERMS)}
+    image = {name.replace("/", "_"): value for name, value in stats.items() if not name.startswith(NAMED)}
     for name, part in (("text", text), ("flow", flow), ("image", image), ("loss", loss)):
         if part:
             line[name] = part
     first = {
         name: updates[0].stats[key]
         for name, key in (
-            ("text_log_ratio_max", "text/log_ratio_max"),
-            ("image_log_ratio_max", "flow/log_ratio_max"),
-            ("image_log_ratio_max", "fpo/log_ratio_max"),
+            (f"{'text' if key.startswith('text/') else 'image'}_log_ratio_max", key)
+            for key in updates[0].stats
+            if key.endswith("/log_ratio_max")
         )
-        if key in updates[0].stats
     }
     if first:
         line["first_update"] = first

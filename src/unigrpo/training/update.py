@@ -122,8 +122,9 @@ def sum_of(*losses: Tensor | None) -> Tensor:
     return torch.stack([loss for loss in losses if loss is not None]).sum()
 
 
-FPO_BOUND = 1e-9
-"""The old losses come from a replay of the same micro-batches in the same precision, so nothing may differ."""
+REPLAYED_BOUND = 1e-9
+"""Of other ratios (FPO's): old losses come from a replay of the same micro-batches in the same precision, so that
+nothing may differ."""
 SPREAD = 10.0
 """Nats between the likeliest and the unlikeliest token up to which the bound of text stands as it is.
 
@@ -147,12 +148,11 @@ class RatioBounds:
         """Raise TrainingFault where the first update is not on-policy."""
         text = self.text * max(1.0, stats.get("text/spread_max", 0.0) / SPREAD)
         image = max(self.image, IMAGE_ROUNDING * stats.get("flow/rounding_max", 1.0))
-        for key, bound, what in (
-            ("text/log_ratio_max", text, "text"),
-            ("flow/log_ratio_max", image, "image"),
-            ("fpo/log_ratio_max", FPO_BOUND, "image"),
-        ):
-            if key in stats and not stats[key] <= bound:
+        for key in (name for name in stats if name.endswith("/log_ratio_max")):
+            term = key.partition("/")[0]
+            bound = {"text": text, "flow": image}.get(term, REPLAYED_BOUND)
+            if not stats[key] <= bound:
+                what = "text" if term == "text" else "image"
                 raise TrainingFault(
                     f"the first update's {what} ratios must be 1, but max |log ratio| is {stats[key]:.3g} "
                     f"(bound {bound:.3g}): the replay does not score what the rollout sampled; were weights, precision "
