@@ -14,7 +14,8 @@ import torch
 
 import tiny_runs
 from tolerances import rounding
-from unigrpo import build
+from unigrpo import build, options
+from unigrpo.commands import report
 from unigrpo.commands import train as training
 from unigrpo.files import write_text_atomic
 from unigrpo.objectives.flow_grpo import FlowGRPO
@@ -320,7 +321,7 @@ def test_a_staged_run_is_a_model_its_last_stage_that_has_one(whole, tmp_path, ca
 def test_reports_of_all_stages_are_written(whole, tmp_path, capsys, monkeypatch):
     run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(of(run_dir)[1])
-    assert stages.report(run_dir) == 0
+    assert report.run(options.Report(run_dir)) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert (
         first == f"wrote {of(run_dir)[0] / runlog.REPORT}"

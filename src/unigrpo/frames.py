@@ -37,7 +37,7 @@ def _below_our_call(frames: list[traceback.FrameSummary]) -> list[traceback.Fram
 
 
 def _is_machinery(frame: traceback.FrameSummary) -> bool:
-    caller = os.path.dirname(frame.filename) == os.path.dirname(__file__) and frame.filename.endswith(CALLERS)
+    caller = _is_ours(frame) and os.path.basename(frame.filename) in CALLERS
     return caller or frame.filename.startswith(LIBRARIES) or frame.filename.startswith("<frozen importlib")
 
 

@@ -43,10 +43,18 @@ def reference(name: str) -> Reference | None:
     return Reference(place, thing) if place.endswith(".py") or _dotted(place) else None
 
 
+def own_model(path: str) -> tuple[Reference | None, str]:
+    """The family that a model's path names (None: none of one's own), and the folder of its weights after @."""
+    name, _, folder = path.partition("@")
+    return (None, "") if name.startswith(SHIPPED) else (reference(name), folder)
+
+
 def _dotted(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
+SHIPPED = ("builtin:", "init:", "stage:")
+"""How names of models begin that are no file or module."""
 _FILES: dict[str, tuple[str, ModuleType]] = {}  # by path: the sha256 of what was run, and the module that came of it
 _running: list[str] = []  # the files that are being run now
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -37,6 +37,13 @@ def shown(value: Any) -> str:
     """A value as an error shows it: quoted, on one line, without control characters, and short."""
     text = repr(value[: 2 * SHOWN]) if isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN + 2 else f"{text[:SHOWN]} ..."
+
+
+def check_shares(where: str, shares: Mapping[str, float]) -> None:
+    """ConfigError where shares of one whole are more than it."""
+    if sum(shares.values()) > 1 + 1e-9:
+        listed = " + ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ConfigError(f"{where}: {listed} exceed 1: shares of the same whole, so lower one")
 
 
 @dataclass(frozen=True)

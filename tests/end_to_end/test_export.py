@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 import tiny_runs
 from unigrpo import build, cli
 from unigrpo.files import whole_folder
-from unigrpo.models.bagel_files import tiny as tiny_module
 from unigrpo.models.bagel_files.flux import FluxConfig, original_shapes
 from unigrpo.models.bagel_files.probe import probe, round_weights
 from unigrpo.recipe import Model
 from unigrpo.reports import runlog
 from unigrpo.reports.model_card import figures_of, license_of
+from unigrpo.tools import tiny_bagel as tiny_module
 from unigrpo.tools.tiny_bagel import full_autoencoder_bytes, make_tiny_bagel
 
 SMALL = ["--rollout.image_size", "64", "--rollout.max_think_tokens", "4", "--eval.limit", "2", "--eval.compare_limit",

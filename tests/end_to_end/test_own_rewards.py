@@ -76,7 +76,7 @@ def broken(images, prompts, metadata, thinking):
 @pytest.mark.parametrize("key", ["train", "validation"])
 def test_a_bug_in_a_reward_is_told_before_anything_is_done(here, capsys, monkeypatch, key):
     write(here / "mine.py", BROKEN)
-    monkeypatch.setattr(build.models, "load_policy", lambda *given, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(build.models.Bagel, "load", lambda *given, **options: pytest.fail("a model was loaded"))
     words = tiny_runs.overrides(**{f"reward__{key}": "[{name: shapes/verifier}, {name: mine.py:broken}]"})
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", "run", *words) == 2
     shown = capsys.readouterr()

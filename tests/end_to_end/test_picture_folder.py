@@ -64,7 +64,7 @@ def test_a_cut_folder_is_continued_to_the_same_bytes(here, capsys, monkeypatch, 
 def test_what_is_there_is_not_drawn_again(here, monkeypatch):
     assert draw("--continue") == 0  # of a new folder: everything
     before = contents(here / "out")
-    monkeypatch.setattr("unigrpo.commands.generate.rollout", None)
+    monkeypatch.setattr("unigrpo.rollout.sample.rollout", None)
     assert draw("--continue") == 0
     assert contents(here / "out") == before
 
@@ -138,9 +138,7 @@ def test_overwrite_replaces_what_results_names_and_nothing_else(here, capsys):
 def test_the_old_pictures_stay_until_there_are_new_ones(here, monkeypatch):
     assert draw() == 0
     before = contents(here / "out")
-    monkeypatch.setattr(
-        "unigrpo.commands.generate.rollout", lambda *a, **o: (_ for _ in ()).throw(ValueError("no luck"))
-    )
+    monkeypatch.setattr("unigrpo.rollout.sample.rollout", lambda *a, **o: (_ for _ in ()).throw(ValueError("no luck")))
     assert draw("--overwrite", "--seed", 1) == 2
     assert contents(here / "out") == before
 

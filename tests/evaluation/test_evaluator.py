@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import unigrpo.rollout.sample as drawing
 from small_models import EOS, EVALUATION, favour, sample, small_policy
 from tolerances import assert_same_answers, rounding
-from unigrpo.evaluation import evaluator
 from unigrpo.evaluation.evaluator import (
     EVALUATION_ITERATION,
     compare,
@@ -62,13 +62,13 @@ def test_cutting_it_up_changes_nothing(policy, batch):
 @pytest.mark.parametrize("batch", [1, 2, 5, 6, 9, 100])
 def test_no_call_draws_more_than_the_batch(policy, monkeypatch, batch):
     calls = []
-    plain = evaluator.rollout
+    plain = drawing.rollout
 
     def counted(policy, episode, prompts, sampling, *, group_size, **options):
         calls.append(len(prompts) * group_size)
         return plain(policy, episode, prompts, sampling, group_size=group_size, **options)
 
-    monkeypatch.setattr(evaluator, "rollout", counted)
+    monkeypatch.setattr(drawing, "rollout", counted)
     records = run(policy, count=4, samples=3, judge=brightness, batch=batch).records
     assert max(calls) <= batch and sum(calls) == 12
     assert [(r["position"], r["sample"]) for r in records] == [(p, s) for p in range(4) for s in range(3)]

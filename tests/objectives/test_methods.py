@@ -85,6 +85,7 @@ def test_what_the_methods_ask_for():
         "flow_grpo": (True, False, 1),
         "fpo": (True, False, 0),  # the picture of these trajectories is given, not drawn
         "unifpo": (True, False, 0),
+        "refl": (True, False, 0),
         "diffusion_nft": (True, False, 0),
         "supervised": (False, False, 0),
     }

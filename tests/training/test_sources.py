@@ -5,8 +5,8 @@ import torch
 
 import tiny_runs
 from tolerances import assert_same_answers
+from unigrpo.rollout.sample import portions
 from unigrpo.training.clock import Clock
-from unigrpo.training.sources import portions
 
 
 @pytest.mark.parametrize(

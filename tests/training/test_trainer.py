@@ -59,7 +59,7 @@ def test_an_iteration_in_bfloat16_passes_its_bounds(tmp_path):
     trainer = tiny_runs.trainer_of(tmp_path, model__dtype="bfloat16")
     assert trainer.parts.compute_dtype == torch.bfloat16
     line = trainer.iterate(0)
-    assert 0.0 < trainer.bounds().image == pytest.approx(0.1 * trainer.clip_range())
+    assert 0.0 < trainer.bounds().image == pytest.approx(0.1 * trainer.clip_range)
     assert line["first_update"]["text_log_ratio_max"] <= 1e-3
     assert line["first_update"]["image_log_ratio_max"] <= trainer.bounds().image
     assert set(line["rollout_gap"]) == {"text", "image"}

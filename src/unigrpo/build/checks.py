@@ -55,7 +55,7 @@ def opened_here(path: str) -> Reads | None:
     """The same without a download: None for a hub id that is not on this disk."""
     if (
         path.startswith(("builtin:", "init:"))
-        or families.split(path)[0]
+        or families.is_own(path)
         or not (Path(path).is_dir() or re.fullmatch(HUB_ID, path))
     ):
         return opened(path)  # a name that cannot be a hub id either is refused there

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from unigrpo.loading import load, reference
+from unigrpo.loading import load, own_model
 from unigrpo.policy import ModelFamily
 from unigrpo.ranges import ConfigError
+from unigrpo.training import checkpoint
 
 NEEDED = ("look", "load", "group_of")
 
@@ -20,19 +21,17 @@ class Own:
     folder: Path | None
 
 
-def split(path: str) -> tuple[str, str]:
-    """The name of a family, and the folder after @ (empty without); ("", path) where none is named."""
-    name, _, folder = path.partition("@")
-    return (name, folder) if reference(name) is not None else ("", path)
+def is_own(path: str) -> bool:
+    """Whether a model's path names a family of one's own."""
+    return own_model(path)[0] is not None
 
 
 def own(path: str) -> Own | None:
     """The family that a model's path names; None where it names none. ConfigError says what is missing of it."""
-    name, folder = split(path)
-    place = reference(name)
+    place, folder = own_model(path)
     if place is None:
         return None
-    found = load(name, place, what="model")
+    found = load(path.partition("@")[0], place, what="model")
     family = found() if isinstance(found, type) else found
     if not isinstance(family, ModelFamily):
         raise ConfigError(
@@ -46,7 +45,5 @@ def own(path: str) -> Own | None:
 
 def saved(folder: Path) -> Path:
     """The folder with weights that a folder means: of a run, its newest checkpoint."""
-    from unigrpo.training import checkpoint
-
     complete = checkpoint.complete(folder)
     return complete[-1] if complete else folder

@@ -70,7 +70,7 @@ def device_of(model: Model) -> torch.device:
     """Where a model is to run: ``auto`` is the accelerator where there is one, but the CPU for the shipped models."""
     if model.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = cuda, but torch sees no CUDA device here: set it to cpu or auto")
-    if families.split(model.path)[0]:
+    if families.is_own(model.path):
         return torch.device("cpu" if model.device == "cpu" or not torch.cuda.is_available() else "cuda")
     folder = model_folder(model.path) if Path(model.path).is_dir() else Path(model.path)
     if bases.is_adapter(folder) and (base := bases.base_of(folder)) is not None:

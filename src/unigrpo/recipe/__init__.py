@@ -40,7 +40,6 @@ from unigrpo.recipe.sections import (
     Reward,
     Rollout,
     Scorer,
-    check_shares,
 )
 from unigrpo.recipe.sources import is_recipe_file
 from unigrpo.recipe.stages import (
@@ -67,7 +66,6 @@ __all__ = [
     "Rollout",
     "Scorer",
     "StagedRecipe",
-    "check_shares",
     "from_yaml",
     "is_recipe_file",
     "keys_figures",

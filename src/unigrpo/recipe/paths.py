@@ -12,12 +12,10 @@ from typing import Any
 import yaml
 
 from unigrpo.data_names import HUB, SUFFIXES, split_name
-from unigrpo.loading import reference
+from unigrpo.loading import SHIPPED, own_model, reference
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe.notation import Dumper, override_pairs, override_value, with_key
 from unigrpo.recipe.references import absolute_own_name, with_absolute_rewards
-
-_NO_PATHS = ("builtin:", "init:", "stage:")
 
 
 def split_path(key: str, name: str, base: Path = Path()) -> tuple[str, str, str]:
@@ -30,9 +28,10 @@ def split_path(key: str, name: str, base: Path = Path()) -> tuple[str, str, str]
         found = reference(name)
         return ("", found.place, f":{found.thing}") if found is not None and found.is_file else (name, "", "")
     if key == "model.path":
-        if (own := reference(name.partition("@")[0])) is not None:  # a family of one's own
+        own, _ = own_model(name)
+        if own is not None:
             return ("", own.place, name.removeprefix(own.place)) if own.is_file else (name, "", "")
-        return (name, "", "") if name.startswith(_NO_PATHS) else ("", name, "")
+        return (name, "", "") if name.startswith(SHIPPED) else ("", name, "")
     if name.startswith(HUB):
         path, colon, rest = name.removeprefix(HUB).partition(":")
         return HUB, path, colon + rest

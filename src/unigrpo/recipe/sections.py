@@ -7,7 +7,6 @@ of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +32,7 @@ from unigrpo.ranges import (
     Temperature,
     Tokens,
     Weight,
+    check_shares,
     did_you_mean,
 )
 
@@ -140,13 +140,6 @@ class Mix:
         """The keys of the share of dense plans that a run comes to, and their values."""
         early = {"dense": self.dense} if self.dense_until > 0 else {}
         return {**early, "dense_late": self.dense_late} if self.dense_until < 1 else early
-
-
-def check_shares(where: str, shares: Mapping[str, float]) -> None:
-    """ConfigError where shares of one whole are more than it."""
-    if sum(shares.values()) > 1 + 1e-9:
-        listed = " + ".join(f"{name} {share:g}" for name, share in shares.items())
-        raise ConfigError(f"{where}: {listed} exceed 1: shares of the same whole, so lower one")
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_the_7b_configs_and_tensors_make_exactly_the_public_model(tmp_path):
 
 
 def test_what_bagel_takes_by_default(made):
-    config = load_public(made).config
+    config = load_public(made).model.config
     assert (config.timestep_shift, config.num_points, config.guidance) == (3.0, 50, 4.0)
     assert (config.temperature, config.max_think_tokens, config.image_size) == (0.0, 1024, (1024, 1024))
     assert config.system_prompt == (
@@ -415,7 +415,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_the_parameters_it_has(made, tmp_pa
 
 
 def test_what_cannot_be_written_is_refused(made, tmp_path):
-    policy = load_public(made)
+    policy = Bagel.load(made)
     with pytest.raises(ValueError, match="is the folder that the model came from: write it to another one"):
         save_public(policy, made / ".." / made.name)
     policy.model.register_parameter("lora_A", torch.nn.Parameter(torch.zeros(1)))

@@ -38,7 +38,7 @@ def dry_run(asked: Recipe | StagedRecipe, *, tflops: float, mfu: float) -> tuple
 
 def costs(recipe: Recipe, *, tflops: float, mfu: float) -> tuple[list[str], dict[str, Any]]:
     """Parameters, memory, FLOPs and time of an iteration (docs/scaling.md); nothing of a model of one's own."""
-    if families.split(recipe.model.path)[0]:
+    if families.is_own(recipe.model.path):
         return [f"model.path {recipe.model.path} is a model of your own: what it costs is not known here"], {}
     found, assumed = sizes(recipe.model)
     report = scaling_report(recipe, found, tflops=tflops, mfu=mfu)

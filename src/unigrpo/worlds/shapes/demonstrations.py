@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from unigrpo import seeds
-from unigrpo.recipe import check_shares
+from unigrpo.ranges import check_shares
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes.planner import corrupt_scene, random_scene, sample_scene, slip
 from unigrpo.worlds.shapes.prompts import PromptStream
