@@ -109,7 +109,11 @@ class GenerationDefaults:
 
 
 class Scorer(Protocol):
-    """A model as a replay needs it: the policy itself, or a frozen reference."""
+    """A model as a replay needs it: the policy itself, or a frozen reference.
+
+    Weights are computed with by the module's ``forward`` alone, or by methods that its class lists as ``FRONT_DOORS``:
+    sharding, autocast and checkpointing hang there.
+    """
 
     @property
     def module(self) -> nn.Module:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unigrpo.ranges import NonNegative, Positive
 from unigrpo.trajectory import Trajectory
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Advantage:
     clip: Positive = 5.0
     """Advantages are clipped to +- this (paper silent)."""
 
-    def of(self, rewards: Tensor | Sequence[float], group_ids: Sequence[Hashable]) -> Tensor:
+    def of(self, rewards: Float[Tensor, " N"] | Sequence[float], group_ids: Sequence[Hashable]) -> Float[Tensor, " N"]:
         """Return the advantages of N rewards, fp32 [N]; a group is all that share an id.
 
         Statistics are fp64. A group whose rewards are all equal, so also a group of one, gets exactly 0. Raises
@@ -47,7 +51,7 @@ class Advantage:
 
 
 def _group_advantages(
-    rewards: Tensor | Sequence[float], group_ids: Sequence[Hashable], *, epsilon: float, clip: float
+    rewards: Float[Tensor, " N"] | Sequence[float], group_ids: Sequence[Hashable], *, epsilon: float, clip: float
 ) -> Tensor:
     values = torch.as_tensor(rewards, dtype=torch.float64).detach()
     if values.ndim != 1 or values.shape[0] != len(group_ids):
@@ -82,7 +86,9 @@ def _spread(group: Tensor) -> Tensor:
 
 
 def advantage_statistics(
-    rewards: Tensor | Sequence[float], advantages: Tensor | Sequence[float], group_ids: Sequence[Hashable]
+    rewards: Float[Tensor, " N"] | Sequence[float],
+    advantages: Float[Tensor, " N"] | Sequence[float],
+    group_ids: Sequence[Hashable],
 ) -> dict[str, float]:
     """Return what to log of an iteration's rewards and advantages.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from unigrpo.objectives.forward_noise import ForwardNoise
 from unigrpo.objectives.image_terms import ImageBatch, behaviour_velocities
 from unigrpo.objectives.terms import Term, check_rows
 from unigrpo.ranges import Positive
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 _SMALLEST_SCALE = 1e-5
 
@@ -31,13 +35,13 @@ class DiffusionNFT(ForwardNoise):
     max_advantage: Positive = 5.0
     """Advantages beyond +- this count as best or worst."""
 
-    def optimality(self, advantages: Tensor) -> Tensor:
+    def optimality(self, advantages: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return r = clip(A / (2 A_max) + 1/2, 0, 1), how probably a picture is one of the good ones, fp64 [B]."""
         if not self.max_advantage > 0.0:
             raise ValueError(f"max_advantage is {self.max_advantage}: it must be > 0")
         return (advantages.double() / (2.0 * self.max_advantage) + 0.5).clamp(0.0, 1.0)
 
-    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+    def loss(self, batch: ImageBatch, advantages: Float[Tensor, " P"]) -> Term:
         """Return the loss per picture, [P]."""
         return self.term(
             batch.velocities,
@@ -50,12 +54,12 @@ class DiffusionNFT(ForwardNoise):
 
     def term(
         self,
-        velocities: Sequence[Tensor],
-        old_velocities: Sequence[Tensor],
-        x: Sequence[Tensor],
-        t: Sequence[Tensor],
-        clean: Sequence[Tensor],
-        advantages: Tensor,
+        velocities: Sequence[Float[Tensor, "K n d"]],
+        old_velocities: Sequence[Float[Tensor, "K n d"]],
+        x: Sequence[Float[Tensor, "K n d"]],
+        t: Sequence[Float[Tensor, " K"]],
+        clean: Sequence[Float[Tensor, "n d"]],
+        advantages: Float[Tensor, " B"],
     ) -> Term:
         """The same of velocities (of now, with gradients), old_velocities, x: per picture [N, n, d]; t: [N]; clean:
         the picture's latents [n, d]; advantages: [B]."""

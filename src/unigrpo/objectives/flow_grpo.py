@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate
 from unigrpo.policy import VelocityQuery
 from unigrpo.ranges import Positive
 from unigrpo.trajectory import FlowPath, Image
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 _AUTO_CLIP = 5.12e-4  # 1e-6 sqrt(262144): the paper's 1e-6 at 1024 x 1024 (docs/math.md#clip-range)
 
@@ -61,11 +64,13 @@ class FlowGRPO(ImageTerm):
             return _AUTO_CLIP / math.sqrt(num_elements)
         return self.clip_range
 
-    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+    def loss(self, batch: ImageBatch, advantages: Float[Tensor, " P"]) -> Term:
         """Return -J_Flow per picture, without the regulariser, [P]."""
         return self.term(batch.velocities, batch.paths, advantages)
 
-    def term(self, velocities: Sequence[Tensor], paths: Sequence[FlowPath], advantages: Tensor) -> Term:
+    def term(
+        self, velocities: Sequence[Float[Tensor, "K n d"]], paths: Sequence[FlowPath], advantages: Float[Tensor, " B"]
+    ) -> Term:
         """The same of velocities per picture [K, n, d], at the stored x and t, and of what the sampler saw.
 
         The statistic "flow/rounding_max" is how many times the rounding of a velocity grows on its way into log r.
@@ -139,7 +144,9 @@ def join_paths(paths: Sequence[FlowPath]) -> FlowPath:
     )
 
 
-def replay_transition(velocities: Sequence[Tensor], joined: FlowPath) -> tuple[Tensor, Tensor]:
+def replay_transition(
+    velocities: Sequence[Float[Tensor, "K n d"]], joined: FlowPath
+) -> tuple[Float[Tensor, "BK n d"], Float[Tensor, " BK"]]:
     """Return mean [B * K, n, d] and std [B * K] of the stored steps under the velocities of now, per picture [K, n, d].
 
     The mean is rounded to the dtype it was stored in, as the sampler's was: with the same velocities it is the same

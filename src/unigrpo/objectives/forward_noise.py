@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from unigrpo.objectives.image_terms import ImageTerm
 from unigrpo.policy import VelocityQuery
 from unigrpo.ranges import Batch
 from unigrpo.trajectory import Image
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 Times = Literal["uniform", "logit_normal"]
 
@@ -43,7 +46,7 @@ class ForwardNoise(ImageTerm):
         return self.pairs
 
 
-def sample_times(count: int, shift: float, *, generator: torch.Generator, times: Times) -> Tensor:
+def sample_times(count: int, shift: float, *, generator: torch.Generator, times: Times) -> Float[Tensor, " count"]:
     """Draw training times in [0, 1], then shift them, t <- s t / (1 + (s - 1) t); fp64 [count].
 
     logit_normal: the sigmoid of a standard normal (BAGEL; docs/math.md#supervised); uniform: U(0, 1). The draws are
@@ -61,7 +64,9 @@ def sample_times(count: int, shift: float, *, generator: torch.Generator, times:
     return shift * u / (1.0 + (shift - 1.0) * u)
 
 
-def noised(x0: Tensor, times: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def noised(
+    x0: Float[Tensor, "n d"], times: Float[Tensor, " K"], *, generator: torch.Generator
+) -> tuple[Float[Tensor, "K n d"], Float[Tensor, "K n d"]]:
     """Return x_t [K, n, d] of one picture x0 [n, d] at K times with fresh noise, and the targets eps - x_0; fp32."""
     clean = x0.float().expand(len(times), *x0.shape)
     noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(x0.device)

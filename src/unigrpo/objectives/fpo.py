@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from unigrpo.objectives.forward_noise import ForwardNoise
 from unigrpo.objectives.image_terms import ImageBatch, behaviour_velocities
 from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate
 from unigrpo.ranges import Positive
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 _LARGEST_DIFFERENCE = 3.0  # of a single pair's losses, before exp (docs/math.md#fpo)
 
@@ -30,16 +34,16 @@ class FPO(ForwardNoise):
     per_pair: bool = False
     """One ratio per pair in place of one over their mean loss."""
 
-    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+    def loss(self, batch: ImageBatch, advantages: Float[Tensor, " P"]) -> Term:
         """Return -J_FPO per picture, [P]."""
         return self.term(batch.velocities, behaviour_velocities(batch), batch.targets, advantages)
 
     def term(
         self,
-        velocities: Sequence[Tensor],
-        old_velocities: Sequence[Tensor],
-        targets: Sequence[Tensor],
-        advantages: Tensor,
+        velocities: Sequence[Float[Tensor, "K n d"]],
+        old_velocities: Sequence[Float[Tensor, "K n d"]],
+        targets: Sequence[Float[Tensor, "K n d"]],
+        advantages: Float[Tensor, " B"],
     ) -> Term:
         """The same of velocities (of now, with gradients), old ones and targets eps - x_0, per picture [N, n, d]."""
         check_rows(velocities=velocities, old_velocities=old_velocities, targets=targets, advantages=advantages)
@@ -60,7 +64,7 @@ class FPO(ForwardNoise):
         return Term(-surrogate.value.mean(1), stats)
 
 
-def matching_losses(velocities: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+def matching_losses(velocities: Sequence[Float[Tensor, "K n d"]], targets: Sequence[Tensor]) -> Tensor:
     """Return l_n = mean_D (v_n - (eps_n - x_0))^2 of every pair (t_n, eps_n), fp64 [B, N] (docs/math.md#fpo).
 
     velocities, targets: per picture [N, n, d]. -l_n stands for log p(x_0 | c): the ELBO of denoising, up to a constant.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from unigrpo.objectives.terms import Term
 from unigrpo.policy import Replayed, VelocityQuery
 from unigrpo.trajectory import FlowPath, Image, Prompt, Trajectory
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 _T = TypeVar("_T")
 
@@ -43,7 +46,7 @@ class ImageTerm:
         """
         raise NotImplementedError
 
-    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+    def loss(self, batch: ImageBatch, advantages: Float[Tensor, " P"]) -> Term:
         """Return the loss per picture, [P]; advantages: [P], of their trajectories."""
         raise NotImplementedError
 
@@ -72,9 +75,9 @@ class ImageBatch:
     trajectories: Sequence[Trajectory]
     images: list[Image]
     queries: list[VelocityQuery]
-    velocities: list[Tensor]
-    references: list[Tensor | None]
-    behaviours: list[tuple[Tensor, Tensor] | None]
+    velocities: list[Float[Tensor, "K n d"]]
+    references: list[Float[Tensor, "K n d"] | None]
+    behaviours: list[tuple[Float[Tensor, "K n d"], Float[Tensor, "K n d"]] | None]
     owners: list[int]
     latent_reward: LatentReward | None = None
 
@@ -84,7 +87,7 @@ class ImageBatch:
         return present([image.path for image in self.images], "a picture with SDE steps")
 
     @property
-    def targets(self) -> list[Tensor]:
+    def targets(self) -> list[Float[Tensor, "K n d"]]:
         """eps - x_0 of every noisy copy; ValueError where the queries are not about noised pictures."""
         return present([query.target for query in self.queries], "a target velocity")
 
@@ -130,7 +133,7 @@ def _image(trajectory: Trajectory, index: int) -> Image:
     return segment
 
 
-def behaviour_velocities(batch: ImageBatch) -> list[Tensor]:
+def behaviour_velocities(batch: ImageBatch) -> list[Float[Tensor, "K n d"]]:
     """The old velocities [K, n, d] of every picture, checked to be at the very states that are asked for now.
 
     Raises ValueError where they are not: queries are made once per trajectory and kept over epochs, since a ratio of
@@ -146,7 +149,7 @@ def behaviour_velocities(batch: ImageBatch) -> list[Tensor]:
     return [velocity for _, velocity in found]
 
 
-def owner_means(values: Tensor, owners: list[int], rows: int) -> Tensor:
+def owner_means(values: Float[Tensor, " P"], owners: list[int], rows: int) -> Float[Tensor, " B"]:
     """Mean over the pictures of each trajectory; 0 for one without."""
     if owners == list(range(rows)):
         return values
@@ -154,7 +157,7 @@ def owner_means(values: Tensor, owners: list[int], rows: int) -> Tensor:
     return owner_sums(values, owners, rows) / torch.bincount(index, minlength=rows).clamp(min=1)
 
 
-def owner_sums(values: Tensor, owners: list[int], rows: int) -> Tensor:
+def owner_sums(values: Float[Tensor, " P"], owners: list[int], rows: int) -> Float[Tensor, " B"]:
     """Sum over the pictures of each trajectory; 0 for one without."""
     return values.new_zeros(rows).index_add(0, torch.tensor(owners, device=values.device), values)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from unigrpo.objectives.terms import Statistics
 from unigrpo.policy import Replayed, VelocityQuery
 from unigrpo.trajectory import Text, Trajectory
 
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -28,12 +31,12 @@ class Losses:
     (docs/math.md#joint).
     """
 
-    text_loss: Tensor | None
-    image_loss: Tensor | None
+    text_loss: Float[Tensor, " B"] | None
+    image_loss: Float[Tensor, " B"] | None
     stats: Statistics
 
     @property
-    def total(self) -> Tensor:
+    def total(self) -> Float[Tensor, " B"]:
         """text_loss + image_loss, [B]."""
         parts = [loss for loss in (self.text_loss, self.image_loss) if loss is not None]
         return torch.stack(parts).sum(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from unigrpo.objectives.text_grpo import TextGRPO
 from unigrpo.policy import Replayed, VelocityQuery
 from unigrpo.ranges import ConfigError, Name, NonNegative
 from unigrpo.trajectory import Image, Trajectory
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 _T = TypeVar("_T")
 
@@ -158,7 +161,7 @@ class PolicyGradient(Method):
         stats = {**(text.stats if text else {}), **(image.stats if image else {})}
         return Losses(text.loss if text else None, self.lambda_flow * image.loss if image else None, stats)
 
-    def _image_loss(self, term: ImageTerm, batch: ImageBatch, advantages: Tensor) -> Term:
+    def _image_loss(self, term: ImageTerm, batch: ImageBatch, advantages: Float[Tensor, " B"]) -> Term:
         image = term.loss(batch, advantages[batch.owners])
         loss, stats = image.loss, image.stats
         if self.needs_reference_velocity:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from unigrpo.objectives.terms import Term, check_rows
 from unigrpo.policy import VelocityQuery
 from unigrpo.ranges import Range
 from unigrpo.trajectory import Image, Prompt
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class ReFL(ImageTerm):
         """One step is trained."""
         return 1
 
-    def loss(self, batch: ImageBatch, advantages: Tensor) -> Term:
+    def loss(self, batch: ImageBatch, advantages: Float[Tensor, " P"]) -> Term:
         """Return -R per picture, [P]."""
         if batch.latent_reward is None:
             raise ValueError("ReFL follows the reward's gradient, but the run was built without a differentiable one")
@@ -53,9 +56,9 @@ class ReFL(ImageTerm):
 
     def term(
         self,
-        velocities: Sequence[Tensor],
-        x: Sequence[Tensor],
-        t: Sequence[Tensor],
+        velocities: Sequence[Float[Tensor, "1 n d"]],
+        x: Sequence[Float[Tensor, "1 n d"]],
+        t: Sequence[Float[Tensor, " 1"]],
         prompts: Sequence[Prompt],
         reward: LatentReward,
     ) -> Term:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from unigrpo.objectives.image_terms import ImageBatch, present
 from unigrpo.objectives.terms import Term, check_rows
 from unigrpo.ranges import NonNegative
 from unigrpo.trajectory import FlowPath
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Regulariser:
         return velocity_mse(batch.velocities, references)
 
 
-def velocity_mse(velocities: Sequence[Tensor], references: Sequence[Tensor]) -> Term:
+def velocity_mse(velocities: Sequence[Float[Tensor, "K n d"]], references: Sequence[Float[Tensor, "K n d"]]) -> Term:
     """Return ||v - v_ref||^2 per picture, the mean over window steps and over elements, [B] (paper eq. 8).
 
     velocities, references: per picture [K, n, d] at the same x, t and context; no gradient goes into the references.
@@ -67,7 +70,11 @@ def velocity_mse(velocities: Sequence[Tensor], references: Sequence[Tensor]) -> 
     return Term(per_step.mean(1), {"flow/velocity_mse": per_step.detach()})
 
 
-def latent_kl(velocities: Sequence[Tensor], paths: Sequence[FlowPath], references: Sequence[Tensor]) -> Term:
+def latent_kl(
+    velocities: Sequence[Float[Tensor, "K n d"]],
+    paths: Sequence[FlowPath],
+    references: Sequence[Float[Tensor, "K n d"]],
+) -> Term:
     """Return the KL of the SDE steps against the reference's, KL / D, mean over window steps, [B].
 
     KL / D = mean_D[(mean - mean_ref)^2] / (2 std^2), per element like the image log-probs (docs/math.md#regularisers).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from unigrpo.objectives.terms import Statistics, Term, check_rows
 from unigrpo.policy import Replayed, VelocityQuery
 from unigrpo.ranges import Batch, ConfigError, NonNegative, Shift
 from unigrpo.trajectory import Image, Trajectory
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Supervised(Method):
         return Losses(text_loss, image_loss, stats)
 
 
-def token_cross_entropy(log_probs: Sequence[Tensor], *, tokens_per_row: float | None = None) -> Term:
+def token_cross_entropy(log_probs: Sequence[Float[Tensor, " actions"]], *, tokens_per_row: float | None = None) -> Term:
     """Return -sum of the target tokens' log-probs over ``tokens_per_row``, per trajectory, [B].
 
     With tokens_per_row = target tokens / trajectories of the whole minibatch, the mean over its trajectories is the
@@ -129,7 +132,7 @@ def token_cross_entropy(log_probs: Sequence[Tensor], *, tokens_per_row: float | 
     return Term(loss, {"sft/cross_entropy": loss.detach()})
 
 
-def flow_matching_mse(velocities: Sequence[Tensor], targets: Sequence[Tensor]) -> Term:
+def flow_matching_mse(velocities: Sequence[Float[Tensor, "K n d"]], targets: Sequence[Float[Tensor, "K n d"]]) -> Term:
     """Return the mean over elements of (v - (eps - x_0))^2 per picture, [B].
 
     velocities: per picture [K, n, d] at x_t = (1 - t) x_0 + t eps; targets: eps - x_0, same shape.

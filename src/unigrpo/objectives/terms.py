@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 Statistics = dict[str, Tensor]
 
@@ -23,7 +27,7 @@ class Term:
     (:func:`summarize`).
     """
 
-    loss: Tensor
+    loss: Float[Tensor, " B"]
     stats: Statistics = field(default_factory=dict)
 
 
@@ -31,12 +35,12 @@ class Term:
 class Surrogate:
     """min(r A, clip(r, 1 - eps, 1 + eps) A), and where clipping is at work; all with the shape of the log-ratio."""
 
-    value: Tensor
+    value: Float[Tensor, ...]
     clipped_low: Tensor
     clipped_high: Tensor
 
 
-def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Surrogate:
+def clipped_surrogate(log_ratio: Float[Tensor, ...], advantage: Float[Tensor, ...], clip_range: float) -> Surrogate:
     """Return PPO's clipped surrogate (paper eq. 2 and 6; docs/math.md#the-clipped-surrogate) of r = exp(log_ratio).
 
     J = A + min((r - 1) A, clip(r - 1, -eps, eps) A) with r - 1 = expm1(log_ratio) in fp64: clip ranges near 1e-6 do

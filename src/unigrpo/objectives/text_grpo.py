@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate
 from unigrpo.policy import Replayed
 from unigrpo.ranges import NonNegative, Positive
 from unigrpo.trajectory import Trajectory
+
+if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class TextGRPO:
         """Whether trajectories must carry the reference's log-probs."""
         return self.kl_weight > 0.0
 
-    def loss(self, trajectories: Sequence[Trajectory], answers: Sequence[Replayed], advantages: Tensor) -> Term:
+    def loss(
+        self, trajectories: Sequence[Trajectory], answers: Sequence[Replayed], advantages: Float[Tensor, " B"]
+    ) -> Term:
         """Return -J_Text per trajectory, [B]; the KL is logged wherever the reference's log-probs are there."""
         references = [t.reference.log_probs if t.reference else None for t in trajectories]
         known = self.needs_reference or all(r is not None for r in references)
@@ -46,10 +52,10 @@ class TextGRPO:
 
     def term(
         self,
-        log_probs: Sequence[Tensor],
-        old: Sequence[Tensor],
-        advantages: Tensor,
-        reference: Sequence[Tensor] | None = None,
+        log_probs: Sequence[Float[Tensor, " actions"]],
+        old: Sequence[Float[Tensor, " actions"]],
+        advantages: Float[Tensor, " B"],
+        reference: Sequence[Float[Tensor, " actions"]] | None = None,
     ) -> Term:
         """The same of log_probs, old, reference: one 1-D tensor per trajectory, all its sampled tokens.
 
@@ -83,13 +89,13 @@ class TextGRPO:
         return Term(-_means(objective, lengths), stats)
 
 
-def behaviour_log_probs(trajectory: Trajectory) -> Tensor:
+def behaviour_log_probs(trajectory: Trajectory) -> Float[Tensor, " actions"]:
     """Return the log-probs [actions] that the rollout gave the tokens it sampled, all texts in order."""
     texts = [t.log_probs for t in trajectory.sampled_texts if t.log_probs is not None]
     return torch.cat(texts) if texts else torch.empty(0)
 
 
-def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
+def k3(log_probs: Float[Tensor, " actions"], reference: Float[Tensor, " actions"]) -> Float[Tensor, " actions"]:
     """Return k3 >= 0 of KL(pi || pi_ref) per token, exp(d) - d - 1, d = log p_ref - log p (docs/math.md#text)."""
     d = reference.double().detach() - log_probs.double()
     return torch.expm1(d) - d

@@ -100,6 +100,10 @@ class BagelModel(nn.Module):
     gradients without a cache, layers are computed again in the backward pass.
     """
 
+    FRONT_DOORS = ("forward", "logits", "velocity_head")
+    """All methods by which a policy computes with the weights: what gathers a sharded model hangs here, nowhere else
+    (FSDP2: ``register_fsdp_forward_method`` for those besides forward)."""
+
     def __init__(self, config: BagelConfig) -> None:
         super().__init__()
         self.config = config
