@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from preference.learning import bradley_terry_loss, save_preference
+from preference.pairs import SMUDGE, PairBatch, PairMix, Redraw, preference_pairs
 from unigrpo import build, seeds
 from unigrpo.evaluation.evaluator import evaluate
 from unigrpo.files import write_json_atomic
@@ -34,11 +36,8 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes.preference import (
     PreferenceConfig,
     PreferenceModel,
-    bradley_terry_loss,
     prompt_words,
-    save_preference,
 )
-from unigrpo.worlds.shapes.preference_pairs import SMUDGE, PairBatch, PairMix, Redraw, preference_pairs
 from unigrpo.worlds.shapes.prompts import CATEGORIES
 from unigrpo.worlds.shapes.renderer import KINDS, TEMPLATES
 from unigrpo.worlds.shapes.scenes import PLURALS, Kind, Object

@@ -17,7 +17,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NoReturn, Protocol, runtime_checkable
 
 MAX_DEPTH = 64
 """How deep objects and lists of a JSON file may be nested; the files of models and runs need less than ten."""
@@ -31,18 +31,20 @@ REPAIR = "repair it, or remove it"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
-def write_bytes_atomic(path: Path | str, data: bytes) -> Path:
-    """Replace ``path`` by ``data``: a reader, or a machine that loses power, sees the old file or the new, whole.
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """Give a file to write, which takes the place of ``path`` when the block ends; after a fault nothing has changed.
 
-    Temporary file in the same folder (made if missing), fsync, ``os.replace``, fsync of the folder.
+    A reader, or a machine that loses power, sees the old file or the new one, whole: temporary file in the same folder
+    (made if missing), fsync, ``os.replace``, fsync of the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         # not mkstemp: its files are readable by their owner only
-        with naming(path), open(temporary, "xb") as file:
-            file.write(data)
+        with naming(path), temporary.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -50,7 +52,13 @@ def write_bytes_atomic(path: Path | str, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-    return path
+
+
+def write_bytes_atomic(path: Path | str, data: bytes) -> Path:
+    """Replace ``path`` by ``data``, whole or not at all (:func:`replacing`)."""
+    with replacing(path) as file:
+        file.write(data)
+    return Path(path)
 
 
 @contextlib.contextmanager

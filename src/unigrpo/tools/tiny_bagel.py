@@ -13,13 +13,13 @@ from PIL import Image as Picture
 from PIL import ImageDraw
 from torch import Tensor
 
-from unigrpo.files import whole_folder
+from unigrpo.files import replacing, whole_folder
 from unigrpo.models.bagel.config import BagelConfig, VisionConfig
 from unigrpo.models.bagel.transformer import BagelModel, sincos_table
 from unigrpo.models.bagel_files.flux import FluxConfig, original_shapes
 from unigrpo.models.bagel_files.public import AUTOENCODER
 from unigrpo.models.bagel_files.public_config import LANGUAGE, VISION, WHOLE
-from unigrpo.models.bagel_files.tensor_files import WEIGHTS, Shape, replacing, write_stream
+from unigrpo.models.bagel_files.tensor_files import WEIGHTS, Shape, write_stream
 from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer
 from unigrpo.seeds import generator
 

@@ -11,19 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from preference.faults import CONTENT, EDITS
+from preference.learning import bradley_terry_loss, save_preference
+from preference.pairs import DRAWING, FAULTS, SMUDGE, PairBatch, PairMix, preference_pairs
 from tolerances import assert_same_sums
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.worlds.shapes import Object, Scene, canonical, draw, render
 from unigrpo.worlds.shapes.preference import (
     PreferenceConfig,
     PreferenceModel,
-    bradley_terry_loss,
     load_preference,
     prompt_words,
-    save_preference,
 )
-from unigrpo.worlds.shapes.preference_faults import CONTENT, EDITS
-from unigrpo.worlds.shapes.preference_pairs import DRAWING, FAULTS, SMUDGE, PairBatch, PairMix, preference_pairs
 from unigrpo.worlds.shapes.prompts import prompts
 from unigrpo.worlds.shapes.tasks import graded_reward
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unigrpo.files import read_json_object
+from unigrpo.files import read_json_object, replacing
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.transformer import BagelModel
@@ -26,7 +26,6 @@ from unigrpo.models.bagel_files.tensor_files import (
     TensorFiles,
     copy_into,
     load_into,
-    replacing,
     require_fit,
     write_stream,
 )

@@ -15,14 +15,14 @@ from typing import Literal
 
 import torch
 
-from unigrpo.files import parse_json_object
+from unigrpo.files import parse_json_object, replacing
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig, Memory
 from unigrpo.models.bagel_files.loaded import FromFiles, Loaded
 from unigrpo.models.bagel_files.origin import Origin
 from unigrpo.models.bagel_files.public_config import LANGUAGE, read_public_config
 from unigrpo.models.bagel_files.sound import require_sound
-from unigrpo.models.bagel_files.tensor_files import WEIGHTS, TensorFiles, load_into, replacing, write_stream
+from unigrpo.models.bagel_files.tensor_files import WEIGHTS, TensorFiles, load_into, write_stream
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
 from unigrpo.ranges import how_to_install
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unigrpo.files import naming
+from unigrpo.files import replacing
 from unigrpo.models.bagel_files.sound import Sound, require_floating
 from unigrpo.models.bagel_files.tensor_headers import CODE_OF, CODES, Shape, Stored, read_header, read_index
 
@@ -180,21 +178,6 @@ def _fitting(module: nn.Module, files: TensorFiles, ignore: Sequence[str]) -> li
 
 
 # Out
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file whole or not at all: under a temporary name beside it, flushed to the disk, then renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with naming(path), partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_stream(

@@ -3,15 +3,13 @@
 It plays the part of the paper's reward model (RewardDance: a network fine-tuned on preferences), in training; the
 verifier stays the gold that training never sees. It is a weak judge on purpose: small, taught with mistaken labels and
 without adversarial pictures, so a policy that optimises it hard can please it without drawing better.
-``scripts/train_preference.py`` trains it, on pairs of :mod:`unigrpo.worlds.shapes.preference_pairs`.
+``scripts/train_preference.py`` trains it, on pairs of scripts/preference.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
-from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from unigrpo.files import read_json_object
@@ -219,34 +216,8 @@ class PreferenceModel(nn.Module):
             raise ValueError(f"{len(images)} pictures but {prompts} prompts: one prompt per picture, at least one")
 
 
-def bradley_terry_loss(better: Tensor, worse: Tensor) -> Tensor:
-    """Mean over pairs of -log sigmoid(s_better - s_worse), scores [B] each."""
-    return F.softplus(worse - better).mean()
-
-
-def save_preference(model: PreferenceModel, folder: Path) -> None:
-    """Write config.json and model.safetensors, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    _replace(folder / CONFIG, (json.dumps(asdict(model.config), indent=1) + "\n").encode())
-    _replace(folder / MODEL, tensor_bytes(weights, {"format": "pt"}))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write under a temporary name beside it, flush to the disk, rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def load_preference(folder: Path) -> PreferenceModel:
-    """Read a folder that :func:`save_preference` wrote; the model is frozen and in evaluation mode.
+    """Read a folder that ``scripts/train_preference.py`` wrote; the model is frozen and in evaluation mode.
 
     ValueError names a file that is missing or damaged, or that does not fit the other one.
     """

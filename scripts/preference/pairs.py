@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from preference.faults import CONTENT, EDITS, free_cell, merit, spoil
 from unigrpo import seeds
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes.planner import sample_scene
-from unigrpo.worlds.shapes.preference_faults import CONTENT, EDITS, free_cell, merit, spoil
 from unigrpo.worlds.shapes.prompts import PromptStream
 from unigrpo.worlds.shapes.renderer import CELL_SIZE, GRID, LABELS, TEMPLATES, cell_labels, draw
 from unigrpo.worlds.shapes.scenes import CELL_INDEX, Scene

@@ -1,6 +1,6 @@
 """Faults of content: scenes that miss a prompt in a known way, and how much a scene is worth.
 
-They are the pictures that people would like less in :mod:`unigrpo.worlds.shapes.preference_pairs`.
+They are the pictures that people would like less in :mod:`preference.pairs`.
 """
 
 from __future__ import annotations
