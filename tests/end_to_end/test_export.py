@@ -186,7 +186,7 @@ class FullDisk:
     def write(self, original):
         def limited(path, *arguments, **options):
             file = original(path, *arguments, **options)
-            if "w" not in "".join(map(str, arguments)) or "b" not in "".join(map(str, arguments)):
+            if not set("".join(map(str, arguments))) & {"w", "x"} or "b" not in "".join(map(str, arguments)):
                 return file
             plain = file.write
 
