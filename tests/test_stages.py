@@ -34,7 +34,6 @@ from unigrpo.recipe import (
     to_yaml,
 )
 from unigrpo.reports import runlog
-from unigrpo.runs import stages
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import CONFIG, Adapter
 
@@ -329,9 +328,9 @@ def test_reports_of_all_stages_are_written(whole, tmp_path, capsys, monkeypatch)
     )
     assert "tiny/staged:draw" in (of(run_dir)[0] / runlog.REPORT).read_text()
     monkeypatch.setattr("unigrpo.commands.report.write_report", lambda run_dir: run_dir / runlog.REPORT)
-    assert stages.report(whole) == 0
+    assert report.run(options.Report(whole)) == 0
     assert capsys.readouterr().out.splitlines() == [f"wrote {folder / runlog.REPORT}" for folder in of(whole)]
-    assert stages.report(of(whole)[0]) == 0
+    assert report.run(options.Report(of(whole)[0])) == 0
     assert capsys.readouterr().out == f"wrote {of(whole)[0] / runlog.REPORT}\n"
 
 

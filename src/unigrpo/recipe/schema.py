@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from unigrpo.objectives.method import Method
 from unigrpo.ranges import ConfigError, Count, Description, Name, Seed
@@ -39,8 +40,12 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     eval: Eval
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the run is also logged, besides its folder; `train --log` sets it too (docs/guide.md)."""
 
     def __post_init__(self) -> None:
+        if len(set(self.log)) < len(self.log):
+            raise ConfigError(f"log = {list(self.log)} names a place twice: once is enough")
         _check_data(self)
         _check_rewards(self)
         _check_schedule(self)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from PIL import Image
 from torch import Tensor
 
 from unigrpo.evaluation.canaries import colour_diversity, edge_energy, plan_diversity
@@ -17,6 +19,7 @@ from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
 from unigrpo.rollout.sample import thinking_of
+from unigrpo.training.sinks import Shown, Sinks
 from unigrpo.training.sources import RolloutBatch
 
 SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12
@@ -28,7 +31,16 @@ class Recorder:
     """Writes one run's files; every write is whole or not there."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+        self.run_dir, self.sinks = run_dir, Sinks({}, print)
+
+    @contextmanager
+    def watched(self, sinks: Sinks) -> Iterator[None]:
+        """Inside, other places to watch the run are told what the folder is told; they are closed whatever happens."""
+        self.sinks = sinks
+        try:
+            yield
+        finally:
+            sinks.close()
 
     def start(self, recipe_yaml: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what the run was started with, or add where it is resumed; ``facts``: more of the environment."""
@@ -42,6 +54,12 @@ class Recorder:
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append one iteration."""
         runlog.append_metrics(self.run_dir, line)
+        self.sinks.scalars(line["iteration"] + 1, line)
+
+    def rewards(self, collected: RolloutBatch, iteration: int) -> None:
+        """Tell the sinks how the rewards of an iteration are spread."""
+        if rewards := [t.reward for t in collected.trajectories if t.reward is not None]:
+            self.sinks.histogram(iteration + 1, "rewards", rewards)
 
     def samples(self, policy: Policy, collected: RolloutBatch, iteration: int) -> None:
         """Keep a few training trajectories: two groups side by side, with words, reward and picture."""
@@ -68,8 +86,10 @@ class Recorder:
         write_records_atomic(jsonl, records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
         save_png_atomic(record_sheet(pictures, records), runlog.samples_file(self.run_dir, iteration + 1, "png"))
+        shown = [Shown(Image.fromarray(p), caption(r)) for p, r in zip(pictures, records, strict=True)]
+        self.sinks.pictures(iteration + 1, "samples", shown)
 
-    def evaluation(self, when: Literal["before", "after"], result: Evaluation, limit: int) -> dict[str, Any]:
+    def evaluation(self, when: Literal["before", "after"], result: Evaluation, limit: int, done: int) -> dict[str, Any]:
         """Write records, contact sheet and summary of the evaluation before or after training; return the summary.
 
         The part of it that a validation in mid-run looks at too (one picture of each of the first ``limit`` prompts,
@@ -93,6 +113,9 @@ class Recorder:
             before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
             summary["paired"] = compare(before, result.records)
         write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
+        self.sinks.scalars(done, {f"evaluation_{when}": summary[when]})
+        if when == "before":  # curves of validations have their point before training
+            self.sinks.scalars(0, {"validation": summary[when].get("validation", summary[when])})
         return summary
 
     def forget(self, when: Literal["before", "after"]) -> None:
@@ -105,6 +128,13 @@ class Recorder:
     def evaluated(self, when: Literal["before", "after"]) -> bool:
         """Whether this evaluation is already in the folder (in a resumed run)."""
         return when in runlog.read_json(self.run_dir / runlog.SUMMARY)
+
+
+def caption(record: Mapping[str, Any]) -> str:
+    """What led to a sampled picture, and what it earned."""
+    reward = "" if record["reward"] is None else f" (reward {record['reward']:.3f})"
+    thinking = f" | {record['thinking']}" if record["thinking"] else ""
+    return f"{record['prompt']}{thinking}{reward}"
 
 
 def as_validation(records: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

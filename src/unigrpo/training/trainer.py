@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from unigrpo.training.recorder import Recorder, training_canaries
 from unigrpo.training.replay import Batch
 from unigrpo.training.saving import Saver
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
+from unigrpo.training.sinks import Place, opened
 from unigrpo.training.sources import RolloutBatch, Source
 from unigrpo.training.update import (
     RatioBounds,
@@ -109,6 +110,11 @@ class Trainer:
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
+        place = Place(self.run_dir, self.recipe.name, asdict(self.recipe), self.done)
+        with self.recorder.watched(opened(self.recipe.log, place, progress.note)):
+            return self._train(progress)
+
+    def _train(self, progress: Progress) -> bool:
         for note in self.notes:
             progress.note(note)
         self._evaluate("before", progress)
@@ -156,6 +162,7 @@ class Trainer:
             still = self.movement.still()
         if self.average is not None:
             self.average.update(iteration)
+        self.recorder.rewards(collected, iteration)
         validation = None
         if (iteration + 1) % recipe.eval.every == 0:
             with clock.phase("validation"):
@@ -266,7 +273,7 @@ class Trainer:
         progress.note(f"evaluating {when} training ...")
         self.under_way = f"the evaluation {when} training"
         result = self._with_average(self.parts.evaluator.compare)
-        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit)[when]
+        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit, self.done)[when]
         self.under_way = ""
         progress.aside("evaluation")
         progress.note(f"{when} training: {describe_summary(summary)}")

@@ -148,8 +148,8 @@ def _cell(row: Row, seed: int, group: str, scale: Scale, judge: Judge, work: Pat
 
 
 def _deciding(stage: Recipe) -> str:
-    """A recipe without ``checkpoint.minutes``, which decides no number: cells from before that key are still good."""
-    return re.sub(r", minutes: [^,}]+", "", to_yaml(stage))
+    """A recipe without the keys that decide no number and came later: cells from before them are still good."""
+    return re.sub(r", minutes: [^,}]+|^log: .*\n", "", to_yaml(stage), flags=re.MULTILINE)
 
 
 def _rollouts(recipe: Recipe) -> int:
