@@ -33,7 +33,7 @@ class WandB:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers."""
-        self.run.log({"iteration": step, **values})
+        self.run.log({**values, "iteration": step})
 
     def pictures(self, step: int, name: str, shown: Sequence[Shown]) -> None:
         """Log pictures with captions."""
