@@ -125,6 +125,16 @@ class Report(Common):
 
 
 @dataclass(frozen=True)
+class Compare(Common):
+    """Overlay the curves of several runs on one page, with what differs in their recipes."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
+    """Two to seven folders of runs, finished or not; stages of a run are laid one after the other."""
+    out: Path = Path("compare.html")
+    """The page to write."""
+
+
+@dataclass(frozen=True)
 class Recipes(Common):
     """List the recipes that ship with the package."""
 
@@ -209,6 +219,7 @@ VERBS: dict[str, type[Common]] = {
     "generate": Generate,
     "eval": Eval,
     "report": Report,
+    "compare": Compare,
     "recipes": Recipes,
     "recipe": RecipeToEdit,
     "parity": Parity,
