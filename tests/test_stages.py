@@ -15,7 +15,6 @@ import torch
 import tiny_runs
 from tolerances import rounding
 from unigrpo import build
-from unigrpo.commands import train as training
 from unigrpo.files import write_text_atomic
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.methods import OnlyFlow, OnlyText
@@ -33,7 +32,7 @@ from unigrpo.recipe import (
     to_yaml,
 )
 from unigrpo.reports import runlog
-from unigrpo.runs import stages
+from unigrpo.runs import stages, training
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import CONFIG, Adapter
 

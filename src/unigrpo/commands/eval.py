@@ -9,7 +9,6 @@ from typing import Any
 from unigrpo import build, options, output
 from unigrpo.commands.drawing.asking import STDIN, stdin_rows
 from unigrpo.commands.drawing.sampling import (
-    EVALUATION,
     batch_size,
     check,
     check_numbers,
@@ -24,6 +23,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Scorer
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
+from unigrpo.rollout.generate import EVALUATION
 from unigrpo.runs.folders import must_be_new, usable
 from unigrpo.worlds.prompt_files import RowPrompts
 
