@@ -16,7 +16,6 @@ from unigrpo.commands.drawing.sampling import (
     batch_size,
     check,
     check_numbers,
-    described,
     in_words,
     load,
     sampling,
@@ -29,6 +28,7 @@ from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.generate import Defaults, editing, own
 from unigrpo.rollout.sample import portions, sample
+from unigrpo.runs.evaluating import described
 from unigrpo.runs.models import in_the_world
 from unigrpo.runs.places import no_source, try_file
 from unigrpo.trajectory import Prompt

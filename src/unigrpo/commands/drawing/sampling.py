@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from unigrpo import options
 from unigrpo.policy import Policy
@@ -86,20 +85,6 @@ def sampling(policy: Policy, verb: options.Drawing, defaults: Defaults) -> Sampl
         temperature=verb.temperature,
         max_think_tokens=verb.max_think_tokens,
     )
-
-
-def described(how: Sampling) -> dict[str, Any]:
-    """A sampling as results.jsonl, summary.json and --json name it (M grid points are M - 1 forwards)."""
-    guided = how.guidance
-    return {
-        "num_points": how.num_points,
-        "guidance": guided.text_scale,
-        "image_guidance": guided.image_scale,
-        "interval": guided.interval,
-        "renorm": guided.renorm,
-        "temperature": how.temperature,
-        "max_think_tokens": how.max_think_tokens,
-    }
 
 
 def in_words(how: Sampling) -> str:
