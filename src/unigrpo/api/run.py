@@ -76,8 +76,9 @@ class Run:
     def metrics(self) -> pandas.DataFrame:
         """A row for every iteration, a column for every key of metrics.jsonl: ``reward_mean`` and so on.
 
-        Nested keys are joined by dots (``grad_norm.reasoning``), lists by the place of their items (``flow.steps.0.mse``); what an iteration has
-        not, or what was no finite number, is NaN. Of several stages all rows, with a column ``stage``.
+        Nested keys are joined by dots (``grad_norm.reasoning``), lists by the place of their items
+        (``flow.steps.0.mse``); what an iteration has not, or what was no finite number, is NaN. Of several stages all
+        rows, with a column ``stage``.
         """
         import pandas
 
