@@ -280,6 +280,11 @@ def test_evaluations_may_be_said_otherwise(here, no_report):
     run = unigrpo.train(prompts=TWO, reward=brightness, out="run", **keys)
     assert run.recipe.eval.prompts == "shapes:held-out"
     assert [scorer.name for scorer in run.recipe.reward.validation] == ["shapes/verifier"]
+    (here / "other.txt").write_text("two green circles\n")
+    keys = tiny(iterations=1, eval__prompts="other.txt")
+    run = unigrpo.train(prompts=TWO, reward=brightness, out="own", **keys)
+    assert run.recipe.eval.prompts == str(here / "other.txt")  # the recipe's judge knows nothing of these
+    assert run.recipe.reward.validation == run.recipe.reward.train
     keys = tiny(iterations=1, reward__validation="image/jpeg-compressibility")
     run = unigrpo.train(prompts=TWO, reward=brightness, out="other", **keys)
     assert run.recipe.eval.prompts == str(run.path / "prompts.jsonl")
@@ -374,7 +379,10 @@ def test_a_method_of_another_name_replaces_the_section(here, no_report):
             "data.group_sizes is not a key of a recipe .did you mean .*group_size",
         ),
         ({"data__group_size": 3}, "data.group_size is set twice, to 2 and 3"),
+        ({"data__prompts": "shapes:train"}, "data.prompts is set twice"),
         ({"model__path": "init:micro"}, "model.path is set twice"),
+        ({"model": object()}, "is a object, and a run starts from what it can read again: save it"),
+        ({"eval": "shapes"}, "eval = 'shapes' is not a section"),
         ({"rewards": brightness}, "rewards is an object of the type function, .* .did you mean reward"),
         ({"iterations": "many"}, "iterations = 'many' is of the wrong type"),
         ({"recipe": "shapes/unigro"}, "no recipe 'shapes/unigro' ships .* .did you mean"),
@@ -504,6 +512,13 @@ def test_a_reward_that_only_python_knows_is_given_again(here, no_report, capsys,
     )
     assert run.finished and list(run.metrics["reward_mean"][1:]) == [3.5, 3.5]
     assert run.recipe.reward.train[0].name == "reward"
+
+
+def test_a_run_may_start_from_another(here, finished, no_report):
+    shutil.copytree(finished[0].path, here / "first")
+    first = unigrpo.Run("first")
+    run = unigrpo.train(prompts=TWO, reward=brightness, out="run", **tiny(iterations=1, model=first))
+    assert run.recipe.model.path == str(here / "first" / "checkpoints" / "iteration-000002")
 
 
 @pytest.mark.parametrize(

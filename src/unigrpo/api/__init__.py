@@ -15,6 +15,7 @@ from unigrpo.api.overrides import nested
 from unigrpo.api.prompts import Prompts
 from unigrpo.api.run import Run
 from unigrpo.api.training import RECIPE, Call, begun_by, resumed_by
+from unigrpo.ranges import ConfigError, shown
 from unigrpo.runs.ranks import refuse_ranks
 
 __all__ = ["Evaluated", "Run", "evaluate", "load", "train"]
@@ -22,7 +23,7 @@ __all__ = ["Evaluated", "Run", "evaluate", "load", "train"]
 
 def train(
     *,
-    model: str | Path | None = None,
+    model: str | Path | Run | None = None,
     prompts: Prompts | None = None,
     reward: Any = None,
     recipe: str | Path = RECIPE,
@@ -32,9 +33,10 @@ def train(
 ) -> Run:
     """Train by a recipe, with what is given here in place of what it says, and return the finished run.
 
-    model: what the recipe's ``model.path`` may be. prompts: a list of texts or dicts (``prompt``, ``images``: paths,
-    anything else is metadata for the reward), a file, a name such as ``shapes:train``, or a generator, of which as many
-    are taken as the run has use for (iterations x prompts_per_iteration; one that ends sooner is gone through again).
+    model: what the recipe's ``model.path`` may be, or a run (its newest checkpoint). prompts: a list of texts or dicts
+    (``prompt``, ``images``: paths, anything else is metadata for the reward), a file, a name such as ``shapes:train``,
+    or a generator, of which as many are taken as the run has use for (iterations x prompts_per_iteration; one that ends
+    sooner is gone through again).
     Lists and generators are kept in the run's folder, as ``prompts.jsonl``.
 
     reward: a function of (images, prompts, metadata, thinking) with one number a picture, a name, ``mine.py:f``, or a
@@ -56,6 +58,18 @@ def train(
     """
     loading.stop_if_loading()
     refuse_ranks()
-    call = Call(str(recipe), None if model is None else str(model), prompts, reward, nested(overrides))
+    call = Call(str(recipe), _named(model), prompts, reward, nested(overrides))
     folder = None if out is None else Path(out).expanduser()
     return Run(resumed_by(call, folder) if resume else begun_by(call, folder))
+
+
+def _named(model: str | Path | Run | None) -> str | None:
+    """The name of a model; ConfigError for one that is in memory alone."""
+    if model is None or isinstance(model, str | Path):
+        return None if model is None else str(model)
+    if isinstance(model, Run):
+        return str(model.path)
+    raise ConfigError(
+        f"model = {shown(model)} is a {type(model).__name__}, and a run starts from what it can read again: save it, "
+        "model.save_pretrained(folder), and give the folder"
+    )

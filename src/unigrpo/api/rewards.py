@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
@@ -23,11 +23,11 @@ NEEDED = "give a function of (images, prompts, metadata, thinking), the name of 
 class Named:
     """Names for the rewards of one call. ``meant``: the things that names stand for while it runs.
 
-    ``recorded``: in a run that goes on, the names of its training rewards, in order, "" for those that are found by
-    their names: a function takes the recorded one.
+    ``recorded``: in a run that goes on, the names of its rewards by key (``reward.train``), in order, "" for those that
+    are found by their names: a function takes the recorded one.
     """
 
-    recorded: list[str] = field(default_factory=list)
+    recorded: Mapping[str, Sequence[str]] = field(default_factory=dict)
     meant: dict[str, Any] = field(default_factory=dict)
 
     def scorers(self, reward: Any, where: str = "reward") -> list[dict[str, Any]]:
@@ -39,25 +39,24 @@ class Named:
         listed = list(reward) if several else [reward]
         if not listed:
             raise ConfigError(f"{where} is an empty list: {NEEDED}")
-        place = f"{where}[{{}}]" if several else where
-        return [self._scorer(one, number, place.format(number)) for number, one in enumerate(listed)]
+        place, before = f"{where}[{{}}]" if several else where, [*self.recorded.get(where, ()), *[""] * len(listed)]
+        return [self._scorer(one, before[number], place.format(number)) for number, one in enumerate(listed)]
 
-    def _scorer(self, reward: Any, number: int, where: str) -> dict[str, Any]:
+    def _scorer(self, reward: Any, before: str, where: str) -> dict[str, Any]:
         if isinstance(reward, Mapping):
             return dict(reward)  # as a recipe writes it: {name, weight}
         if _weighted(reward):
-            return {**self._scorer(reward[0], number, where), "weight": float(reward[1])}
-        return {"name": reward if isinstance(reward, str) else self._name(reward, number, where)}
+            return {**self._scorer(reward[0], before, where), "weight": float(reward[1])}
+        return {"name": reward if isinstance(reward, str) else self._name(reward, before, where)}
 
-    def _name(self, reward: Any, number: int, where: str) -> str:
-        """The name of a function, class or object."""
+    def _name(self, reward: Any, before: str, where: str) -> str:
+        """The name of a function, class or object: the one from ``before``, one that finds it again, or a new one."""
         if not callable(reward):
             raise ConfigError(f"{where} = {shown(reward)} is a {type(reward).__name__}, no reward: {NEEDED}")
         for name, thing in self.meant.items():
             if thing is reward:
                 return name
         found = origin_of(reward).reference
-        before = self.recorded[number] if number < len(self.recorded) else ""
         if before:
             name = before
         elif found is not None and reference(found) is not None:

@@ -66,10 +66,10 @@ def begun_by(call: Call, out: Path | None) -> Path:
         rows = own_prompts.rows_of(call.prompts, _needed(asked))  # type: ignore[arg-type]
     own_rewards.recall(None)
     with new_run(out, asked.name, PYTHON) as run_dir, own_prompts.kept(run_dir, rows):
-        name = own_prompts.name_of(call.prompts) if rows is None else str(run_dir.absolute() / own_prompts.FILE)
-        if name is not None:
-            own = _with_evaluations({**own, "data": {**own.get("data", {}), "prompts": name}}, name)
-            asked = load_experiment(call.recipe, keys.words(call.recipe, own))
+        if rows is not None:
+            own = keys.joined(own, {"data": {"prompts": str(run_dir.absolute() / own_prompts.FILE)}})
+        own = _with_evaluations(own, own["data"]["prompts"] if call.prompts is not None else "")
+        asked = load_experiment(call.recipe, keys.words(call.recipe, own))
         with registry.meaning(named.meant):
             _train(asked, run_dir, resume=False)
     return run_dir
@@ -83,12 +83,16 @@ def _needed(asked: Recipe | StagedRecipe) -> int:
 
 
 def _with_evaluations(own: Mapping[str, Any], prompts: str) -> dict[str, Any]:
-    """Keys with evaluations on prompts of one's own, judged by the reward that trains, where the keys do not say it."""
-    if not names_records(prompts) or "prompts" in (own.get("eval") or {}):
-        return dict(own)
-    made = {**own, "eval": {**own.get("eval", {}), "prompts": prompts}}
-    rewards = own.get("reward") or {}
-    if "train" in rewards and "validation" not in rewards:
+    """Keys with evaluations on the prompts that are given, if they are one's own, where the keys do not say it.
+
+    One's own are judged by the reward that is given to train, where the keys do not say that either: what judges the
+    recipe's prompts seldom knows what these ask for.
+    """
+    made, rewards = dict(own), own.get("reward", {})
+    if names_records(prompts):
+        made["eval"] = {"prompts": prompts, **own.get("eval", {})}
+    watched = made.get("eval", {}).get("prompts")
+    if watched is not None and names_records(str(watched)) and "train" in rewards and "validation" not in rewards:
         made["reward"] = {**rewards, "validation": rewards["train"]}
     return made
 
@@ -125,11 +129,11 @@ def _check_rows(prompts: Prompts | None, run_dir: Path) -> None:
         )
 
 
-def _to_be_given(begun: Recipe | StagedRecipe, run_dir: Path) -> list[str]:
-    """The names of the training rewards, "" for those that are found by their names."""
-    first = begun.stages[0] if isinstance(begun, StagedRecipe) else begun
-    lost = own_rewards.lost(run_dir)
-    return [scorer.name if scorer.name in lost else "" for scorer in first.reward.train]
+def _to_be_given(begun: Recipe | StagedRecipe, run_dir: Path) -> dict[str, list[str]]:
+    """The names of the rewards by key, "" for those that are found by their names."""
+    reward = (begun.stages[0] if isinstance(begun, StagedRecipe) else begun).reward
+    lists, lost = {"reward.train": reward.train, "reward.validation": reward.validation}, own_rewards.lost(run_dir)
+    return {key: [one.name if one.name in lost else "" for one in scorers] for key, scorers in lists.items()}
 
 
 def _changed(begun: Recipe | StagedRecipe, words: Sequence[str], run_dir: Path) -> list[str]:
