@@ -105,6 +105,15 @@ def test_the_package_says_what_it_has_and_that_it_is_typed():
         unigrpo.trian  # noqa: B018
 
 
+def test_nothing_of_the_package_is_left_out_of_commits_and_wheels():
+    """Both leave out what .gitignore names."""
+    files = [str(path) for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    asked = subprocess.run(["git", "check-ignore", "--no-index", *files], cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode == 128:
+        pytest.skip("this is no checkout")
+    assert asked.stdout.splitlines() == []
+
+
 def test_pandas_comes_with_the_package():
     assert '"pandas>=' in (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0]
 
