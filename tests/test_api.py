@@ -196,7 +196,7 @@ def test_what_is_null_or_missing_in_the_metrics_is_nan(finished, tmp_path):
     table = unigrpo.Run(folder).metrics
     assert np.isnan(table["reward_std"][0]) and table["reward_std"].dtype == np.float64
     assert np.isnan(table["validation.reward"][0]) and table["validation.reward"][1] == 0.5
-    assert table["validation.score"].isna().all()
+    assert table["validation.score"].isna().all() and table["validation.score"].dtype == np.float64
 
 
 def test_a_run_says_what_it_is(finished):
