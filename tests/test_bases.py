@@ -35,7 +35,7 @@ def family(tmp_path_factory):
     """All weights, an adapter on its run folder, an adapter on that; then the first two go on and rotate."""
     home = tmp_path_factory.mktemp("family") / "home"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unigrpo.commands.train.write_report", lambda run_dir: run_dir / runlog.REPORT)
+        patch.setattr("unigrpo.runs.training.write_report", lambda run_dir: run_dir / runlog.REPORT)
         first = train(home / "first", tiny_runs.model_folder())
         second = train(home / "second", first, **LORA)
         third = train(home / "third", second, **LORA)

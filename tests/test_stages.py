@@ -16,7 +16,6 @@ import tiny_runs
 from tolerances import rounding
 from unigrpo import build, options
 from unigrpo.commands import report
-from unigrpo.commands import train as training
 from unigrpo.files import write_text_atomic
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.methods import OnlyFlow, OnlyText
@@ -34,6 +33,7 @@ from unigrpo.recipe import (
     to_yaml,
 )
 from unigrpo.reports import runlog
+from unigrpo.runs import training
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import CONFIG, Adapter
 

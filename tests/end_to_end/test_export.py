@@ -38,7 +38,7 @@ def home(tmp_path_factory):
     readme = home / "tiny" / "README.md"
     readme.write_text("---\nlicense: apache-2.0\n---\n" + readme.read_text())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unigrpo.commands.train.write_report", lambda run_dir: run_dir / runlog.REPORT)
+        patch.setattr("unigrpo.runs.training.write_report", lambda run_dir: run_dir / runlog.REPORT)
         for name, lora in (("full", []), ("lora", ["--model.lora", "{rank: 4, alpha: 64}"])):
             words = ["train", "bagel/unigrpo", "--model.path", home / "tiny", "--iterations", "1", *SMALL, *FAST, *lora]
             assert tiny_runs.unigrpo(*words, "--out", home / name) == 0

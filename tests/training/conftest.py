@@ -3,8 +3,8 @@
 import pytest
 
 import tiny_runs
-from unigrpo.commands import train as train_command
 from unigrpo.reports import runlog
+from unigrpo.runs import training as train_command
 
 
 @pytest.fixture

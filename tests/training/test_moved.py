@@ -7,13 +7,12 @@ import shutil
 import pytest
 
 import tiny_runs
-from unigrpo import options
-from unigrpo.commands.train import resumed_recipe
 from unigrpo.files import write_json_atomic
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import load_recipe
 from unigrpo.reports import runlog
 from unigrpo.runs import inputs
+from unigrpo.runs.training import resumed_recipe
 
 RECIPE = """
 name: mine
@@ -45,7 +44,7 @@ def begun(tmp_path_factory):
     lay_out(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home / "recipes")
-        patch.setattr("unigrpo.commands.train.write_report", lambda run_dir: run_dir / runlog.REPORT)
+        patch.setattr("unigrpo.runs.training.write_report", lambda run_dir: run_dir / runlog.REPORT)
         assert tiny_runs.unigrpo("train", "mine.yaml", "--out", "../run") == 0
     return home
 
@@ -61,7 +60,7 @@ def home(begun, tmp_path):
 
 
 def resumed(home, *words):
-    return resumed_recipe(options.Train("mine", out=home / "run", resume=True), words)
+    return resumed_recipe(home / "run", "mine", words)
 
 
 def test_a_run_holds_absolute_paths_and_the_hashes_of_its_files(begun):
@@ -82,7 +81,7 @@ def test_the_command_that_it_prints_works_from_anywhere(begun, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unigrpo.commands.train.Progress.update", stopped)
+        patch.setattr("unigrpo.runs.training.Progress.update", stopped)
         assert tiny_runs.unigrpo("train", "mine.yaml", "--out", "../run") == 130
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "to go on: " in line]
     command = shlex.split(said.partition("to go on: ")[2])

@@ -14,8 +14,8 @@ import torch
 
 import tiny_runs
 import unigrpo
-from unigrpo.commands import train as train_command
 from unigrpo.reports import runlog
+from unigrpo.runs import training as train_command
 from unigrpo.training import checkpoint
 
 

@@ -11,10 +11,10 @@ import sys
 import pytest
 
 import tiny_runs
-from unigrpo.commands import train as train_command
 from unigrpo.ranges import ConfigError
 from unigrpo.reports import runlog
 from unigrpo.runs import folders, locks
+from unigrpo.runs import training as train_command
 from unigrpo.training import checkpoint
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import tiny_runs
 import unigrpo.recipe as recipe_of
-from unigrpo.commands import train as train_command
 from unigrpo.runs import signals
+from unigrpo.runs import training as train_command
 from unigrpo.training import checkpoint, saving
 from unigrpo.training.trainer import Stop
 

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from unigrpo import build, options, output
 from unigrpo.commands.drawing.asking import STDIN, stdin_rows
 from unigrpo.commands.drawing.sampling import (
-    EVALUATION,
     batch_size,
     check,
     check_numbers,
-    described,
     in_words,
     load,
     sampling,
 )
-from unigrpo.evaluation.evaluator import Evaluation, describe_summary, evaluate, summarise, unjudged
-from unigrpo.files import write_json_atomic, write_records_atomic
+from unigrpo.evaluation.evaluator import describe_summary, unjudged
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Scorer
-from unigrpo.reports.grids import record_sheet, save_png_atomic
-from unigrpo.reports.source_pictures import with_sources
-from unigrpo.runs.folders import must_be_new, usable
+from unigrpo.rollout.generate import EVALUATION
+from unigrpo.runs.evaluating import FILES, evaluated, figures, write
+from unigrpo.runs.folders import must_be_new
 from unigrpo.worlds.prompt_files import RowPrompts
-
-FILES = ("records.jsonl", "summary.json", "sheet.png")
 
 
 def run(verb: options.Eval) -> int:
@@ -47,27 +38,17 @@ def run(verb: options.Eval) -> int:
         build.check_suite(verb.suite, verb.limit, verb.model, scorers)
     policy = load(verb)
     how = sampling(policy, verb, EVALUATION)
+    think = not verb.no_think
     if reward is not None:
-        build.try_reward(reward, suite.prompts(1)[0], policy.spec.image_size, think=not verb.no_think)
-    result = evaluate(
-        policy,
-        suite.prompts(verb.limit),
-        suite.judge,
-        how,
-        samples=verb.samples,
-        seed=verb.seed,
-        think=not verb.no_think,
-        reward=reward,
-        batch=batch_size(policy, verb),
-    )
-    summary = summarise(result.records)
-    settings = {"model": verb.model, "suite": verb.suite, "seed": verb.seed, "think": not verb.no_think}
-    figures = {**summary, "settings": {**settings, **described(how)}}
+        build.try_reward(reward, suite.prompts(1)[0], policy.spec.image_size, think=think)
+    counts = {"limit": verb.limit, "samples": verb.samples, "batch": batch_size(policy, verb)}
+    result = evaluated(policy, suite, how, seed=verb.seed, think=think, reward=reward, **counts)
+    summary = figures(result, how, model=verb.model, suite=verb.suite, seed=verb.seed, think=think)
     if verb.out is not None:
-        write(verb.out, result, figures)
+        write(verb.out, result, summary)
     categories = summary["by_category"] or summary.get("reward_by_category", {})
     lines = [f"  {category:14} {value:.3f}" for category, value in categories.items()]
-    output.result("\n".join([f"{verb.model} on {verb.suite}: {describe_summary(summary)}", *lines]), **figures)
+    output.result("\n".join([f"{verb.model} on {verb.suite}: {describe_summary(summary)}", *lines]), **summary)
     print(f"drawn with {in_words(how)}, seed {verb.seed}")
     if verb.out is not None:
         files = [str(verb.out / name) for name in FILES]
@@ -81,14 +62,3 @@ def suite_of(name: str) -> build.Suite:
         rows = RowPrompts("stdin", stdin_rows(), 0)
         return build.Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
     return build.suite(name)
-
-
-def write(out: Path, result: Evaluation, figures: Mapping[str, Any]) -> None:
-    """Records, figures and a sheet of the first pictures."""
-    usable(out)
-    shown = {record["position"] for record in result.records[:24]}
-    given = {position: images for position, images in result.sources.items() if position in shown}
-    write_records_atomic(out / "records.jsonl", with_sources(result.records, out, "source", given))
-    write_json_atomic(out / "summary.json", figures)
-    sheet = record_sheet(result.pictures[:24].permute(0, 2, 3, 1).numpy(), result.records[:24])
-    save_png_atomic(sheet, out / "sheet.png")

@@ -10,18 +10,14 @@ from typing import Any
 import torch
 
 from unigrpo import build, options, output
-from unigrpo.commands.drawing.asking import Asked, asked, in_the_world, names_of
+from unigrpo.commands.drawing.asking import Asked, asked, names_of
 from unigrpo.commands.drawing.picture_folder import Drawn, PictureFolder, as_png, picture_name
 from unigrpo.commands.drawing.sampling import (
-    Defaults,
     batch_size,
     check,
     check_numbers,
-    described,
-    editing,
     in_words,
     load,
-    own,
     sampling,
 )
 from unigrpo.files import write_records_atomic
@@ -30,7 +26,10 @@ from unigrpo.ranges import ConfigError
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
 from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import single_round
+from unigrpo.rollout.generate import Defaults, editing, own
 from unigrpo.rollout.sample import portions, sample
+from unigrpo.runs.evaluating import described
+from unigrpo.runs.models import in_the_world
 from unigrpo.runs.places import no_source, try_file
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.prompt_files import Source

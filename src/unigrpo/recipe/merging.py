@@ -12,7 +12,12 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     Another ``method.name`` has other terms, so that ``method`` is then replaced whole; so is ``data`` between methods
     that learn from demonstrations and those that learn from prompts.
     """
-    return _laid_over(base, own, _replaced(_method(base), _method(own)))
+    return _laid_over(base, own, replaced(base, own))
+
+
+def replaced(base: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sections of ``base`` that give way to those of ``own`` whole."""
+    return _replaced(_method(base), _method(own))
 
 
 def _laid_over(base: Mapping[str, Any], own: Mapping[str, Any], replaced: Sequence[str] = ()) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from unigrpo import loading
@@ -32,6 +33,19 @@ def register(name: str, factory: Callable[[], RewardFunction] | RewardFunction) 
             "choose another name"
         )
     _FACTORIES[name] = factory
+
+
+@contextmanager
+def meaning(things: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, these names mean these very things (rewards or factories), whatever they mean elsewhere."""
+    before = {name: _FACTORIES[name] for name in things if name in _FACTORIES}
+    _FACTORIES.update(things)
+    try:
+        yield
+    finally:
+        for name in things:
+            _FACTORIES.pop(name, None)
+        _FACTORIES.update(before)
 
 
 def _said(thing: Any) -> str:

@@ -6,15 +6,16 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from unigrpo.recipe import stage_folders
-from unigrpo.ranges import ConfigError
 from unigrpo.files import clear_temporaries, is_temporary
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import stage_folders
 from unigrpo.reports import runlog
-from unigrpo.training import checkpoint
 from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.places import refused, try_folder
+from unigrpo.training import checkpoint
 
 
 def must_be_new(folder: Path, option: str = "--out") -> None:
@@ -41,21 +42,34 @@ def usable(folder: Path, option: str = "--out") -> None:
 # The folders of runs
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What the options are called where a run was asked for."""
+
+    out: str = "--out"
+    resume: str = "--resume"
+
+
+COMMAND, PYTHON = Wording(), Wording("out", "resume=True")
+
+
 @contextlib.contextmanager
-def new_run(out: Path | None, name: str) -> Iterator[Path]:
+def new_run(out: Path | None, name: str, say: Wording = COMMAND) -> Iterator[Path]:
     """The folder of a new run, locked; ``name`` is its recipe's. What was made is gone again if nothing was written."""
     root = Path("runs") if out is None else out
-    try_folder(root)
+    try_folder(root, say.out)
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     if out is None:
         out = new_folder(name)
         made = [out, *made]
     try:
-        usable(out)
+        usable(out, say.out)
         with hold(out / LOCK):
             if (out / runlog.RECIPE).is_file():
-                raise ConfigError(f"{out} already holds a run: add --resume to go on with it, or name another --out")
-            must_be_new(out)
+                raise ConfigError(
+                    f"{out} already holds a run: add {say.resume} to go on with it, or name another {say.out}"
+                )
+            must_be_new(out, say.out)
             clear_temporaries(out)
             yield out
     finally:
@@ -65,9 +79,9 @@ def new_run(out: Path | None, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def begun_run(out: Path | None) -> Iterator[Path]:
+def begun_run(out: Path | None, say: Wording = COMMAND) -> Iterator[Path]:
     """The folder of a run to go on with, locked, cleared of what killed processes left, its files looked through."""
-    run_dir = run_folder(out)
+    run_dir = run_folder(out, say)
     with hold(run_dir / LOCK):
         clear_temporaries(run_dir)
         for folder in [run_dir, *stage_folders(run_dir)]:
@@ -76,15 +90,15 @@ def begun_run(out: Path | None) -> Iterator[Path]:
         yield run_dir
 
 
-def run_folder(out: Path | None) -> Path:
+def run_folder(out: Path | None, say: Wording = COMMAND) -> Path:
     """The folder to resume; ConfigError where it holds no run."""
     if out is None:
-        raise ConfigError("--resume needs --out, the folder of the run to go on with")
+        raise ConfigError(f"{say.resume} needs {say.out}, the folder of the run to go on with")
     if (out / runlog.RECIPE).is_dir():
         raise ConfigError(f"{out / runlog.RECIPE} is a folder, but a file belongs there: put the recipe back")
     if not (out / runlog.RECIPE).is_file():
         if is_fresh(out):
-            raise ConfigError(f"{out} holds no run yet, nothing is lost: leave out --resume to begin it")
+            raise ConfigError(f"{out} holds no run yet, nothing is lost: leave out {say.resume} to begin it")
         raise ConfigError(f"{out} is not a run folder (it has no {runlog.RECIPE}): nothing to resume")
     return out
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unigrpo.recipe import stage_folders
-from unigrpo.recipe import Recipe, StagedRecipe
+from unigrpo.loading import digest
+from unigrpo.recipe import Recipe, StagedRecipe, stage_folders
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry
-from unigrpo.loading import digest
 from unigrpo.rewards.origins import Origin, read_origin
 
 KEY = "rewards"  # of environment.json
@@ -51,10 +50,14 @@ def recall(run_dir: Path | None) -> None:
             print(f"note: {origin.file}, which holds the reward {name!r}, has changed since the run began")
 
 
+def lost(run_dir: Path) -> dict[str, Origin]:
+    """The rewards of a run that only Python knows: no file holds them under a name that finds them again."""
+    return {name: origin for name, origin in recorded(run_dir).items() if origin.reference is None}
+
+
 def to_go_on(command: str, argv: list[str], run_dir: Path) -> str:
     """How to resume a run: the command, or where only Python knows a reward, what to do there."""
-    lost = {name: origin for name, origin in recorded(run_dir).items() if origin.reference is None}
-    if not lost:
+    if not (unknown := lost(run_dir)):
         return command
-    name, origin = next(iter(lost.items()))
+    name, origin = next(iter(unknown.items()))
     return f"register the reward {name!r} (which came from {origin}) and call unigrpo.cli.main({argv!r})"

@@ -10,7 +10,7 @@ from pathlib import Path
 from unigrpo import build, options
 from unigrpo.data_names import SUFFIXES, split_name
 from unigrpo.pictures import read_picture
-from unigrpo.policy import Policy, Reads, UnknownWords
+from unigrpo.policy import Reads, UnknownWords
 from unigrpo.ranges import ConfigError
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.prompt_files import Row, Source, own_prompts
@@ -106,18 +106,3 @@ def _check_words(row: Row) -> None:
         row.text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{row.where} is not UTF-8 text: {row.text[:40]!a}") from error
-
-
-def in_the_world(policy: Policy, prompt: Prompt) -> Prompt:
-    """The prompt as the model reads it; of a world's words also with the requirements to judge it by."""
-    world = build.world_of(policy.words)
-    if world is None or prompt.images:
-        return prompt
-    try:
-        policy.encode_text(prompt.text)
-        if policy.spec.image_size != world.image_size:
-            return prompt
-    except ValueError:  # words that the model has not: below it is said what can be asked for
-        pass
-    text, known = world.understand(prompt.text)
-    return replace(prompt, text=text, metadata={**prompt.metadata, **known})

@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from unigrpo import build, options
-from unigrpo.flow import Renorm
+from unigrpo import options
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Model
 from unigrpo.rollout.engine import Sampling
-from unigrpo.rollout.guidance import Guidance
-
-MOST, STRONGEST, COLDEST = 100_000, 1_000, 1e-4
-"""The largest count, and the largest guidance and temperature, that can be asked for, and the smallest temperature."""
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What is taken where an option is not set."""
-
-    guidance: float
-    image_guidance: float
-    interval: tuple[float, float]
-    renorm: Renorm
-    temperature: float
-
-
-def own(policy: Policy) -> Defaults:
-    """What a model itself recommends for drawing from words."""
-    d = policy.defaults
-    return Defaults(d.guidance, 1.0, d.guidance_interval, "global", d.temperature)
-
-
-def editing(policy: Policy) -> Defaults:
-    """The same for edits: guided on the pictures too, at every step, as BAGEL does (docs/bagel-architecture.md)."""
-    d = policy.defaults
-    return Defaults(d.guidance, d.edit_guidance, (0.0, 1.0), "text_channel", d.temperature)
-
-
-EVALUATION = Defaults(1.0, 1.0, (0.0, 1.0), "global", 1.0)
+from unigrpo.rollout.generate import COLDEST, MOST, STRONGEST, Defaults, how_to_draw
+from unigrpo.runs.models import loaded
 
 
 def check(verb: options.Drawing) -> None:
@@ -90,11 +58,7 @@ def size_of(verb: options.Drawing) -> tuple[int, int] | None:
 
 def load(verb: options.Drawing) -> Policy:
     """The model that the options name, at the size that they name."""
-    model = Model(verb.model, device=verb.device)
-    accelerated = build.device_of(model).type != "cpu"
-    dtype = ("bfloat16" if accelerated else "float32") if verb.dtype == "auto" else verb.dtype
-    policy = build.policy(Model(verb.model, dtype=dtype, device=verb.device, autoencoder="sliced"))
-    size = size_of(verb)
+    policy, size = loaded(verb.model, device=verb.device, dtype=verb.dtype), size_of(verb)
     if size is None:
         return policy
     try:
@@ -110,41 +74,17 @@ def batch_size(policy: Policy, verb: options.Drawing) -> int:
 
 def sampling(policy: Policy, verb: options.Drawing, defaults: Defaults) -> Sampling:
     """The sampling that the options ask for, on the model's own timestep grid."""
-    d = policy.defaults
-    guided = Guidance(
-        _set(verb.guidance, defaults.guidance),
-        _set(verb.image_guidance, defaults.image_guidance),
-        _set(verb.interval, defaults.interval),
-        verb.renorm or defaults.renorm,
+    return how_to_draw(
+        policy,
+        defaults,
+        steps=verb.steps,
+        guidance=verb.guidance,
+        image_guidance=verb.image_guidance,
+        interval=verb.interval,
+        renorm=verb.renorm,
+        temperature=verb.temperature,
+        max_think_tokens=verb.max_think_tokens,
     )
-    return Sampling(
-        num_points=_set(verb.steps, d.num_points),
-        shift=d.shift,
-        temperature=_set(verb.temperature, defaults.temperature),
-        max_think_tokens=_set(verb.max_think_tokens, d.max_think_tokens),
-        guidance=guided,
-    )
-
-
-Value = TypeVar("Value")
-
-
-def _set(value: Value | None, default: Value) -> Value:
-    return default if value is None else value
-
-
-def described(how: Sampling) -> dict[str, Any]:
-    """A sampling as results.jsonl, summary.json and --json name it (M grid points are M - 1 forwards)."""
-    guided = how.guidance
-    return {
-        "num_points": how.num_points,
-        "guidance": guided.text_scale,
-        "image_guidance": guided.image_scale,
-        "interval": guided.interval,
-        "renorm": guided.renorm,
-        "temperature": how.temperature,
-        "max_think_tokens": how.max_think_tokens,
-    }
 
 
 def in_words(how: Sampling) -> str:

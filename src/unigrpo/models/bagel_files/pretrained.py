@@ -15,9 +15,10 @@ from unigrpo.models.bagel_files.flux import Memory
 from unigrpo.models.bagel_files.origin import Origin
 from unigrpo.models.bagel_files.public import fetch, nothing_trained, save_public
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
+from unigrpo.rollout.generate import Generates
 
 
-class Bagel(BagelPolicy):
+class Bagel(BagelPolicy, Generates):
     """A model that thinks and draws, with its tokenizer and autoencoder.
 
     ``origin`` is the public folder that it came from, if it did, and goes back to with :meth:`save_pretrained`.
