@@ -57,7 +57,8 @@ class Drawing(Common):
 class Train(Common):
     """Train by a recipe: unigrpo train shapes/unigrpo [--dotted.key value ...].
 
-    Any key of the recipe can be set, for example --iterations 50 --method.flow.clip-range 1e-5.
+    Any key of the recipe can be set, for example --iterations 50 --method.flow.clip-range 1e-5; --log tensorboard,wandb
+    also logs there (or to trackio).
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unigrpo import doing
 from unigrpo.evaluation.statistics import judged_difference
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import single_round
-from unigrpo.rollout.sample import sample
+from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.trajectory import Prompt
 
 EVALUATION_ITERATION = -1
@@ -78,6 +79,7 @@ def evaluate(
     height, width = policy.spec.image_size
     # made at once and filled: putting parts together at the end would hold all pictures twice
     pictures = torch.empty((len(prompts) * samples, 3, height, width), dtype=torch.uint8)
+    total = len(prompts) * samples
     drawing = sample(
         policy,
         single_round(think=think),
@@ -87,7 +89,7 @@ def evaluate(
         samples=samples,
         batch=batch,
     )
-    for drawn in drawing:
+    for drawn in _told(drawing, total):
         images, asked = drawn.pictures.float() / 255.0, [t.prompt for t in drawn.trajectories]
         verdicts = judge(images, asked, drawn.thinking)
         if reward is not None:
@@ -99,6 +101,18 @@ def evaluate(
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
     return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images})
+
+
+def _told(drawing: Iterator[Drawn], total: int) -> Iterator[Drawn]:
+    """The same, saying how many pictures there are already while the next ones are drawn."""
+    done = 0
+    while True:
+        with doing.within(f"evaluating, {done:,} of {total:,} pictures"):
+            drawn = next(drawing, None)
+        if drawn is None:
+            return
+        done += len(drawn.trajectories)
+        yield drawn
 
 
 def unjudged(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:

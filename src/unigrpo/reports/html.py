@@ -30,8 +30,10 @@ MEASURES = (
 Json = Mapping[str, Any]
 
 
-def write_report(run_dir: Path | str) -> Path:
+def write_report(run_dir: Path | str, *, living: str = "") -> Path:
     """Write ``report.html`` into a run folder and return its path.
+
+    ``living``: of a run that goes on, how long it will still take; the page then loads itself again.
 
     ValueError if the folder is not a run's, or if a file in it is damaged (it is named).
     """
@@ -43,7 +45,7 @@ def write_report(run_dir: Path | str) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(template).render(report_content(run_dir))
+    page = environment.from_string(template).render(report_content(run_dir), living=living)
     return write_text_atomic(run_dir / runlog.REPORT, page)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from unigrpo import doing
 from unigrpo.reports.pace import Pace, Schedule
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+PER_SECOND = 2  # redrawings of the table inside an iteration
 ROWS = 12  # of the live table: the last iterations, few enough for a small terminal
 LOSSES = {"cross_entropy": "cross-entropy (words)", "flow_matching": "flow matching (velocity)"}
 """Names of the supervised losses (``loss`` of a metric line) for people."""
@@ -61,6 +64,8 @@ class Progress:
         self._printed = 0
         self._validation: tuple[int, str] | None = None
         self._live: Live | None = None
+        self._now, self._drawn = "", 0.0
+        self._hearing = ExitStack()
 
     def __enter__(self) -> Self:
         """Start the live table where there is a terminal."""
@@ -69,6 +74,7 @@ class Progress:
 
             self._live = Live(self._table(), console=self._console, auto_refresh=False)
             self._live.start()
+            self._hearing.enter_context(doing.heard(self.now))
         self._last_update = self._last_print = self._clock()
         return self
 
@@ -76,7 +82,10 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the last table on the screen."""
+        self._hearing.close()
+        self._now = ""
         if self._live is not None:
+            self._live.update(self._table(), refresh=True)
             self._live.stop()
 
     def update(self, line: Mapping[str, Any]) -> None:
@@ -93,6 +102,17 @@ class Progress:
         elif self._due(now):
             self._console.print(self.sentence(), soft_wrap=True, markup=False)
             self._printed, self._last_print = self._done, now
+
+    def now(self, text: str) -> None:
+        """Show what is being done inside an iteration or an evaluation, on a terminal, at most ``PER_SECOND`` times."""
+        self._now, now = text, self._clock()
+        if self._live is not None and now - self._drawn >= 1 / PER_SECOND:
+            self._drawn = now
+            self._live.update(self._table(), refresh=True)
+
+    def time_left(self) -> str:
+        """How far the run is, and how long it will still take, in words."""
+        return f"iteration {self._done} of {self._total}, {self._time_left()}"
 
     def aside(self, kind: Literal["evaluation", "checkpoint"]) -> None:
         """Something between the iterations has ended: the time since the last event is its own, no iteration's."""
@@ -138,7 +158,8 @@ class Progress:
             names |= {header: SHORTER.get(header, header) for header in rows}
             shown = fitting(rows, names, self._console.width)
         left_out = [header for header in rows if header not in shown]
-        caption = f"for more, widen the window: {', '.join(left_out)}" if left_out else None
+        notes = [f"for more, widen the window: {', '.join(left_out)}"] if left_out else []
+        caption = "\n".join([*([f"now: {self._now}"] if self._now else []), *notes]) or None
         table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
         titles = [names[header] for header in shown]
         widths = [_column_width(title, rows[header]) for title, header in zip(titles, shown, strict=True)]

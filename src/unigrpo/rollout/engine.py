@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unigrpo import flow, seeds
+from unigrpo import doing, flow, seeds
 from unigrpo.policy import Context, Policy
 from unigrpo.rollout.episode import Action, Episode
 from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, GuidanceContexts, guided, prepare
@@ -114,6 +114,7 @@ def rollout(
     """
     with torch.no_grad():
         on_phase("prefill")
+        doing.say(f"reading {len(prompts)} prompts")
         given = [policy.prompt_segments(prompt, think=episode.think) for prompt in prompts]
         context = policy.prefill(given).expand(group_size)
         rows = [(prompt, first_sample + s) for prompt in prompts for s in range(group_size)]
@@ -122,6 +123,7 @@ def rollout(
         for action in episode.actions:
             on_phase(action.value)
             if action is Action.THINK:
+                doing.say(f"thinking, {len(rows)} samples")
                 texts, context = _think(policy, context, rows, sampling, keys)
                 written = [(*before, text) for before, text in zip(written, texts, strict=True)]
             else:
@@ -159,6 +161,7 @@ def _draw(
     path = _Path(_initial_noise(policy, rows, sampling, keys))
     times, is_guided = grid.tolist(), _guided_steps(sampling)
     for k, (t, t_next) in enumerate(pairwise(times)):
+        doing.say(f"drawing {len(rows)} samples, step {k + 1} of {len(times) - 1}")
         path.snapshots |= {row: LatentSnapshot(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
         at = torch.full((len(rows),), t, device=path.x.device)
         v = policy.velocity(context, path.x, at)

@@ -16,6 +16,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, is_recipe_file, load_experiment, to_yaml
 from unigrpo.reports import runlog
 from unigrpo.reports.html import write_report
+from unigrpo.reports.live import LiveReport
 from unigrpo.reports.pace import Schedule
 from unigrpo.reports.progress import Progress
 from unigrpo.runs import inputs, own_rewards, stages
@@ -25,7 +26,7 @@ from unigrpo.runs.signals import stoppable
 from unigrpo.training import checkpoint
 from unigrpo.training.trainer import RunComponents, Stop, Trainer
 
-ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?iterations")
+ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?iterations|--log")
 """Overrides that a resumed run takes."""
 
 
@@ -128,7 +129,7 @@ def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Re
     if other := [name for name in names if not (ITERATIONS.fullmatch(name) or inputs.MOVABLE.fullmatch(name))]:
         raise ConfigError(
             f"{other[0]} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
-            "(and the place of a file that has moved); leave it out, or start a new run"
+            "(and --log, and the place of a file that has moved); leave it out, or start a new run"
         )
     path = run_dir / runlog.RECIPE
     begun, asked = load_experiment(path), load_experiment(path, overrides)
@@ -153,6 +154,7 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
     recipe = trainer.recipe
     with Progress(recipe.name, recipe.iterations, start=start, schedule=schedule(recipe)) as progress:
         progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
+        trainer.milestone = LiveReport(trainer.run_dir, progress.time_left, progress.note).milestone
         try:
             with stoppable(trainer, progress):
                 finished = trainer.run(progress)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from unigrpo import doing
 from unigrpo.objectives.advantage import Advantage, advantage_statistics
 from unigrpo.policy import Policy
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
@@ -88,6 +89,7 @@ class RolloutSource:
             timed=lambda phase: clock.phase("rollout" if phase == "rollout" else "reward"),
         )
         parts = list(made)
+        doing.say("scoring")
         with clock.phase("reward"):
             drawn = torch.cat([part.pictures for part in parts])
             scored = score(self.reward, parts, drawn)

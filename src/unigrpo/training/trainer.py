@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from unigrpo import seeds
+from unigrpo import doing, seeds
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Method
@@ -84,6 +84,7 @@ class Trainer:
     parts: RunComponents
     run_dir: Path
     stop: Stop = field(default_factory=Stop)
+    milestone: Callable[[], None] = lambda: None  # called after a validation or a checkpoint
 
     def __post_init__(self) -> None:
         recipe, policy = self.recipe, self.parts.policy
@@ -136,6 +137,9 @@ class Trainer:
                 if self.saver.due(self.done):
                     self.save()
                     progress.aside("checkpoint")
+                    self.milestone()
+                elif "validation" in line:
+                    self.milestone()
                 if self.stop.requested and self.done < self.recipe.iterations:
                     self.save()
                     return False
@@ -154,6 +158,7 @@ class Trainer:
         started = time.perf_counter()
         rates = self.optimizer.set_iteration(iteration)
         collected = self.parts.source.collect(self.parts.policy, iteration, clock)
+        doing.say("asking the reference, and what else stays the same over epochs")
         with clock.phase("annotate"):
             batch, gap = self.annotate(collected, iteration)
         with clock.phase("update"):

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from unigrpo import doing
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
 from unigrpo.objectives.image_terms import LatentReward
@@ -60,7 +61,9 @@ def update(
     optimizer.zero_grad()
     per_row = targets_per_row(batch.trajectories, batch.queries)
     collected, entropies = [], []
-    for part in batch.pieces(micro_batch):
+    parts = batch.pieces(micro_batch)
+    for number, part in enumerate(parts, start=1):
+        doing.say(f"updating, micro-batch {number} of {len(parts)}")
         seen, tokens_seen = accumulate(
             policy, method, part, len(batch), temperature=temperature, per_row=per_row, latent_reward=latent_reward
         )
