@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from unigrpo.recipe import stage_folders
-from unigrpo.ranges import ConfigError
 from unigrpo.files import clear_temporaries, is_temporary
+from unigrpo.ranges import ConfigError
+from unigrpo.recipe import stage_folders
 from unigrpo.reports import runlog
-from unigrpo.training import checkpoint
 from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.places import refused, try_folder
+from unigrpo.training import checkpoint
 
 
 def must_be_new(folder: Path, option: str = "--out") -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from unigrpo import build
-from unigrpo.recipe import PromptData, split_path
-from unigrpo.recipe import Recipe
 from unigrpo.ranges import ConfigError
+from unigrpo.recipe import PromptData, Recipe, split_path
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from unigrpo.ranges import ConfigError
 from unigrpo.files import lives, parse_json_object
+from unigrpo.ranges import ConfigError
 
 if sys.platform != "win32":
     import fcntl

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unigrpo.recipe import stage_folders
-from unigrpo.recipe import Recipe, StagedRecipe
+from unigrpo.loading import digest
+from unigrpo.recipe import Recipe, StagedRecipe, stage_folders
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry
-from unigrpo.loading import digest
 from unigrpo.rewards.origins import Origin, read_origin
 
 KEY = "rewards"  # of environment.json

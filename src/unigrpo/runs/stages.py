@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unigrpo import output, build
-from unigrpo.recipe import stage_folders, staged_recipe, with_overrides
-from unigrpo.recipe import Recipe, StagedRecipe
+from unigrpo import build
 from unigrpo.ranges import ConfigError
+from unigrpo.recipe import Recipe, StagedRecipe, staged_recipe, with_overrides
 from unigrpo.reports import runlog
-from unigrpo.reports.html import write_report
 from unigrpo.training import checkpoint
-from unigrpo.runs.places import try_file
 
 
 def check_names(staged: StagedRecipe) -> None:
