@@ -191,12 +191,14 @@ def test_what_is_null_or_missing_in_the_metrics_is_nan(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0].path, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[0]["advantage_std"] = lines[1]["advantage_std"] = None
     lines[0]["reward_std"], lines[1]["validation"] = None, {"score": None, "reward": 0.5}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = unigrpo.Run(folder).metrics
     assert np.isnan(table["reward_std"][0]) and table["reward_std"].dtype == np.float64
     assert np.isnan(table["validation.reward"][0]) and table["validation.reward"][1] == 0.5
-    assert table["validation.score"].isna().all() and table["validation.score"].dtype == np.float64
+    for column in ("validation.score", "advantage_std"):
+        assert table[column].isna().all() and table[column].dtype == np.float64
 
 
 def test_a_run_says_what_it_is(finished):
