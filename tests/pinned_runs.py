@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -75,14 +77,31 @@ def unigrpo(source: Path, folder: Path, *arguments: str) -> None:
         raise RuntimeError(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
 
 
-def run(name: str, source: Path = ROOT) -> dict:
+def here(folder: Path, *arguments: str) -> None:
+    """Run the command line of this process' package in a folder, with one thread as in a process of its own."""
+    import torch
+
+    from unigrpo.cli import main
+
+    before, threads = os.getcwd(), torch.get_num_threads()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    try:
+        if code := main(arguments):
+            raise RuntimeError(f"{' '.join(arguments)}: exit code {code}")
+    finally:
+        os.chdir(before)
+        torch.set_num_threads(threads)
+
+
+def run(name: str, command: Callable[..., None] = partial(unigrpo, ROOT)) -> dict:
     """Make one run; its metric lines without times, and of every tensor of its last checkpoint hash, sum and norm."""
     recipe, overrides = CASES[name]
     with tempfile.TemporaryDirectory(prefix="unigrpo-pinned-") as place:
         folder = Path(place)
         if "tiny" in overrides:
-            unigrpo(source, folder, "make-tiny-bagel", "tiny")
-        unigrpo(source, folder, "train", recipe, "--out", "run", *overrides)
+            command(folder, "make-tiny-bagel", "tiny")
+        command(folder, "train", recipe, "--out", "run", *overrides)
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
         newest = max((folder / "run/checkpoints").glob("iteration-*"))
         metrics = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
@@ -122,7 +141,7 @@ def against(revision: str) -> int:
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", other, revision], check=True)
         try:
             for name in CASES:
-                ours, theirs = run(name), run(name, other)
+                ours, theirs = run(name), run(name, partial(unigrpo, other))
                 failed += ours != theirs
                 parts = [part for part in ours if ours[part] != theirs[part]] or ["same"]
                 print(f"{name}: {', '.join(parts)}", flush=True)

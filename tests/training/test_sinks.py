@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 import tiny_runs
 from unigrpo.reports import runlog
 from unigrpo.training import sinks
+from unigrpo.training.recorder import Recorder
 from unigrpo.training.sinks import Place, Shown, Sinks, numbers
 
 ALL = "tensorboard,wandb,trackio"
@@ -27,30 +30,29 @@ ODD = {
 }
 
 
+Told = Iterator[tuple[str, int, float]]
+"""Name, step and value of every number that a logger keeps."""
+
+
 @pytest.fixture(autouse=True)
 def at_home(tmp_path, monkeypatch):
-    """No login, no cache of this machine."""
+    """No login, no settings of this machine (conftest.py sets TRACKIO_DIR)."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
-    monkeypatch.setattr("trackio.sqlite_storage.MEDIA_DIR", tmp_path / "trackio/media", raising=False)
 
 
-def tensorboard(run_dir: Path) -> dict[str, dict[int, float]]:
+def tensorboard(run_dir: Path) -> Told:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
     events.Reload()
-    found = {}
     for name in events.Tags()["tensors"]:
-        values = {event.step: make_ndarray(event.tensor_proto) for event in events.Tensors(name)}
-        if all(value.dtype.kind == "f" and value.size == 1 for value in values.values()):
-            found[name] = {step: float(value) for step, value in values.items()}
-    return found
+        values = [(event.step, make_ndarray(event.tensor_proto)) for event in events.Tensors(name)]
+        if all(value.dtype.kind == "f" and value.size == 1 for _, value in values):
+            yield from ((name, step, float(value)) for step, value in values)
 
 
 def records_of(file: Path) -> Iterator[bytes]:
@@ -67,34 +69,40 @@ def records_of(file: Path) -> Iterator[bytes]:
             parts = b""
 
 
-def wandb(run_dir: Path) -> dict[str, dict[int, float]]:
+def wandb(run_dir: Path) -> Told:
     from wandb.proto import wandb_internal_pb2
 
-    found: dict[str, dict[int, float]] = {}
     for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
         for data in records_of(file):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             for name, value in row.items():
-                if (isinstance(value, int | float) or value in ("NaN", "Infinity")) and "iteration" in row:
-                    found.setdefault(name, {})[row["iteration"]] = float(value)
-    return found
+                number = isinstance(value, int | float) or value in ("NaN", "Infinity")
+                if number and "iteration" in row and name not in ("iteration", "_step", "_timestamp", "_runtime"):
+                    yield name, row["iteration"], float(value)
 
 
-def trackio(run_dir: Path) -> dict[str, dict[int, float]]:
+def trackio(run_dir: Path) -> Told:
     from trackio.sqlite_storage import SQLiteStorage
 
-    name = json.loads((run_dir / "logs.json").read_text())["trackio"]
-    found: dict[str, dict[int, float]] = {}
+    name = json.loads((run_dir / "logs.json").read_text())["trackio"]["id"]
     for row in SQLiteStorage.get_logs("unigrpo", name):
         for key, value in row.items():
             if isinstance(value, int | float) and key != "step":
-                found.setdefault(key, {})[row["step"]] = float(value)
-    return found
+                yield key, row["step"], float(value)
 
 
 READERS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio}
+
+
+def kept_by(kind: str, run_dir: Path) -> dict[str, dict[int, float]]:
+    """The numbers that a logger keeps, by name and step; each is there once."""
+    found: dict[str, dict[int, float]] = {}
+    for name, step, value in READERS[kind](run_dir):
+        assert step not in found.setdefault(name, {}), f"{kind} keeps {name} of step {step} twice"
+        found[name][step] = value
+    return found
 
 
 def told(run_dir: Path) -> dict[str, dict[int, float]]:
@@ -122,8 +130,8 @@ def run_dir(tmp_path) -> Path:
 def test_all_three_keep_what_metrics_jsonl_says(run_dir):
     written = told(run_dir)
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
-    for kind, reader in READERS.items():
-        kept = reader(run_dir)
+    for kind in READERS:
+        kept = kept_by(kind, run_dir)
         for name, values in written.items():
             if name != "iteration":
                 assert same(kept[name], values), f"{kind}: {name} is {kept[name]}, and not {values}"
@@ -152,21 +160,127 @@ def test_nan_and_infinity_arrive_as_they_are(tmp_path, kind):
     made = sinks.opened([kind], Place(tmp_path, "odd", {"a": 1}), said.append)
     made.scalars(3, ODD)
     made.close()
-    kept = READERS[kind](tmp_path)
+    kept = kept_by(kind, tmp_path)
     assert math.isnan(kept["nan"][3]) and kept["inf"][3] == math.inf
     assert kept["deep/list/0"][3] == 1.0 and kept["deep/list/1/a"][3] == 2.5
     assert not {"none", "word", "flag"} & kept.keys()
     assert not [line for line in said if "failed" in line]
 
 
-def test_a_resumed_run_goes_on_in_the_same_places(run_dir, tmp_path):
-    ids = (run_dir / "logs.json").read_bytes()
+def test_a_resumed_run_goes_on_in_the_same_places(run_dir):
+    ids = {kind: entry.get("id") for kind, entry in runlog.read_json(run_dir / "logs.json").items()}
     done = len(runlog.read_metrics(run_dir))
     words = ("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume", "--iterations", done + 1)
     assert tiny_runs.unigrpo(*words) == 0
-    assert (run_dir / "logs.json").read_bytes() == ids
-    for kind, reader in READERS.items():
-        assert same(reader(run_dir)["reward_mean"], told(run_dir)["reward_mean"]), kind
+    now = runlog.read_json(run_dir / "logs.json")
+    assert {kind: entry.get("id") for kind, entry in now.items()} == ids
+    for kind in READERS:
+        assert same(kept_by(kind, run_dir)["reward_mean"], told(run_dir)["reward_mean"]), kind
+
+
+def test_what_is_trained_again_is_told_once(tmp_path):
+    """As after kill -9: the newest checkpoint is older than the last iteration that was logged."""
+    run_dir = tmp_path / "run"
+    words = ("train", tiny_runs.UNIGRPO, "--out", run_dir, *tiny_runs.overrides(eval__every=2, checkpoint__every=1))
+    assert tiny_runs.unigrpo(*words, "--log", ALL, "--iterations", 3) == 0
+    for checkpoint in sorted((run_dir / "checkpoints").glob("iteration-*"))[1:]:
+        shutil.rmtree(checkpoint)
+    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume", "--iterations", 4) == 0
+    for kind in READERS:
+        kept = kept_by(kind, run_dir)
+        assert same(kept["reward_mean"], told(run_dir)["reward_mean"]) and len(kept["reward_mean"]) == 4, kind
+
+
+def test_a_logger_that_is_new_to_a_run_is_told_what_was_before(tmp_path):
+    run_dir = tmp_path / "run"
+    words = ("train", tiny_runs.UNIGRPO, "--out", run_dir, *tiny_runs.overrides(eval__every=2))
+    assert tiny_runs.unigrpo(*words, "--iterations", 2) == 0
+    again = ("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume", "--iterations", 3, "--log", ALL)
+    assert tiny_runs.unigrpo(*again) == 0
+    for kind in READERS:
+        kept = kept_by(kind, run_dir)
+        assert same(kept["reward_mean"], told(run_dir)["reward_mean"]) and 0 in kept["validation/score"], kind
+
+
+def test_logging_changes_no_bit_of_the_run(run_dir, tmp_path):
+    words = ("train", tiny_runs.UNIGRPO, "--out", tmp_path / "plain", *tiny_runs.overrides(eval__every=2))
+    assert tiny_runs.unigrpo(*words) == 0
+    tiny_runs.assert_same_run(run_dir, tmp_path / "plain")
+    assert not (tmp_path / "plain/logs.json").exists()
+
+
+OWN = """
+import json
+from pathlib import Path
+
+
+class Lines:
+    def __init__(self, place, say):
+        self.file = (place.run_dir / "own.jsonl").open("a")
+
+    def scalars(self, step, values):
+        self.file.write(json.dumps({"step": step, **values}) + "\\n")
+
+    def pictures(self, step, name, shown):
+        self.file.write(json.dumps({"step": step, name: [one.caption for one in shown]}) + "\\n")
+
+    def histogram(self, step, name, values):
+        pass
+
+    def close(self, failed):
+        self.file.close()
+
+
+class Half:
+    def scalars(self, step, values):
+        pass
+
+
+nothing = None
+"""
+
+
+def test_a_logger_of_ones_own_is_named_in_the_recipe(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    words = ("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", *tiny_runs.overrides(eval__every=2))
+    assert tiny_runs.unigrpo(*words, "--log", f"{tmp_path}/mine.py:Lines") == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/own.jsonl").read_text().splitlines()]
+    kept = {line["step"]: line["reward_mean"] for line in lines if "reward_mean" in line}
+    assert kept == told(tmp_path / "run")["reward_mean"]
+    assert any(line.get("samples") for line in lines)
+
+
+def test_a_logger_knows_whether_the_run_failed(tmp_path):
+    heard = []
+
+    class Closing:
+        def scalars(self, step, values):
+            pass
+
+        def close(self, failed):
+            heard.append(failed)
+
+    for fault in (None, RuntimeError, KeyboardInterrupt):
+        with suppress(BaseException), Recorder(tmp_path).watched(Sinks(tmp_path, print, {"x": Closing()}, {"x": -1})):
+            if fault:
+                raise fault
+    assert heard == [False, True, True]
+
+
+@pytest.mark.parametrize("dry", ((), ("--dry-run",)))
+@pytest.mark.parametrize(
+    "name, said",
+    (
+        ("Half", "it has no method pictures (it needs scalars, pictures, histogram, close)"),
+        ("nothing", "it must be a class or a function"),
+        ("Lime", "there is no Lime in"),
+    ),
+)
+def test_what_is_no_logger_is_refused_at_the_start(tmp_path, capsys, name, said, dry):
+    (tmp_path / "mine.py").write_text(OWN)
+    words = ("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", "--log", f"{tmp_path}/mine.py:{name}", *dry)
+    assert tiny_runs.unigrpo(*words) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_missing_package_is_said_before_anything_is_done(tmp_path, monkeypatch, capsys):
@@ -178,33 +292,34 @@ def test_a_missing_package_is_said_before_anything_is_done(tmp_path, monkeypatch
 
 def test_an_unknown_place_and_one_named_twice_are_refused(capsys, tmp_path):
     for said, words in (
-        ("choose one of tensorboard, wandb, trackio", "papyrus"),
+        ("choose one of tensorboard, wandb, trackio, or name a logger of your own", "papyrus"),
+        ("(did you mean tensorboard?)", "tensorbord"),
         ("names a place twice", "wandb,wandb"),
     ):
         assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", "--log", words) == 2
         assert said in capsys.readouterr().err
 
 
-def test_a_sink_that_fails_is_told_once_and_the_others_go_on():
+def test_a_sink_that_fails_is_told_once_and_the_others_go_on(tmp_path):
     heard, said = [], []
 
     class Good:
         def scalars(self, step, values):
             heard.append((step, dict(values)))
 
-        def close(self):
-            heard.append("closed")
+        def close(self, failed):
+            heard.append(("closed", failed))
 
     class Bad(Good):
         def scalars(self, step, values):
             raise OSError("the network is gone")
 
-    both = Sinks({"bad": Bad(), "good": Good()}, said.append)
+    both = Sinks(tmp_path, said.append, {"bad": Bad(), "good": Good()}, {"bad": -1, "good": -1})
     both.scalars(1, {"a": 1})
     both.scalars(2, {"a": 2})
     both.close()
     both.close()
-    assert heard == [(1, {"a": 1.0}), (2, {"a": 2.0}), "closed"]
+    assert heard == [(1, {"a": 1.0}), (2, {"a": 2.0}), ("closed", False)]
     assert said == ["note: bad failed and is switched off, the run goes on (OSError: the network is gone)"]
 
 

@@ -22,6 +22,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, PromptData, Recipe, Scorer
 from unigrpo.training.lora import CONFIG as ADAPTER
 from unigrpo.training.lora import Adapter
+from unigrpo.training.sinks import openers
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.checking import check_pairs, check_prompts
@@ -69,15 +70,21 @@ def opened_here(path: str) -> Reads | None:
 
 
 def check_data(recipes: Sequence[Recipe]) -> None:
-    """Look at every row of the prompts and demonstrations of a run (of all its stages) before anything is loaded.
+    """Look at loggers and at every row of the data of a run (of all its stages) before anything is loaded.
 
     ConfigError lists the first rows that cannot be used, by this model or at all.
     """
+    _check_loggers(recipes)
     Looked(opened(recipes[0].model.path)).at(recipes)
+
+
+def _check_loggers(recipes: Sequence[Recipe]) -> None:
+    openers([name for recipe in recipes for name in recipe.log])
 
 
 def check_here(recipes: Sequence[Recipe]) -> list[str]:
     """The same for a dry run, which downloads nothing; returns notes of what is not on this disk."""
+    _check_loggers(recipes)
     path = recipes[0].model.path
     looked = Looked(opened_here(path), download=False)
     looked.at(recipes)

@@ -16,7 +16,6 @@ from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
-from unigrpo.training.sinks import require
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import RunComponents
 
@@ -133,7 +132,6 @@ def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
 
 def parts(recipe: Recipe) -> RunComponents:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
-    require(recipe.log)
     rewards = check_rewards(recipe)  # refused before a model is loaded
     evaluation_sampling(recipe)
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)

@@ -97,6 +97,9 @@ def absolute(written: Mapping[str, Any], base: Path, here: Path | None = None) -
     method = made.get("method")
     if isinstance(method, Mapping) and isinstance(method.get("name"), str):
         made["method"] = {**method, "name": absolute_own_name(method["name"], base)}
+    if isinstance(log := made.get("log"), list | str):
+        names = log.split(",") if isinstance(log, str) else log  # a,b is how the command line writes a list
+        made["log"] = [absolute_own_name(name.strip(), base) if isinstance(name, str) else name for name in names]
     stages = made.get("stages")
     if isinstance(stages, list):
         made["stages"] = [absolute(stage, base, here) if isinstance(stage, Mapping) else stage for stage in stages]

@@ -119,7 +119,8 @@ def _either(kinds: tuple[Any, ...], written: Any, where: str) -> Any:
 
 def _sequence(kinds: tuple[Any, ...], written: Any, where: str) -> tuple[Any, ...]:
     repeated = kinds[-1] is Ellipsis
-    if repeated and get_origin(kinds[0]) is Literal and isinstance(written, str):  # --log tensorboard,wandb
+    words = kinds[0] is str or get_origin(kinds[0]) is Literal
+    if repeated and words and isinstance(written, str):  # --log tensorboard,wandb
         written = [word.strip() for word in written.split(",")]
     if not isinstance(written, list) or (not repeated and len(written) != len(kinds)):
         shape = "a list" if repeated else f"a list of {len(kinds)} numbers"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from unigrpo.loading import reference
 from unigrpo.objectives.method import Method
-from unigrpo.ranges import ConfigError, Count, Description, Name, Seed
+from unigrpo.ranges import ConfigError, Count, Description, Name, Seed, did_you_mean, shown
 from unigrpo.recipe.demonstrations import check_teaches
 from unigrpo.recipe.sections import (
     Checkpoint,
@@ -18,6 +18,9 @@ from unigrpo.recipe.sections import (
     Reward,
     Rollout,
 )
+
+LOGGERS = ("tensorboard", "wandb", "trackio")
+"""The loggers that ship (training/sinks has a file each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,11 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     eval: Eval
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where the run is also logged, besides its folder; `train --log` sets it too (docs/guide.md)."""
+    log: tuple[str, ...] = ()
+    """Where the run is also logged: tensorboard, wandb, trackio, or a logger of your own (file.py:Thing); also `--log`."""
 
     def __post_init__(self) -> None:
-        if len(set(self.log)) < len(self.log):
-            raise ConfigError(f"log = {list(self.log)} names a place twice: once is enough")
+        _check_log(self.log)
         _check_data(self)
         _check_rewards(self)
         _check_schedule(self)
@@ -60,6 +62,17 @@ class Recipe:
         if self.method.learns_from == "prompts":
             _check_rates(self)
             _check_learns(self)
+
+
+def _check_log(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in LOGGERS and reference(name) is None:
+            raise ConfigError(
+                f"log = {shown(name)} is not known{did_you_mean(name, LOGGERS)}; choose one of {', '.join(LOGGERS)}, or "
+                "name a logger of your own as file.py:Thing or package.module:Thing"
+            )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"log = {list(names)} names a place twice: once is enough")
 
 
 def _check_data(recipe: Recipe) -> None:

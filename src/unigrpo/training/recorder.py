@@ -31,16 +31,30 @@ class Recorder:
     """Writes one run's files; every write is whole or not there."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.sinks = run_dir, Sinks({}, print)
+        self.run_dir, self.sinks = run_dir, Sinks(run_dir, print)
 
     @contextmanager
     def watched(self, sinks: Sinks) -> Iterator[None]:
-        """Inside, other places to watch the run are told what the folder is told; they are closed whatever happens."""
+        """Inside, other places to watch the run are told what the folder is told; they are closed whatever happens.
+
+        One that is new to a run that was begun is told first what the folder holds.
+        """
         self.sinks = sinks
+        if before := runlog.read_json(self.run_dir / runlog.SUMMARY).get("before"):
+            self._tell_start(before)
+        for line in runlog.read_metrics(self.run_dir):
+            sinks.scalars(line["iteration"] + 1, line)
         try:
             yield
+        except BaseException:
+            sinks.close(failed=True)
+            raise
         finally:
             sinks.close()
+
+    def _tell_start(self, before: Mapping[str, Any]) -> None:
+        # with a point for curves of validations
+        self.sinks.scalars(0, {"evaluation_before": before, "validation": before.get("validation", before)})
 
     def start(self, recipe_yaml: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what the run was started with, or add where it is resumed; ``facts``: more of the environment."""
@@ -89,7 +103,7 @@ class Recorder:
         shown = [Shown(Image.fromarray(p), caption(r)) for p, r in zip(pictures, records, strict=True)]
         self.sinks.pictures(iteration + 1, "samples", shown)
 
-    def evaluation(self, when: Literal["before", "after"], result: Evaluation, limit: int, done: int) -> dict[str, Any]:
+    def evaluation(self, when: Literal["before", "after"], result: Evaluation, limit: int, done: int = 0) -> dict[str, Any]:
         """Write records, contact sheet and summary of the evaluation before or after training; return the summary.
 
         The part of it that a validation in mid-run looks at too (one picture of each of the first ``limit`` prompts,
@@ -113,9 +127,10 @@ class Recorder:
             before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
             summary["paired"] = compare(before, result.records)
         write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
-        self.sinks.scalars(done, {f"evaluation_{when}": summary[when]})
-        if when == "before":  # curves of validations have their point before training
-            self.sinks.scalars(0, {"validation": summary[when].get("validation", summary[when])})
+        if when == "before":
+            self._tell_start(summary[when])
+        else:
+            self.sinks.figures(done, {"evaluation_after": summary[when]}, again=True)
         return summary
 
     def forget(self, when: Literal["before", "after"]) -> None:

@@ -111,7 +111,7 @@ class Trainer:
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
-        place = Place(self.run_dir, self.recipe.name, asdict(self.recipe), self.done)
+        place = Place(self.run_dir, self.recipe.name, asdict(self.recipe))
         with self.recorder.watched(opened(self.recipe.log, place, progress.note)):
             return self._train(progress)
 

@@ -1,13 +1,13 @@
-"""Where a run can be watched besides its own folder: one file each for TensorBoard, W&B and trackio.
+"""Where a run can be watched besides its own folder: one file each for TensorBoard, W&B and trackio, or one's own.
 
-``metrics.jsonl`` (``jsonl``) is always written and is the truth; the others are told the same numbers.
+``metrics.jsonl`` is always written and is the truth; the others are told the same numbers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +15,12 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from unigrpo.loading import Reference, load, reference
 from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.training.sinks import kept
 
-KINDS = ("tensorboard", "wandb", "trackio")
+METHODS = ("scalars", "pictures", "histogram", "close")
+"""What a sink can do."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Place:
-    """What a sink is told of its run: the folder, the run's name, the recipe as plain data, and where it begins.
+    """What a sink is told of its run: the folder, the run's name, the recipe as plain data.
 
-    done: iterations that are finished; a resumed run trains the later ones again, and says their steps again.
+    begun: whether this sink was told of this run before (it is being resumed).
     """
 
     run_dir: Path
     name: str
     recipe: Mapping[str, Any]
-    done: int = 0
+    begun: bool = False
 
 
 class Sink(Protocol):
@@ -56,26 +59,47 @@ class Sink(Protocol):
         """Take in a distribution."""
         ...
 
-    def close(self) -> None:
-        """Hand on what is still on its way."""
+    def close(self, failed: bool) -> None:
+        """Hand on what is still on its way; ``failed``: the run ends by an error."""
         ...
 
 
-def require(kinds: Sequence[str]) -> None:
-    """ConfigError where the package of a sink is missing: said before anything is loaded."""
-    for kind in kinds:
-        if find_spec(kind) is None:
-            raise ConfigError(f"log: {kind} needs the package {kind}: {how_to_install(kind)}")
+Opener = Callable[[Place, Callable[[str], None]], Sink]
+"""What a logger is: ``open_sink(place, say)`` of a file here, or a function or class of one's own."""
 
 
-def opened(kinds: Sequence[str], place: Place, say: Callable[[str], None]) -> Sinks:
+def openers(names: Sequence[str]) -> dict[str, Opener]:
+    """The loggers that ``log`` names; ConfigError where a package is missing, or a name means no logger.
+
+    Called before anything is loaded. Names are tensorboard, wandb, trackio, or path/file.py:Thing.
+    """
+    return {name: _shipped(name) if (place := reference(name)) is None else _own(name, place) for name in names}
+
+
+def _shipped(kind: str) -> Opener:
+    if find_spec(kind) is None:
+        raise ConfigError(f"log: {kind} needs the package {kind}: {how_to_install(kind)}")
+    return import_module(f"unigrpo.training.sinks.{kind}").open_sink
+
+
+def _own(name: str, place: Reference) -> Opener:
+    found = load(name, place, what="log")
+    if not callable(found):
+        raise ConfigError(f"log = {name!r} is no logger: it must be a class or a function, called with (place, say)")
+    lacks = [part for part in METHODS if isinstance(found, type) and not callable(getattr(found, part, None))]
+    if lacks:
+        raise ConfigError(f"log = {name!r} is no logger: it has no method {lacks[0]} (it needs {', '.join(METHODS)})")
+    return found
+
+
+def opened(names: Sequence[str], place: Place, say: Callable[[str], None]) -> Sinks:
     """Open the sinks of a run; one that cannot be opened is told, and left out."""
-    sinks = Sinks({}, say)
-    for kind in kinds:
-        with_fault = _guard(kind, say)
-        module = import_module(f"unigrpo.training.sinks.{kind}")
-        if (sink := with_fault(lambda module=module: module.open_sink(place, say))) is not None:
-            sinks.open[kind] = sink
+    sinks = Sinks(place.run_dir, say)
+    for name in names:
+        told = kept.told(place.run_dir, name)
+        its = replace(place, begun=told >= 0)
+        if (sink := _guard(name, say)(lambda name=name, its=its: openers([name])[name](its, say))) is not None:
+            sinks.open[name], sinks.told[name] = sink, told
     return sinks
 
 
@@ -92,33 +116,47 @@ def _guard(kind: str, say: Callable[[str], None]) -> Callable[[Callable[[], Any]
 
 @dataclass
 class Sinks:
-    """All sinks of a run; one that fails is told once, and switched off."""
+    """All sinks of a run; one that fails is told once, and switched off.
 
-    open: dict[str, Sink]
+    A step is told once: what a resumed run trains again has the same numbers, so a sink that knows it is not told it.
+    """
+
+    run_dir: Path
     say: Callable[[str], None]
+    open: dict[str, Sink] = field(default_factory=dict)
+    told: dict[str, int] = field(default_factory=dict)
+    """The last step that a sink had been told when it was opened."""
 
-    def scalars(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Tell the numbers of a metrics line, or of a summary below ``prefix``."""
-        named = dict(numbers(values, prefix))
-        self._all(lambda sink: sink.scalars(step, named))
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Tell the numbers of a step, as the last of what is told of it."""
+        self.figures(step, values)
+        for name in self.open:
+            if step > self.told[name]:
+                kept.keep_told(self.run_dir, name, step)
+
+    def figures(self, step: int, values: Mapping[str, Any], again: bool = False) -> None:
+        """Tell numbers beside a step's own; ``again``: of a step that may have been told."""
+        named = dict(numbers(values))
+        self._all(step, lambda sink: sink.scalars(step, named), again=again)
 
     def pictures(self, step: int, name: str, shown: Sequence[Shown]) -> None:
         """Tell pictures."""
-        self._all(lambda sink: sink.pictures(step, name, shown))
+        self._all(step, lambda sink: sink.pictures(step, name, shown))
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         """Tell a distribution."""
-        self._all(lambda sink: sink.histogram(step, name, values))
+        self._all(step, lambda sink: sink.histogram(step, name, values))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Close all of them; a second time does nothing."""
-        self._all(lambda sink: sink.close())
+        self._all(0, lambda sink: sink.close(failed), again=True)
         self.open.clear()
 
-    def _all(self, action: Callable[[Sink], None]) -> None:
-        for kind, sink in list(self.open.items()):
-            if _guard(kind, self.say)(lambda sink=sink: (action(sink),)) is None:
-                del self.open[kind]
+    def _all(self, step: int, action: Callable[[Sink], None], *, again: bool = False) -> None:
+        for name, sink in list(self.open.items()):
+            known = step <= self.told[name] and not again
+            if not known and _guard(name, self.say)(lambda sink=sink: (action(sink),)) is None:
+                del self.open[name]
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -13,19 +13,18 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    """Writes one event file per session; steps that are trained again hide those of before (``purge_step``)."""
+    """Writes one event file per session."""
 
     def __init__(self, place: Place) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        purge = place.done + 1 if place.done else None
-        self.writer = SummaryWriter(str(place.run_dir / FOLDER), purge_step=purge)
-        if not place.done:
+        self.writer = SummaryWriter(str(place.run_dir / FOLDER))
+        if not place.begun:
             recipe = yaml.safe_dump(dict(place.recipe), sort_keys=False)
             self.writer.add_text("recipe", "".join(f"    {line}\n" for line in recipe.splitlines()), 0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers; float64 as TensorBoard's newer scalar format keeps them (float32)."""
+        """Write numbers in fp64, which only TensorBoard's newer format of scalars has."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step, new_style=True, double_precision=True)
         self.writer.flush()
@@ -43,7 +42,7 @@ class TensorBoard:
         if finite:
             self.writer.add_histogram(name, np.asarray(finite), step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Flush and close the file."""
         self.writer.close()
 

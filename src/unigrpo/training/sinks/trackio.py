@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import Any
 
 from unigrpo.training.sinks import Place, Shown
-from unigrpo.training.sinks.ids import run_id
+from unigrpo.training.sinks.kept import run_id
 
 PROJECT = "unigrpo"
 
 
 class Trackio:
-    """One run of trackio; steps that are trained again are added beside those of before."""
+    """One run of trackio."""
 
     def __init__(self, place: Place) -> None:
         self.trackio: Any = import_module("trackio")
@@ -44,7 +44,7 @@ class Trackio:
         """Log a distribution."""
         self.run.log({name: self.trackio.Histogram(list(values))}, step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Finish the run."""
         with redirect_stdout(io.StringIO()):
             self.trackio.finish()

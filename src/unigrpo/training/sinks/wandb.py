@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import Any
 
 from unigrpo.training.sinks import Place, Shown
-from unigrpo.training.sinks.ids import run_id
+from unigrpo.training.sinks.kept import run_id
 
 PROJECT = "unigrpo"
+FINISH_SECONDS = 120.0
+"""How long the end of a run waits for what is still to be sent; what is left is on disk for `wandb sync`."""
 
 
 class WandB:
-    """One run of W&B; its steps are the metric ``iteration``, since W&B's own can only grow, and a resume goes back."""
+    """One run of W&B; its steps are the metric ``iteration``: W&B's own can only grow, one a call."""
 
     def __init__(self, place: Place, mode: str | None) -> None:
         self.wandb: Any = import_module("wandb")
@@ -26,7 +28,7 @@ class WandB:
             dir=str(place.run_dir),
             config=dict(place.recipe),
             mode=mode,
-            settings=self.wandb.Settings(console="off", silent=True),
+            settings=self.wandb.Settings(console="off", silent=True, finish_timeout=FINISH_SECONDS),
         )
         self.run.define_metric("iteration")
         self.run.define_metric("*", step_metric="iteration")
@@ -44,9 +46,9 @@ class WandB:
         """Log a distribution."""
         self.run.log({"iteration": step, name: self.wandb.Histogram(list(values))})
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Finish the run."""
-        self.run.finish()
+        self.run.finish(exit_code=int(failed))
 
 
 def mode_of(say: Callable[[str], None]) -> str | None:
