@@ -94,7 +94,7 @@ def here(folder: Path, *arguments: str) -> None:
         torch.set_num_threads(threads)
 
 
-def run(name: str, command: Callable[..., None] = partial(unigrpo, ROOT)) -> dict:
+def run(name: str, command: Callable[..., None]) -> dict:
     """Make one run; its metric lines without times, and of every tensor of its last checkpoint hash, sum and norm."""
     recipe, overrides = CASES[name]
     with tempfile.TemporaryDirectory(prefix="unigrpo-pinned-") as place:
@@ -141,7 +141,7 @@ def against(revision: str) -> int:
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", other, revision], check=True)
         try:
             for name in CASES:
-                ours, theirs = run(name), run(name, partial(unigrpo, other))
+                ours, theirs = run(name, partial(unigrpo, ROOT)), run(name, partial(unigrpo, other))
                 failed += ours != theirs
                 parts = [part for part in ours if ours[part] != theirs[part]] or ["same"]
                 print(f"{name}: {', '.join(parts)}", flush=True)
@@ -157,7 +157,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.against:
         return against(asked.against)
-    record = {"made on": machine(), "cases": {name: run(name) for name in CASES}}
+    record = {"made on": machine(), "cases": {name: run(name, partial(unigrpo, ROOT)) for name in CASES}}
     RECORD.write_text(json.dumps(record) + "\n", encoding="utf-8")
     print(f"wrote {RECORD.relative_to(ROOT)}")
     return 0

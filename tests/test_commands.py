@@ -154,6 +154,8 @@ RULES = [
     (r"^unigrpo train bagel/unigrpo ", covered(f"{BAGEL}::test_rl_trains_and_every_first_ratio_is_1")),
     (r"^unigrpo train bagel/", covered(f"{BAGEL}::test_the_other_recipes_run")),
     (r"^unigrpo train .*--resume", small()),
+    (r"--log ", small(TRAIN)),
+    (r"^unigrpo compare ", covered("tests/reports/test_comparison.py::test_runs_stand_over_each_other_on_one_page")),
     (r"^unigrpo train ", small(TRAIN)),
     (r"^unigrpo export ", covered(f"{BAGEL}::test_the_export_is_the_public_folder_again")),
     (r"^unigrpo --version$", small()),

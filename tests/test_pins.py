@@ -1,8 +1,8 @@
 """Short runs of every method end where they ended when tests/pinned.json was recorded (tests/pinned_runs.py).
 
 On the machine type of the record all figures are equal to the bit, recipe, metrics and weights. Another one rounds
-otherwise, and one word that is drawn differently changes all that follows: there, the recipe, the names of all metrics and
-the norms of weights and optimizer's state must agree.
+otherwise, and one word that is drawn differently changes all that follows: there, the recipe, the names of all metrics
+and the norms of weights and optimizer's state must agree.
 """
 
 from __future__ import annotations

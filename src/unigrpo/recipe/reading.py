@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from unigrpo.loading import reference
 from unigrpo.objectives.methods import METHODS
-from unigrpo.ranges import MOST_ITEMS, ConfigError, Range, Text, did_you_mean, shown
+from unigrpo.ranges import MOST_ITEMS, ConfigError, PathOrName, Range, Text, did_you_mean, shown
 from unigrpo.recipe.own_methods import method_class
 from unigrpo.recipe.schema import Recipe
 from unigrpo.recipe.sections import DATA
@@ -119,12 +119,12 @@ def _either(kinds: tuple[Any, ...], written: Any, where: str) -> Any:
 
 def _sequence(kinds: tuple[Any, ...], written: Any, where: str) -> tuple[Any, ...]:
     repeated = kinds[-1] is Ellipsis
-    words = kinds[0] is str or get_origin(kinds[0]) is Literal
+    words = kinds[0] == PathOrName or get_origin(kinds[0]) is Literal
     if repeated and words and isinstance(written, str):  # --log tensorboard,wandb
         written = [word.strip() for word in written.split(",")]
     if not isinstance(written, list) or (not repeated and len(written) != len(kinds)):
         shape = "a list" if repeated else f"a list of {len(kinds)} numbers"
-        example = "[{name: shapes/verifier}]" if repeated else "[a, b]"
+        example = "[{name: shapes/verifier}]" if repeated and not words else "[a, b]"
         raise ConfigError(f"{where} = {shown(written)} is not {shape}: write it as {example}")
     if len(written) > MOST_ITEMS:
         raise ConfigError(f"{where} lists {len(written)} items: {MOST_ITEMS} are the most")

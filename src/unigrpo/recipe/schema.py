@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from unigrpo.loading import reference
 from unigrpo.objectives.method import Method
-from unigrpo.ranges import ConfigError, Count, Description, Name, Seed, did_you_mean, shown
+from unigrpo.ranges import ConfigError, Count, Description, Name, PathOrName, Seed, did_you_mean, shown
 from unigrpo.recipe.demonstrations import check_teaches
 from unigrpo.recipe.sections import (
     Checkpoint,
@@ -43,8 +43,8 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     eval: Eval
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: tuple[str, ...] = ()
-    """Where the run is also logged: tensorboard, wandb, trackio, or a logger of your own (file.py:Thing); also `--log`."""
+    log: tuple[PathOrName, ...] = ()
+    """Where the run is also logged: tensorboard, wandb, trackio, or a logger of your own (file.py:Thing); or `--log`."""
 
     def __post_init__(self) -> None:
         _check_log(self.log)
@@ -68,8 +68,8 @@ def _check_log(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in LOGGERS and reference(name) is None:
             raise ConfigError(
-                f"log = {shown(name)} is not known{did_you_mean(name, LOGGERS)}; choose one of {', '.join(LOGGERS)}, or "
-                "name a logger of your own as file.py:Thing or package.module:Thing"
+                f"log = {shown(name)} is not known{did_you_mean(name, LOGGERS)}; choose one of {', '.join(LOGGERS)}, "
+                "or name a logger of your own as file.py:Thing or package.module:Thing"
             )
     if len(set(names)) < len(names):
         raise ConfigError(f"log = {list(names)} names a place twice: once is enough")

@@ -103,7 +103,9 @@ class Recorder:
         shown = [Shown(Image.fromarray(p), caption(r)) for p, r in zip(pictures, records, strict=True)]
         self.sinks.pictures(iteration + 1, "samples", shown)
 
-    def evaluation(self, when: Literal["before", "after"], result: Evaluation, limit: int, done: int = 0) -> dict[str, Any]:
+    def evaluation(
+        self, when: Literal["before", "after"], result: Evaluation, limit: int, done: int = 0
+    ) -> dict[str, Any]:
         """Write records, contact sheet and summary of the evaluation before or after training; return the summary.
 
         The part of it that a validation in mid-run looks at too (one picture of each of the first ``limit`` prompts,

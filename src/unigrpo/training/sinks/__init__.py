@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from PIL.Image import Image
 
@@ -83,13 +83,13 @@ def _shipped(kind: str) -> Opener:
 
 
 def _own(name: str, place: Reference) -> Opener:
-    found = load(name, place, what="log")
+    found: Any = load(name, place, what="log")
     if not callable(found):
         raise ConfigError(f"log = {name!r} is no logger: it must be a class or a function, called with (place, say)")
     lacks = [part for part in METHODS if isinstance(found, type) and not callable(getattr(found, part, None))]
     if lacks:
         raise ConfigError(f"log = {name!r} is no logger: it has no method {lacks[0]} (it needs {', '.join(METHODS)})")
-    return found
+    return cast("Opener", found)
 
 
 def opened(names: Sequence[str], place: Place, say: Callable[[str], None]) -> Sinks:
