@@ -44,7 +44,7 @@ class Recipe:
     eval: Eval
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: tuple[PathOrName, ...] = ()
-    """Where the run is also logged: tensorboard, wandb, trackio, or a logger of your own (file.py:Thing); or `--log`."""
+    """Where the run is logged besides its folder: tensorboard, wandb, trackio, a logger of your own (file.py:Thing)."""
 
     def __post_init__(self) -> None:
         _check_log(self.log)
