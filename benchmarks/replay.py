@@ -60,7 +60,7 @@ def demo(model: str, quick: bool) -> Case:
     sampled = rollout(policy, episode, prompts, sampling, group_size=group, keys=RandomKeys(recipe.seed, 0))
     generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
     advantages = torch.randn(len(sampled), generator=generator).tolist()
-    ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]
+    ready = [t.with_advantages(a, a) for t, a in zip(sampled, advantages, strict=True)]
     batch = Batch(ready, [method.queries(t, generator, shift=recipe.rollout.shift) for t in ready])
     frozen = annotate_reference(policy, batch, micro_batch=len(batch), temperature=recipe.rollout.temperature)
     return Case(policy, method, frozen, recipe.rollout.temperature)

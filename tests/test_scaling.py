@@ -120,7 +120,8 @@ def trajectories(policy, case, count=GROUP):
         picture = Image(normal(n, d, seed=row), policy.spec.grid, None if case.method == "text_grpo" else path)
         said = Text(torch.arange(4, 4 + ACTIONS) + row, ended=False, log_probs=torch.full((ACTIONS,), -7.0))
         segments = (given, *([said] if case.think else []), picture)
-        out.append(Trajectory(Prompt(0, ""), row, segments, advantage=1.0 if row % 2 else -1.0))
+        advantage = 1.0 if row % 2 else -1.0
+        out.append(Trajectory(Prompt(0, ""), row, segments).with_advantages(advantage, advantage))
     return out
 
 

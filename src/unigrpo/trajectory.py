@@ -9,7 +9,7 @@ Padding and packing exist only inside a model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -38,13 +38,15 @@ class Text:
     ``ids`` is int64 [n], without bos and eos. ``ended`` tells whether eos was sampled (given text: always True); where
     the cap cut the sampling, eos is still fed to the model, as given context, but it is not an action.
     ``log_probs`` is fp32 [n + ended], the behaviour log-probs of the actions (ids, then eos if ended); None: given.
-    ``target`` marks a given text that supervised training learns (all of ids and eos).
+    ``target`` marks a given text that supervised training learns (all of ids and eos). ``advantage``: how much better
+    this sampled text was than the others of its group (docs/math.md#advantages); None: not known yet, or given.
     """
 
     ids: Tensor
     ended: bool = True
     log_probs: Tensor | None = None
     target: bool = False
+    advantage: float | None = None
 
     @property
     def scored(self) -> bool:
@@ -120,7 +122,7 @@ class Image:
 
     ``drawn`` tells whether the policy drew it (else it is given). ``path`` is the behaviour data of a picture that was
     sampled with SDE steps, ``snapshot`` a state on its way that was kept for ReFL. ``target`` marks a given image whose
-    velocities supervised training learns.
+    velocities supervised training learns. ``advantage``: as of a :class:`Text`.
     """
 
     latents: Tensor
@@ -129,6 +131,7 @@ class Image:
     target: bool = False
     drawn: bool = False
     snapshot: LatentSnapshot | None = None
+    advantage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,10 @@ class Trajectory:
     """A prompt, what the model made of it, and (once scored) what it was worth.
 
     ``sample`` is the index inside the prompt's group; trajectories with equal ``prompt.position`` form a group.
-    ``verdict`` holds named parts of the reward for people and logs; ``reward`` and ``advantage`` are scalars.
+    ``thought`` is the index of its thinking in the group, which several trajectories may share (None: its own).
+    ``reward`` is the weighted sum of the training rewards, ``values`` what each of them said by its name (whatever is
+    trained on), ``verdict`` named parts of them for people and logs; ``failure`` says why it could not be scored. What
+    is trained is decided segment by segment (``Text.advantage``, ``Image.advantage``).
     """
 
     prompt: Prompt
@@ -200,7 +206,9 @@ class Trajectory:
     segments: tuple[Segment, ...]
     reward: float | None = None
     verdict: Mapping[str, Any] = field(default_factory=dict)
-    advantage: float | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    failure: str | None = None
+    thought: int | None = None
     reference: Reference | None = None
     behaviour: Behaviour | None = None
 
@@ -208,6 +216,16 @@ class Trajectory:
     def given(self) -> tuple[Segment, ...]:
         """The segments before the first that the policy made."""
         return tuple(takewhile(lambda segment: not made_by_policy(segment), self.segments))
+
+    def with_advantages(self, thinking: float | None, drawing: float | None) -> Trajectory:
+        """The same with an advantage for every text that the policy wrote, and one for every picture that it drew."""
+        return replace(self, segments=tuple(_valued(segment, thinking, drawing) for segment in self.segments))
+
+    @property
+    def advantage(self) -> float | None:
+        """That of the last segment that the policy made, a picture's in most cases; None before it is known."""
+        made = [s for s in self.segments if isinstance(s, Text | Image) and made_by_policy(s)]
+        return made[-1].advantage if made else None
 
     @property
     def sampled_texts(self) -> tuple[Text, ...]:
@@ -218,3 +236,9 @@ class Trajectory:
     def images(self) -> tuple[Image, ...]:
         """All pictures, in order."""
         return tuple(s for s in self.segments if isinstance(s, Image))
+
+
+def _valued(segment: Segment, thinking: float | None, drawing: float | None) -> Segment:
+    if not made_by_policy(segment) or isinstance(segment, View):
+        return segment
+    return replace(segment, advantage=thinking if isinstance(segment, Text) else drawing)

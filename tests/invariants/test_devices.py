@@ -293,7 +293,7 @@ def scored(policy, method, reference):
     """Two groups of three with made-up advantages and the reference's answers, and their old values from a replay."""
     sampling = TRAINING if method.image else replace(TRAINING, window=None)
     advantages = (1.0, -0.5, 2.0, -1.5, 0.7, -0.3)
-    drawn = [replace(t, advantage=a) for t, a in zip(sample(policy, sampling=sampling), advantages, strict=True)]
+    drawn = [t.with_advantages(a, a) for t, a in zip(sample(policy, sampling=sampling), advantages, strict=True)]
     batch = Batch(drawn, [queries_of(method, t, seeds.generator(0, 0, 0, t.sample, "draws")) for t in drawn])
     batch = annotate_reference(reference, batch, micro_batch=4, temperature=1.0)
     return batch, rescore(policy, batch, micro_batch=4, temperature=1.0)

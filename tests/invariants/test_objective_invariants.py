@@ -257,7 +257,8 @@ class Toy:
             before = self.log_probs(ids) - 0.05
         segments = (Text(torch.tensor([1])), Text(ids, ended=False, log_probs=before), Image(x[0], (1, 2), path))
         reference = Reference(velocity=self.velocity(x).detach() + 0.05 * off)
-        return Trajectory(Prompt(i, ""), 0, segments, advantage=(-1.0) ** i * (0.5 + 0.1 * i), reference=reference)
+        advantage = (-1.0) ** i * (0.5 + 0.1 * i)
+        return Trajectory(Prompt(i, ""), 0, segments, reference=reference).with_advantages(advantage, advantage)
 
 
 METHOD = combination(text=TextGRPO(clip_range=0.2), image=FlowGRPO(clip_range=1.0), regulariser=Regulariser(weight=0.3))

@@ -5,7 +5,7 @@ import torch
 
 from formulas import assign_advantages, group_advantages
 from unigrpo.objectives.advantage import advantage_statistics
-from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.trajectory import Image, Prompt, Trajectory
 
 
 def test_a_group_of_one_gets_nothing():
@@ -36,7 +36,10 @@ def test_what_cannot_work_is_a_value_error(call):
 
 
 def test_assign_groups_by_prompt_position():
-    trajectories = [Trajectory(Prompt(p, "same text"), s, (), reward=float(s + p)) for p in (4, 9) for s in range(3)]
+    picture = Image(torch.zeros(1, 1), (1, 1), drawn=True)
+    trajectories = [
+        Trajectory(Prompt(p, "same text"), s, (picture,), reward=float(s + p)) for p in (4, 9) for s in range(3)
+    ]
     assigned = assign_advantages(trajectories)
     assert [t.advantage for t in assigned] == pytest.approx([-1.2246, 0.0, 1.2246] * 2, abs=1e-3)
     assert all(t.advantage is None for t in trajectories)

@@ -71,7 +71,7 @@ class TestFPO:
 
     def test_33_new_noise_between_epochs_is_refused(self):
         image = Image(normal(*SHAPE), (2, 2), drawn=True)
-        trajectory, method = Trajectory(Prompt(0, ""), 0, (image,), advantage=1.0), METHODS["fpo"]
+        trajectory, method = Trajectory(Prompt(0, ""), 0, (image,)).with_advantages(None, 1.0), METHODS["fpo"]
         draws = queries_of(method, trajectory, torch.Generator().manual_seed(1))
         again = queries_of(method, trajectory, torch.Generator().manual_seed(2))
         trajectory = replace(trajectory, behaviour=Behaviour(draws[0].x, torch.zeros_like(draws[0].x)))

@@ -41,8 +41,8 @@ def sampled(pictures=1, advantage=1.0, reference=True):
     images = [Image(p.x[0], (2, 2), p) for p, _ in drawn]
     v_ref = torch.cat([v + 0.1 for _, v in drawn]) if drawn else None
     trajectory = Trajectory(
-        Prompt(0, ""), 0, (*texts, *images), advantage=advantage, reference=Reference(v_ref) if reference else None
-    )
+        Prompt(0, ""), 0, (*texts, *images), reference=Reference(v_ref) if reference else None
+    ).with_advantages(advantage, advantage)
     velocities = tuple(v + 0.01 * (i + 1) for i, (_, v) in enumerate(drawn))
     return trajectory, Said(torch.tensor([-1.1, -1.9, -0.1]), velocities)
 

@@ -66,7 +66,7 @@ def after_one_step(method, sign, rate=0.02, reward=None):
     start = torch.zeros(D, dtype=torch.float64)
     window = (1, 2, 3) if method.needs_sde else ()
     rows = assign_advantages([draw(start, i, window) for i in range(GROUP * GROUPS)])
-    rows = [replace(row, advantage=sign * row.advantage) for row in rows]
+    rows = [row.with_advantages(None, sign * row.advantage) for row in rows]
     draws = [queries_of(method, row, torch.Generator().manual_seed(i)) for i, row in enumerate(rows)]
     m = start.clone().requires_grad_()
     say = lambda p: [Said(tuple(velocity(p, d.x, d.t[:, None]) for d in ds)) for ds in draws]  # noqa: E731

@@ -32,13 +32,17 @@ WANTED = [1.0, 0.5, 0.0]
     ids=lambda answer: type(answer).__name__,
 )
 def test_numbers_of_all_kinds_are_read(answer):
-    numbers = read_numbers("r", answer, PROMPTS)
-    assert numbers == WANTED and all(type(number) is float for number in numbers)
+    numbers, faults = read_numbers("r", answer, 3)
+    assert not faults and numbers == WANTED and all(type(number) is float for number in numbers)
 
 
 REFUSED = [
-    ({"exam": [1.0, 0.5, 0.0]}, "a mapping with the keys 'exam': it must give"),
-    ({1: "a", 2: "b", 3: "c"}, r"RewardOutput\(values, parts\)"),
+    (
+        {"exam": [1.0, 0.5, 0.0], "sharp": WANTED},
+        "several values .exam, sharp.: say which one counts",
+    ),
+    ({1: "a", 2: "b", 3: "c"}, "a mapping that is none of names to numbers"),
+    ({}, "a mapping that is none of names"),
     ({1.0, 2.0, 3.0}, "a set, which has no order"),
     (None, "nothing .None; is a return missing"),
     ("0.5", "the text '0.5'"),
@@ -75,7 +79,7 @@ REFUSED = [
 @pytest.mark.parametrize(("answer", "said"), REFUSED, ids=[said for _, said in REFUSED])
 def test_anything_else_is_refused_in_words(answer, said):
     with pytest.raises(RewardFault, match=said):
-        read_numbers("reward 'r'", answer, PROMPTS)
+        call("r", lambda *given: answer, GIVEN)
 
 
 GIVEN = RewardInput(torch.zeros(3, 3, 4, 4), PROMPTS, [{}] * 3, [None] * 3)
@@ -84,7 +88,8 @@ GIVEN = RewardInput(torch.zeros(3, 3, 4, 4), PROMPTS, [{}] * 3, [None] * 3)
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ({"values": WANTED}, "gave a mapping with the keys 'values'"),
+        ({"values": {"a": 1}}, "reward 'r' gave a mapping with the keys 'a'"),
+        (RewardOutput(WANTED, {}, {3: "late"}), "an error for picture 3, and there are 3"),
         (RewardOutput(WANTED, {"sharp": {"a": 1}}), "part 'sharp' of reward 'r' gave a mapping"),
         (RewardOutput(WANTED, [WANTED]), "parts that are no mapping"),
         (RewardOutput(WANTED, {1: WANTED}), "parts that are no mapping of a name"),

@@ -74,7 +74,7 @@ def test_a_faulty_reward_saves_what_was_finished_and_is_named(tmp_path, monkeypa
         return
     use(monkeypatch, None, fault)
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path, "--resume") == 0
-    tiny_runs.assert_same_run(tmp_path, tiny_runs.finished_run())
+    tiny_runs.assert_same_run(tmp_path, tiny_runs.finished_run(), "tests/faulty")
 
 
 def test_a_reward_that_fails_at_once_leaves_a_start_to_resume_from(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_reward_that_fails_at_once_leaves_a_start_to_resume_from(tmp_path, mon
     resumed = tiny_runs.trainer_of(tmp_path, reward__train=FAULTY)
     assert resumed.resume() == 0
     assert tiny_runs.train(resumed)
-    tiny_runs.assert_same_run(tmp_path, tiny_runs.finished_run())
+    tiny_runs.assert_same_run(tmp_path, tiny_runs.finished_run(), "tests/faulty")
 
 
 def spoil_gradient(trainer, nth):
@@ -129,7 +129,7 @@ def test_half_an_iteration_is_not_saved_as_a_whole_one(tmp_path):
     resumed = tiny_runs.trainer_of(tmp_path)
     assert resumed.resume() == 1
     assert tiny_runs.train(resumed)
-    tiny_runs.assert_same_run(tmp_path, tiny_runs.finished_run())
+    tiny_runs.assert_same_run(tmp_path, tiny_runs.finished_run(), "tests/faulty")
 
 
 def test_half_an_iteration_without_a_checkpoint_saves_nothing(tmp_path):

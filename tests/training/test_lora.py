@@ -441,7 +441,7 @@ def test_merging_rounds_once_and_gives_the_bare_model_back(prepare):
 def batch_of(policy, adapter, method=METHOD):
     """Two groups of three, rolled out by the policy itself, with the base as the reference."""
     sampled = sample(policy)
-    ready = [replace(t, advantage=a) for t, a in zip(sampled, (1.0, -0.5, 2.0, -1.5, 0.7, -0.3), strict=True)]
+    ready = [t.with_advantages(a, a) for t, a in zip(sampled, (1.0, -0.5, 2.0, -1.5, 0.7, -0.3), strict=True)]
     draws = [queries_of(method, t, seeds.generator(0, 0, t.prompt.position, t.sample, "draws")) for t in ready]
     return annotate_reference(WithoutAdapter(policy, adapter), Batch(ready, draws), micro_batch=6, temperature=1.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -144,11 +144,17 @@ registry.register(VERIFIER, lambda: _shapes_verifier)
 registry.register(PREFERENCE, _ShapesPreference)
 
 
-def reward(scorers: Sequence[Scorer]) -> CompositeReward:
+def reward(
+    scorers: Sequence[Scorer], on_error: Literal["raise", "drop_sample"] = "raise", max_failed_share: float = 0.2
+) -> CompositeReward:
     """The weighted sum of named rewards."""
     names = labels([s.name for s in scorers])
     made = zip(names, scorers, strict=True)
-    return CompositeReward(tuple(WeightedReward(name, registry.build(s.name), s.weight) for name, s in made))
+    return CompositeReward(
+        tuple(WeightedReward(name, registry.build(s.name, s.args), s.weight, s.value, s.timeout_s) for name, s in made),
+        on_error,
+        max_failed_share,
+    )
 
 
 def labels(names: Sequence[str]) -> list[str]:

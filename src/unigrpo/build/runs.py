@@ -8,7 +8,14 @@ from pathlib import Path
 
 from unigrpo.build import bases, data, models
 from unigrpo.build.checks import check_size
-from unigrpo.build.sampling import check_rewards, evaluation_sampling, latent_reward, training_sampling
+from unigrpo.build.sampling import (
+    check_rewards,
+    evaluation_sampling,
+    latent_reward,
+    shares,
+    training_reward,
+    training_sampling,
+)
 from unigrpo.build.trial import drawn_size, try_rewards
 from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.policy import Policy, Scorer
@@ -61,7 +68,8 @@ def source(recipe: Recipe) -> Source:
         prompts=data.prompts(given.prompts, recipe.seed),
         episode=single_round(think=recipe.rollout.think),
         sampling=training_sampling(recipe),
-        reward=data.reward(recipe.reward.train),
+        reward=training_reward(recipe),
+        shares=shares(recipe),
         prompts_per_iteration=given.prompts_per_iteration,
         group_size=given.group_size,
         seed=recipe.seed,
@@ -135,7 +143,7 @@ def parts(recipe: Recipe) -> RunComponents:
     rewards = check_rewards(recipe)  # refused before a model is loaded
     evaluation_sampling(recipe)
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
-    watched, size = data.reward(recipe.reward.validation), drawn_size(recipe)
+    size = drawn_size(recipe)
     if size is not None:
         check_size(recipe, size)
         try_rewards(recipe, rewards, made_source, made_suite, size)
@@ -154,7 +162,7 @@ def parts(recipe: Recipe) -> RunComponents:
         reference=made.reference,
         method=recipe.method,
         source=made_source,
-        evaluator=RecipeEvaluator(recipe, made_suite, watched),
+        evaluator=RecipeEvaluator(recipe, made_suite, rewards.validation),
         save_model=made.save,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],

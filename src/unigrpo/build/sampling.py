@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unigrpo.build import data
+from unigrpo.objectives.advantage import Share
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe
@@ -41,15 +42,28 @@ class Rewards:
 
 def check_rewards(recipe: Recipe) -> Rewards:
     """Resolve the rewards of a recipe, without a model; ConfigError where the method cannot learn from them."""
-    validation = data.reward(recipe.reward.validation)
+    section = recipe.reward
+    validation = data.reward(section.validation, section.on_error, section.max_failed_share)
     if recipe.method.needs_reward_gradient:
         return Rewards(gradient_reward(recipe), True, validation)
-    return Rewards(data.reward(recipe.reward.train) if recipe.reward.train else None, False, validation)
+    return Rewards(training_reward(recipe) if section.train else None, False, validation)
+
+
+def training_reward(recipe: Recipe) -> CompositeReward:
+    """The reward that a recipe optimises."""
+    return data.reward(recipe.reward.train, recipe.reward.on_error, recipe.reward.max_failed_share)
+
+
+def shares(recipe: Recipe) -> tuple[Share, ...]:
+    """The training rewards as advantages see them, by the names of their values."""
+    train = recipe.reward.train
+    named = zip(data.labels([s.name for s in train]), train, strict=True)
+    return tuple(Share(name, s.weight, s.teaches) for name, s in named)
 
 
 def gradient_reward(recipe: Recipe) -> CompositeReward:
     """The training reward of a method that needs its gradient; ConfigError names one that has none."""
-    reward = data.reward(recipe.reward.train)
+    reward = training_reward(recipe)
     if reward.black_boxes:
         raise ConfigError(
             f"reward.train has {', '.join(reward.black_boxes)}, which gives no gradient for its pictures, and "
@@ -72,6 +86,7 @@ def training_sampling(recipe: Recipe) -> Sampling:
         sde=r.sde,
         temperature=r.temperature,
         max_think_tokens=r.max_think_tokens,
+        images_per_thinking=r.images_per_thinking,
         same_initial_noise=r.same_initial_noise,
         guidance=Guidance(text_scale=r.guidance),
         slide=Slide(r.window_every, r.window_stride) if draws and r.window_motion == "sliding" else None,

@@ -41,7 +41,7 @@ def try_reward(reward: CompositeReward, prompt: Prompt, size: tuple[int, int], *
     """Call a reward with one picture of noise; RewardFault where it fails."""
     thinking = f"<think> {prompt.text} </think>" if think else None
     with _told(), same_randomness():
-        reward(RewardInput(noise(size), [prompt.text], metadata_of([prompt]), [thinking]))
+        reward.tried(RewardInput(noise(size), [prompt.text], metadata_of([prompt]), [thinking]))
 
 
 def try_gradient(reward: CompositeReward, prompt: Prompt, size: tuple[int, int]) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from unigrpo import doing
 from unigrpo.evaluation.statistics import judged_difference
 from unigrpo.policy import Policy
-from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
+from unigrpo.rewards.composite import CompositeReward
+from unigrpo.rewards.protocol import RewardInput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.sample import Drawn, sample
@@ -25,8 +26,6 @@ EVALUATION_ITERATION = -1
 Judge = Callable[[Tensor, Sequence[Prompt], Sequence[str | None]], list[dict[str, Any]]]
 """(images float32 [B, 3, H, W] in [0, 1], prompts, thinking) -> one record per picture: category, correct, exam,
 reward, points, parsable, plan_right, follow (None where they do not apply, or nobody knows)."""
-
-Reward = Callable[[RewardInput], RewardOutput]
 
 MEASURES = {
     "score": "score",
@@ -68,7 +67,7 @@ def evaluate(
     samples: int,
     seed: int,
     think: bool,
-    reward: Reward | None = None,
+    reward: CompositeReward | None = None,
     batch: int = 192,
 ) -> Evaluation:
     """Draw ``samples`` pictures per prompt, at most ``batch`` at a time, and judge them.
@@ -76,6 +75,7 @@ def evaluate(
     ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``).
     """
     records: list[dict[str, Any]] = []
+    failed: list[str | None] = []
     height, width = policy.spec.image_size
     # made at once and filled: putting parts together at the end would hold all pictures twice
     pictures = torch.empty((len(prompts) * samples, 3, height, width), dtype=torch.uint8)
@@ -94,12 +94,18 @@ def evaluate(
         verdicts = judge(images, asked, drawn.thinking)
         if reward is not None:
             given = RewardInput(images, [p.text for p in asked], metadata_of(asked), drawn.thinking)
-            values = reward(given).values
-            verdicts = [{**verdict, "reward": float(v)} for verdict, v in zip(verdicts, values, strict=True)]
+            scored = reward(given)
+            failed += [scored.failures.get(i) for i in range(len(asked))]
+            verdicts = [
+                {**verdict, "reward": None if i in scored.failures else float(scored.values[i])}
+                for i, verdict in enumerate(verdicts)
+            ]
         pictures[len(records) : len(records) + len(verdicts)] = drawn.pictures
         for trajectory, text, verdict in zip(drawn.trajectories, drawn.thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
+    if reward is not None:
+        reward.check_failures(failed)
     return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images})
 
 

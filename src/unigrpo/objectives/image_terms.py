@@ -47,7 +47,7 @@ class ImageTerm:
         raise NotImplementedError
 
     def loss(self, batch: ImageBatch, advantages: Float[Tensor, " P"]) -> Term:
-        """Return the loss per picture, [P]; advantages: [P], of their trajectories."""
+        """Return the loss per picture, [P]; advantages: fp64 [P], the pictures' own."""
         raise NotImplementedError
 
     def copies(self, window_size: int) -> int:
@@ -85,6 +85,12 @@ class ImageBatch:
     def paths(self) -> list[FlowPath]:
         """The SDE steps of every picture; ValueError where one has none."""
         return present([image.path for image in self.images], "a picture with SDE steps")
+
+    @property
+    def advantages(self) -> Float[Tensor, " P"]:
+        """The advantage of every picture, fp64; ValueError where one has none."""
+        known = present([image.advantage for image in self.images], "an advantage of a picture")
+        return torch.tensor(known, dtype=torch.float64)
 
     @property
     def targets(self) -> list[Float[Tensor, "K n d"]]:

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from unigrpo.objectives.advantage import Advantage
 from unigrpo.objectives.diffusion_nft import DiffusionNFT
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.fpo import FPO
-from unigrpo.objectives.image_terms import ImageBatch, ImageTerm, LatentReward, collect, owner_means, present
+from unigrpo.objectives.image_terms import ImageBatch, ImageTerm, LatentReward, collect, owner_means
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow
 from unigrpo.objectives.refl import ReFL
 from unigrpo.objectives.regularisers import Regulariser
@@ -29,7 +28,7 @@ from unigrpo.ranges import ConfigError, Name, NonNegative
 from unigrpo.trajectory import Image, Trajectory
 
 if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
-    from jaxtyping import Float
+    pass
 
 _T = TypeVar("_T")
 
@@ -152,17 +151,16 @@ class PolicyGradient(Method):
     ) -> Losses:
         """Return text and image loss of B trajectories; ``per_row`` has no meaning here."""
         check_rows(trajectories=trajectories, answers=answers, queries=queries)
-        advantages = torch.tensor(present([t.advantage for t in trajectories], "an advantage"), dtype=torch.float64)
         text_term, image_term = self.text_term, self.image_term
-        text = text_term.loss(trajectories, answers, advantages) if text_term else None
+        text = text_term.loss(trajectories, answers) if text_term else None
         image = None
         if image_term is not None:
-            image = self._image_loss(image_term, collect(trajectories, answers, queries, latent_reward), advantages)
+            image = self._image_loss(image_term, collect(trajectories, answers, queries, latent_reward))
         stats = {**(text.stats if text else {}), **(image.stats if image else {})}
         return Losses(text.loss if text else None, self.lambda_flow * image.loss if image else None, stats)
 
-    def _image_loss(self, term: ImageTerm, batch: ImageBatch, advantages: Float[Tensor, " B"]) -> Term:
-        image = term.loss(batch, advantages[batch.owners])
+    def _image_loss(self, term: ImageTerm, batch: ImageBatch) -> Term:
+        image = term.loss(batch, batch.advantages)
         loss, stats = image.loss, image.stats
         if self.needs_reference_velocity:
             regulariser = self.regulariser.loss(batch)

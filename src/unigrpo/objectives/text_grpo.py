@@ -37,16 +37,14 @@ class TextGRPO:
         """Whether trajectories must carry the reference's log-probs."""
         return self.kl_weight > 0.0
 
-    def loss(
-        self, trajectories: Sequence[Trajectory], answers: Sequence[Replayed], advantages: Float[Tensor, " B"]
-    ) -> Term:
+    def loss(self, trajectories: Sequence[Trajectory], answers: Sequence[Replayed]) -> Term:
         """Return -J_Text per trajectory, [B]; the KL is logged wherever the reference's log-probs are there."""
         references = [t.reference.log_probs if t.reference else None for t in trajectories]
         known = self.needs_reference or all(r is not None for r in references)
         return self.term(
             [a.log_probs for a in answers],
             [behaviour_log_probs(t) for t in trajectories],
-            advantages,
+            [action_advantages(t) for t in trajectories],
             present(references, "reference log-probs") if known else None,
         )
 
@@ -54,11 +52,12 @@ class TextGRPO:
         self,
         log_probs: Sequence[Float[Tensor, " actions"]],
         old: Sequence[Float[Tensor, " actions"]],
-        advantages: Float[Tensor, " B"],
+        advantages: Float[Tensor, " B"] | Sequence[Float[Tensor, " actions"]],
         reference: Sequence[Float[Tensor, " actions"]] | None = None,
     ) -> Term:
         """The same of log_probs, old, reference: one 1-D tensor per trajectory, all its sampled tokens.
 
+        advantages: one number a trajectory, or one a token, as texts of one trajectory may differ.
         Raises ValueError where lengths disagree or a trajectory has no sampled token.
         """
         rows = {"reference": reference} if reference else {}
@@ -72,8 +71,8 @@ class TextGRPO:
             )
         now = torch.cat(list(log_probs)).double()
         log_ratio = now - torch.cat(list(old)).to(now.device, torch.float64).detach()
-        counts = torch.tensor(lengths, device=now.device)
-        surrogate = clipped_surrogate(log_ratio, advantages.to(now.device).repeat_interleave(counts), self.clip_range)
+        each = torch.cat([a.expand(n) for a, n in zip(advantages, lengths, strict=True)]).to(now.device)
+        surrogate = clipped_surrogate(log_ratio, each, self.clip_range)
         objective = surrogate.value
         per_token = {
             "text/ratio": log_ratio.detach().exp(),
@@ -93,6 +92,14 @@ def behaviour_log_probs(trajectory: Trajectory) -> Float[Tensor, " actions"]:
     """Return the log-probs [actions] that the rollout gave the tokens it sampled, all texts in order."""
     texts = [t.log_probs for t in trajectory.sampled_texts if t.log_probs is not None]
     return torch.cat(texts) if texts else torch.empty(0)
+
+
+def action_advantages(trajectory: Trajectory) -> Float[Tensor, " actions"]:
+    """Return the advantage of every token that the rollout sampled, fp64 [actions]: that of its text."""
+    texts = trajectory.sampled_texts
+    known = present([t.advantage for t in texts], "an advantage of a text")
+    each = [torch.full((t.num_actions,), a, dtype=torch.float64) for t, a in zip(texts, known, strict=True)]
+    return torch.cat(each) if each else torch.empty(0, dtype=torch.float64)
 
 
 def k3(log_probs: Float[Tensor, " actions"], reference: Float[Tensor, " actions"]) -> Float[Tensor, " actions"]:

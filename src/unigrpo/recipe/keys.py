@@ -115,6 +115,8 @@ def _allowed(kind: Any) -> str:
         return f"list of {items}" if args[-1] is Ellipsis else f"[{', '.join(map(_allowed, args))}]"
     if is_dataclass(kind):
         return "a section"
+    if origin is Mapping:
+        return "{name: value}"
     return {bool: "true | false", NoneType: "null"}[kind]
 
 

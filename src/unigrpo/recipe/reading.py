@@ -85,6 +85,8 @@ def _value(kind: Any, written: Any, where: str) -> Any:
         return _either(args, written, where)
     if origin is tuple:
         return _sequence(args, written, where)
+    if origin is Mapping:
+        return _plain_mapping(written, where)
     return _scalar(kind, written, where)
 
 
@@ -132,6 +134,15 @@ def _sequence(kinds: tuple[Any, ...], written: Any, where: str) -> tuple[Any, ..
     return tuple(
         _value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(chosen, written, strict=True))
     )
+
+
+def _plain_mapping(written: Any, where: str) -> dict[str, Any]:
+    """Arguments by name: plain data, whose meaning others know."""
+    if not isinstance(written, Mapping):
+        raise ConfigError(f"{where} = {shown(written)} is no mapping of names to values: write it as {{name: value}}")
+    if wrong := [name for name in written if not isinstance(name, str) or not name.isidentifier()]:
+        raise ConfigError(f"{where} has the name {shown(wrong[0])}, which no argument can have: write {{name: value}}")
+    return dict(written)
 
 
 def _scalar(kind: type, written: Any, where: str) -> Any:

@@ -59,6 +59,7 @@ class Recipe:
             _check_no_window(self)
         if self.method.needs_thinking:
             _check_thinking(self)
+        _check_thoughts(self)
         if self.method.learns_from == "prompts":
             _check_rates(self)
             _check_learns(self)
@@ -109,6 +110,48 @@ def _check_rewards(recipe: Recipe) -> None:
     if not recipe.reward.train and recipe.method.learns_from == "prompts":
         raise ConfigError(
             f"reward.train is empty: {recipe.method.name} has nothing to optimise; list a reward, {example}"
+        )
+    if recipe.method.learns_from == "prompts":
+        _check_teaching(recipe)
+
+
+def _check_thoughts(recipe: Recipe) -> None:
+    """Whether thoughts can be shared by pictures as rollout.images_per_thinking says (docs/math.md#j-x-k)."""
+    each, method, data = recipe.rollout.images_per_thinking, recipe.method, recipe.data
+    said = f"rollout.images_per_thinking = {each}"
+    if method.advantage.within == "thought" and each == 1:
+        raise ConfigError(
+            f"method.advantage.within = thought with {said}: a picture alone on its thought would never be better than "
+            "another; set images_per_thinking to 2 or more, or within to group"
+        )
+    if each == 1 or not isinstance(data, PromptData):
+        return
+    if not recipe.rollout.think:
+        raise ConfigError(f"{said}, and rollout.think is false: there is no thinking to share; set one of them back")
+    if data.group_size % each:
+        raise ConfigError(
+            f"{said} does not divide data.group_size = {data.group_size}: a group is made of thoughts with so many "
+            "pictures each; change either"
+        )
+    if method.trains_thinking and data.group_size == each:
+        raise ConfigError(
+            f"{said} is data.group_size: every prompt has one thought, and {method.name} compares thoughts; lower it"
+        )
+
+
+def _check_teaching(recipe: Recipe) -> None:
+    """Whether every half that is trained has a reward to learn from."""
+    method, shares = recipe.method, recipe.reward.train
+    for half, trains in (("thinking", method.trains_thinking), ("drawing", method.trains_drawing)):
+        if trains and not any(s.teaches in ("both", half) for s in shares):
+            raise ConfigError(
+                f"reward.train has nothing that teaches the {half}, which {method.name} trains: set teaches to both or "
+                f"{half} for one of them, or use {'flow_grpo' if half == 'thinking' else 'text_grpo'}"
+            )
+    if method.needs_reward_gradient and any(s.teaches == "thinking" for s in shares):
+        raise ConfigError(
+            f"reward.train has a reward that teaches the thinking alone, and {method.name} follows the gradient of the "
+            "drawing: leave it out, or set teaches to both"
         )
 
 

@@ -7,8 +7,9 @@ of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from unigrpo.ranges import (
     Batch,
@@ -20,6 +21,7 @@ from unigrpo.ranges import (
     Guidance,
     Memory,
     Minutes,
+    Name,
     Noise,
     NonNegative,
     PathOrName,
@@ -187,6 +189,8 @@ class Rollout:
     """Of the thinking; 0 always takes the likeliest token (Table 3)."""
     think: bool = True
     """Whether the model thinks before it draws."""
+    images_per_thinking: Batch = 1
+    """Pictures that are drawn on each thinking; a group has group_size / images_per_thinking thoughts (paper: 1)."""
     max_think_tokens: Tokens = 1024
     """Where the thinking is cut, its end token counted."""
     same_initial_noise: bool = False
@@ -205,6 +209,14 @@ class Scorer:
     """Name of a reward, for example shapes/verifier; path/file.py:thing or package.module:thing is one's own."""
     weight: Weight = 1.0
     """Its weight in the sum."""
+    teaches: Literal["both", "thinking", "drawing"] = "both"
+    """Whom it teaches in training: the thinking, the drawing, or both."""
+    value: Name | None = None
+    """Which of its values counts, where it gives several by name."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the class or factory that builds it, {name: value}."""
+    timeout_s: Positive = 600.0
+    """Seconds that one call may take; a reward that takes longer failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +227,10 @@ class Reward:
     """What is optimised: a list of rewards, [{name: shapes/verifier, weight: 1}]."""
     validation: tuple[Scorer, ...]
     """What is watched on held-out prompts: a list of rewards, [{name: shapes/verifier}]."""
-    on_error: Literal["raise"] = "raise"
-    """raise: a fault of a reward ends the run."""
+    on_error: Literal["raise", "drop_sample"] = "raise"
+    """raise: a fault of a reward ends the run; drop_sample: a sample that could not be scored is left out."""
+    max_failed_share: Probability = 0.2
+    """With drop_sample: a larger share of failed samples in one iteration ends the run all the same."""
 
 
 @dataclass(frozen=True)

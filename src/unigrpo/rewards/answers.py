@@ -11,23 +11,39 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-ALLOWED = "a list, a NumPy array or a tensor of one number per picture, or RewardOutput(values, parts)"
+ALLOWED = (
+    "a list, a NumPy array or a tensor of one number per picture, a dict of such lists by name, or "
+    "RewardOutput(values, parts)"
+)
+
+
+SOME_PICTURE = "for a picture"
+"""Stands in a fault where, of a single picture, its place and prompt are told."""
 
 
 class RewardFault(ValueError):
-    """A reward failed, or gave NaN or infinity; the message names the reward, the picture and what it gave."""
+    """A reward failed, or gave NaN or infinity; the message names the reward, the picture and what it gave.
+
+    of_pictures: it could not judge these pictures (it raised, it hung); else it is no reward (a wrong number of them).
+    """
+
+    def __init__(self, message: str, *, of_pictures: bool = False) -> None:
+        super().__init__(message)
+        self.of_pictures = of_pictures
 
 
-def read_numbers(what: str, answer: Any, prompts: Sequence[str]) -> list[float]:
-    """One finite number per picture as floats; RewardFault says what else ``what`` (a reward, or a part of one) gave.
+def read_numbers(what: str, answer: Any, count: int) -> tuple[list[float], dict[int, str]]:
+    """One float per picture, and for each that is no finite number (NaN here) what was given instead.
 
-    Numbers are those of Python (also Decimal and Fraction), of NumPy, and tensors of one number. Arrays and tensors are
-    [B] or [B, 1] of a real type.
+    RewardFault says what else ``what`` (a reward, or a part of one) gave than one entry per picture. Numbers are those
+    of Python (also Decimal and Fraction), of NumPy, and tensors of one number. Arrays and tensors are [B] or [B, 1] of
+    a real type.
     """
     values = _sequence(what, answer)
-    if len(values) != len(prompts):
-        raise RewardFault(f"{what} gave {len(values)} values for {len(prompts)} pictures")
-    return [_number(what, value, index, prompts[index]) for index, value in enumerate(values)]
+    if len(values) != count:
+        raise RewardFault(f"{what} gave {len(values)} values for {count} pictures")
+    numbers = [_number(value) for value in values]
+    return numbers, {i: _fault(values[i]) for i, number in enumerate(numbers) if not math.isfinite(number)}
 
 
 def _sequence(what: str, answer: Any) -> Sequence[Any]:
@@ -78,8 +94,8 @@ def _type_fault(array: Tensor | np.ndarray) -> str | None:
     return None if real else f"of {array.dtype}: it must hold real numbers, such as float32"
 
 
-def _number(what: str, value: Any, index: int, prompt: str) -> float:
-    """One answer as a float."""
+def _number(value: Any) -> float:
+    """One answer as a float; NaN for what is no finite number."""
     number = math.nan
     try:
         if isinstance(value, Tensor | np.ndarray):
@@ -88,10 +104,13 @@ def _number(what: str, value: Any, index: int, prompt: str) -> float:
             number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # not one number; too large; a signalling NaN
         pass
-    if math.isfinite(number):
-        return number
+    return number if math.isfinite(number) else math.nan
+
+
+def _fault(value: Any) -> str:
+    """What is wrong with an answer that is no finite number."""
     hint = "; for a verdict write float(...)" if isinstance(value, bool | np.bool_) else ""
-    raise RewardFault(f"{what} gave {_shown(value)} for picture {index} ({prompt!r}): it must be a finite number{hint}")
+    return f"gave {_shown(value)} {SOME_PICTURE}: it must be a finite number{hint}"
 
 
 def _shown(value: Any) -> str:

@@ -1,29 +1,42 @@
-"""From what a user registered or named to a reward: the thing itself where it takes pictures, else what it builds."""
+"""From what a user registered or named to a reward: the thing itself where it takes pictures, else what it builds.
+
+Three signatures are known, and told apart by the names of their parameters: ours, TRL's and flow_grpo's.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from unigrpo.frames import explain
-from unigrpo.ranges import ConfigError
+from unigrpo.ranges import ConfigError, did_you_mean
+from unigrpo.rewards.answers import RewardFault
 
 GIVEN = ("images", "prompts", "metadata", "thinking")
-NEEDED = f"a reward takes {', '.join(GIVEN)}, and a factory or class that builds one takes nothing"
+FLOW_GRPO = ("images", "prompts", "metadata")
+TRL = ("prompts", "completions")
+NEEDED = (
+    "a reward takes (images, prompts, metadata, thinking), or as TRL's (prompts, completions, **columns), or as "
+    "flow_grpo's (images, prompts, metadata); a class or factory builds one, with args of its entry in the recipe"
+)
+Reward = Callable[..., Any]
+NO_ARGS: Mapping[str, Any] = {}
 
 
-def made(name: str, thing: Any) -> Callable[..., Any]:
-    """The reward that ``thing`` is, or builds; ConfigError where it is neither a reward nor a factory."""
+def made(name: str, thing: Any, args: Mapping[str, Any] = NO_ARGS) -> Reward:
+    """The reward that ``thing`` is, or builds with ``args``; ConfigError where it is neither a reward nor a factory."""
     if takes_pictures(thing):
-        return _in_order(thing)
+        return _in_order(_with_settings(name, thing, args))
     if not callable(thing):
         raise ConfigError(f"reward {name!r} is an object of the type {type(thing).__name__}, not a function: {NEEDED}")
-    if not _needs_nothing(thing):
-        raise ConfigError(f"reward {name!r} takes {_parameters(thing)}: {NEEDED}")
+    _check_arguments(name, thing, args)
     try:
-        built = thing()
+        built = thing(**args)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -35,7 +48,7 @@ def made(name: str, thing: Any) -> Callable[..., Any]:
 
 
 def takes_pictures(thing: Any) -> bool:
-    """Whether a thing is a reward itself: it can be called with pictures, prompts, metadata and thinking."""
+    """Whether a thing is a reward itself: it can be called in one of the three ways."""
     if isinstance(thing, type) or not callable(thing):
         return False
     try:
@@ -44,8 +57,11 @@ def takes_pictures(thing: Any) -> bool:
         return True
     parameters = signature.parameters
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in _ANY]
-    if set(GIVEN) <= set(parameters):
-        return set(required) <= set(GIVEN)
+    for known in (GIVEN, FLOW_GRPO):
+        if set(known) <= set(parameters):
+            return set(required) <= set(known)
+    if set(TRL) <= set(parameters):
+        return True  # all others are columns
     if not required and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
         return False  # a factory, whatever settings it has
     try:
@@ -58,29 +74,117 @@ def takes_pictures(thing: Any) -> bool:
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _needs_nothing(thing: Callable[..., Any]) -> bool:
+def _with_settings(name: str, reward: Reward, args: Mapping[str, Any]) -> Reward:
+    """A function with some of its own keyword parameters set."""
+    if not args:
+        return reward
+    own = [n for n in inspect.signature(reward).parameters if n not in (*GIVEN, *TRL)]
+    _refuse_unknown(name, args, own, reward)
+    return functools.partial(reward, **args)
+
+
+def _check_arguments(name: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> None:
+    """ConfigError where a class or factory cannot be called with these arguments."""
     try:
-        inspect.signature(thing).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # what is written in C says so when it is called
+        return
+    parameters = signature.parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        _refuse_unknown(name, args, [p.name for p in parameters if p.kind not in _ANY], factory)
+    try:
+        signature.bind(**args)
+    except TypeError:
+        lacks = [p.name for p in parameters if p.default is p.empty and p.kind not in _ANY and p.name not in args]
+        raise ConfigError(
+            f"reward {name!r} takes {_parameters(factory)}, and there is nothing for {', '.join(lacks)}: {NEEDED}"
+        ) from None
 
 
-def _in_order(reward: Callable[..., Any]) -> Callable[..., Any]:
-    """The reward, called by names where it has them in another order."""
+def _refuse_unknown(name: str, args: Mapping[str, Any], known: Sequence[str], thing: Any) -> None:
+    for arg in args:
+        if arg not in known:
+            raise ConfigError(
+                f"reward {name!r}: args has {arg!r}{did_you_mean(arg, known)}, which it does not take: it takes "
+                f"{_parameters(thing)}"
+            )
+
+
+def _in_order(reward: Reward) -> Reward:
+    """The reward as it is called here, (images, prompts, metadata, thinking), whichever way it is written."""
     try:
         parameters = inspect.signature(reward).parameters
     except (TypeError, ValueError):
         return reward
-    placed = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    if not set(GIVEN) <= set(parameters) or tuple(placed[: len(GIVEN)]) == GIVEN:
-        return reward
+    if set(GIVEN) <= set(parameters):
+        placed = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        return reward if tuple(placed[: len(GIVEN)]) == GIVEN else _by_names(reward)
+    if set(TRL) <= set(parameters):
+        return _as_trl(reward, parameters)
+    if set(FLOW_GRPO) <= set(parameters):
+        return _as_flow_grpo(reward)
+    return reward
 
+
+def _by_names(reward: Reward) -> Reward:
     @functools.wraps(reward)
     def by_names(images: Any, prompts: Any, metadata: Any, thinking: Any) -> Any:
         return reward(images=images, prompts=prompts, metadata=metadata, thinking=thinking)
 
     return by_names
+
+
+def _as_flow_grpo(reward: Reward) -> Reward:
+    """(images, prompts, metadata) -> scores, or (scores, information), as in flow_grpo; images: float [B, 3, H, W]."""
+
+    @functools.wraps(reward)
+    def as_flow_grpo(images: Any, prompts: Any, metadata: Any, thinking: Any) -> Any:
+        return _scores_of(reward(images=images, prompts=prompts, metadata=metadata))
+
+    return as_flow_grpo
+
+
+async def _awaited_scores(answer: Any) -> Any:
+    return _scores_of(await answer)
+
+
+def _scores_of(answer: Any) -> Any:
+    """The scores of an answer that may have information beside them, which may have to be awaited."""
+    if inspect.isawaitable(answer):
+        return _awaited_scores(answer)
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
+        return answer[0]
+    return answer
+
+
+def _as_trl(reward: Reward, parameters: Mapping[str, inspect.Parameter]) -> Reward:
+    """(prompts, completions, **columns) as in TRL: completions are Pillow's pictures, columns what metadata hold."""
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    @functools.wraps(reward)
+    def as_trl(images: Tensor, prompts: Any, metadata: Sequence[Mapping[str, Any]], thinking: Any) -> Any:
+        columns = {"thinking": thinking, **_columns(metadata)}
+        wanted = {n: column for n, column in columns.items() if takes_all or n in parameters}
+        absent = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in _ANY]
+        absent = [n for n in absent if n not in (*TRL, *wanted)]
+        if absent:
+            known = ", ".join(columns)
+            raise RewardFault(f"the reward asks for the column {absent[0]!r}, and the prompts have: {known}")
+        return reward(prompts=prompts, completions=as_pictures(images), **wanted)
+
+    return as_trl
+
+
+def _columns(metadata: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Metadata by key, one entry a picture (None where a prompt lacks it), but for TRL's own arguments."""
+    names = dict.fromkeys(name for row in metadata for name in row if name not in TRL)
+    return {name: [row.get(name) for row in metadata] for name in names}
+
+
+def as_pictures(images: Tensor) -> list[Image.Image]:
+    """Pictures float [B, 3, H, W] in [0, 1] as Pillow's."""
+    pixels = (images.detach() * 255.0).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().contiguous().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
 
 
 def _parameters(thing: Callable[..., Any]) -> str:

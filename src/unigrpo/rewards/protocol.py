@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +15,20 @@ import torch
 from torch import Tensor
 
 from unigrpo.frames import explain
+from unigrpo.ranges import did_you_mean
+from unigrpo.rewards.answers import SOME_PICTURE, one_each, read_numbers
 from unigrpo.rewards.answers import RewardFault as RewardFault
-from unigrpo.rewards.answers import one_each, read_numbers
 from unigrpo.rewards.awaiting import wait_for
+from unigrpo.rewards.calling import within
 from unigrpo.trajectory import Prompt
 
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """values: one per picture; parts: named per-picture numbers for people; errors: message by picture index."""
+    """values: one per picture; parts: further named values; errors: why a picture could not be judged, by its index.
+
+    A recipe chooses one of the parts with ``value: NAME``. The values of pictures in ``errors`` are not looked at.
+    """
 
     values: Sequence[float]
     parts: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -74,22 +80,84 @@ def metadata_of(prompts: Sequence[Prompt]) -> list[Mapping[str, Any]]:
     return [{**p.metadata, "images": shown[id(p)]} if p.images else p.metadata for p in prompts]
 
 
-def call(name: str, function: RewardFunction, given: RewardInput) -> RewardOutput:
+TIMEOUT = 600.0
+"""Seconds that one call of a reward may take, unless a recipe says otherwise."""
+
+
+def call(
+    name: str,
+    function: RewardFunction,
+    given: RewardInput,
+    *,
+    value: str | None = None,
+    timeout_s: float = TIMEOUT,
+    strict: bool = True,
+) -> RewardOutput:
     """Call a reward and read its answer: one finite number per picture, or RewardFault names the first fault.
 
     The reward may be a coroutine. It gets pictures and metadata that nobody else holds, to do with as it likes.
+    ``value``: which of its named values counts (None: what it gives plainly). Unless ``strict``, pictures that it could
+    not judge have NaN, and the reason in ``errors``; what raises, hangs or gives no entry for each is a fault all the
+    same.
     """
     own = own_copy(given)
-    with faults_of(name):
+
+    def answered() -> Any:
         answer = function(own.images, own.prompts, own.metadata, own.thinking)
-        if inspect.isawaitable(answer):
-            answer = wait_for(answer)
-    output = answer if isinstance(answer, RewardOutput) else RewardOutput(answer)
+        return wait_for(answer) if inspect.isawaitable(answer) else answer
+
+    with faults_of(name):
+        answer = within(name, timeout_s, answered)
+    output = read(name, answer, len(given.prompts), value)
+    if output.errors and strict:
+        raise RewardFault(_told(name, output.errors, given.prompts))
+    return output
+
+
+def read(name: str, answer: Any, count: int, value: str | None = None) -> RewardOutput:
+    """Read what a reward gave for ``count`` pictures (see :func:`call`)."""
+    output = answer if isinstance(answer, RewardOutput) else _named(name, answer, value)
     _check_form(name, output)
-    _check_errors(name, output, given)
-    values = read_numbers(f"reward {name!r}", output.values, given.prompts)
-    parts = {p: read_numbers(f"part {p!r} of reward {name!r}", v, given.prompts) for p, v in output.parts.items()}
-    return RewardOutput(values, parts)
+    values, errors = read_numbers(f"reward {name!r}", _chosen(name, output, value), count)
+    parts = {}
+    for part, given in output.parts.items():
+        parts[part], wrong = read_numbers(f"part {part!r} of reward {name!r}", given, count)
+        errors = {i: f"{message} (its part {part!r})" for i, message in wrong.items()} | errors
+    errors = {i: str(message) for i, message in output.errors.items()} | errors
+    if outside := [i for i in errors if not 0 <= i < count]:
+        raise RewardFault(f"reward {name!r} gave an error for picture {outside[0]}, and there are {count}: {errors}")
+    return RewardOutput([math.nan if i in errors else v for i, v in enumerate(values)], parts, errors)
+
+
+def _told(name: str, errors: Mapping[int, str], prompts: Sequence[str]) -> str:
+    """What an error says of pictures that a reward could not judge."""
+    index, message = next(iter(errors.items()))
+    where = f"picture {index} ({prompts[index]!r})"
+    if SOME_PICTURE in message:
+        return f"reward {name!r} {message.replace(SOME_PICTURE, f'for {where}')}"
+    return f"reward {name!r} failed on {len(errors)} of {len(prompts)} pictures; {where}: {message}"
+
+
+def _named(name: str, answer: Any, value: str | None) -> RewardOutput:
+    """Plain values, or several by name."""
+    if not isinstance(answer, Mapping):
+        return RewardOutput(answer)
+    if not answer or not all(isinstance(part, str) for part in answer):
+        raise RewardFault(f"reward {name!r} gave a mapping that is none of names to numbers: {answer!r:.60}")
+    if value is None and len(answer) > 1:
+        raise RewardFault(
+            f"reward {name!r} gives several values ({', '.join(answer)}): say which one counts, with value: NAME"
+        )
+    return RewardOutput(next(iter(answer.values())), answer)
+
+
+def _chosen(name: str, output: RewardOutput, value: str | None) -> Sequence[float]:
+    if value is None:
+        return output.values
+    if value not in output.parts:
+        known, near = ", ".join(output.parts) or "none", did_you_mean(value, list(output.parts))
+        raise RewardFault(f"reward {name!r} has no value {value!r}{near}; it has: {known}")
+    return output.parts[value]
 
 
 def call_with_gradients(
@@ -119,8 +187,10 @@ def faults_of(name: str) -> Iterator[None]:
     """Whatever a reward raises (sys.exit too) becomes a RewardFault with the lines of the reward's own code."""
     try:
         yield
+    except RewardFault:
+        raise
     except (Exception, SystemExit) as error:
-        raise RewardFault(f"reward {name!r} raised {explain(error)}") from error
+        raise RewardFault(f"reward {name!r} raised {explain(error)}", of_pictures=True) from error
 
 
 def _check_form(name: str, output: RewardOutput) -> None:
@@ -129,12 +199,3 @@ def _check_form(name: str, output: RewardOutput) -> None:
         raise RewardFault(f"reward {name!r} gave parts that are no mapping of a name to numbers: {output.parts!r:.60}")
     if not isinstance(output.errors, Mapping) or not all(isinstance(index, int) for index in output.errors):
         raise RewardFault(f"reward {name!r} gave errors that are no mapping of a picture's index to a message")
-
-
-def _check_errors(name: str, output: RewardOutput, given: RewardInput) -> None:
-    count = len(given.prompts)
-    if not output.errors:
-        return
-    index, message = next(iter(output.errors.items()))
-    where = f"picture {index} ({given.prompts[index]!r})" if 0 <= index < count else f"picture {index}"
-    raise RewardFault(f"reward {name!r} failed on {len(output.errors)} of {count} pictures; {where}: {message}")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from unigrpo import loading
+from unigrpo.frames import explain
 from unigrpo.loading import reference
 from unigrpo.ranges import ConfigError, did_you_mean
-from unigrpo.rewards.making import made
+from unigrpo.rewards.making import NO_ARGS, made
 from unigrpo.rewards.origins import Origin, origin_of, place_of
 from unigrpo.rewards.protocol import RewardFunction
 
+GROUP = "unigrpo.rewards"
+"""The group of entry points in which packages name their rewards."""
 OWN = "path/file.py:function or package.module:function"
 _FACTORIES: dict[str, Any] = {}
 _ORIGINS: dict[str, Origin] = {}  # of the rewards that were built
@@ -52,10 +56,10 @@ def _said(thing: Any) -> str:
     return f"{'.'.join(place_of(thing))} ({origin_of(thing)})"
 
 
-def build(name: str) -> RewardFunction:
-    """Build the reward of this name; ConfigError lists the known ones."""
+def build(name: str, args: Mapping[str, Any] = NO_ARGS) -> RewardFunction:
+    """Build the reward of this name with arguments for its class or factory; ConfigError lists the known ones."""
     found = _find(name)
-    reward = made(name, found)
+    reward = made(name, found, args)
     _ORIGINS[name] = origin_of(found, reward, name)
     return reward
 
@@ -68,11 +72,32 @@ def _find(name: str) -> Any:
         return loading.load(name, place)
     if (recalled := _RECALLED.get(name)) is not None:
         return _recalled(name, recalled)
-    hint = did_you_mean(name, list(_FACTORIES))
+    if (entry := _entry_points().get(name)) is not None:
+        return _loaded(name, entry)
+    known = names()
     raise ConfigError(
-        f"there is no reward called {name!r}{hint}; known rewards: {', '.join(sorted(_FACTORIES))}; "
+        f"there is no reward called {name!r}{did_you_mean(name, known)}; known rewards: {', '.join(known)}; "
         f"one of your own is named {OWN}"
     )
+
+
+def names() -> list[str]:
+    """The names of all rewards that are known: registered here, or by an installed package."""
+    return sorted({*_FACTORIES, *_entry_points()})
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    """The rewards of installed packages, by name (``[project.entry-points."unigrpo.rewards"]`` of theirs)."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _loaded(name: str, entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"reward {name!r} of an installed package ({entry.value}) cannot be loaded: {explain(error)}"
+        ) from error
 
 
 def _recalled(name: str, origin: Origin) -> Any:

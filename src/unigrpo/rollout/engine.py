@@ -46,7 +46,7 @@ class Sampling:
     ``num_points`` grid points are num_points - 1 forwards. ``window`` (lo, hi): the start is uniform in
     lo..hi-window_size, or moves by ``slide``. ``same_initial_noise`` gives all members of a group one initial noise
     (the paper: no). ``kept_steps`` (lo, hi): keep the state before one step of each picture, uniform in lo..hi-1
-    (ReFL).
+    (ReFL). ``images_per_thinking``: pictures that are drawn on each thinking.
     """
 
     num_points: int
@@ -57,6 +57,7 @@ class Sampling:
     sde: str = "flow"
     temperature: float = 1.0
     max_think_tokens: int = 32
+    images_per_thinking: int = 1
     same_initial_noise: bool = False
     guidance: Guidance = NO_GUIDANCE
     slide: Slide | None = None
@@ -110,27 +111,40 @@ def rollout(
 ) -> list[Trajectory]:
     """Sample ``group_size`` trajectories per prompt; result [len(prompts) * group_size], groups adjacent.
 
+    With K = ``images_per_thinking`` above 1, K neighbours share one thinking, read once and continued K times.
     ``on_phase`` is told "prefill", "think", "draw" as each begins (for timing). ``first_sample`` numbers the samples.
+    ValueError where K divides neither ``group_size`` nor ``first_sample``.
     """
+    each = sampling.images_per_thinking if episode.think else 1
+    if group_size % each or first_sample % each:
+        raise ValueError(f"{group_size} samples from {first_sample} on cannot share thoughts by {each}")
+    thoughts, first_thought = group_size // each, first_sample // each
     with torch.no_grad():
         on_phase("prefill")
         doing.say(f"reading {len(prompts)} prompts")
         given = [policy.prompt_segments(prompt, think=episode.think) for prompt in prompts]
-        context = policy.prefill(given).expand(group_size)
+        context = policy.prefill(given).expand(thoughts)
+        thinkers = [(prompt, first_thought + j) for prompt in prompts for j in range(thoughts)]
         rows = [(prompt, first_sample + s) for prompt in prompts for s in range(group_size)]
         written: list[tuple[Text, ...]] = [()] * len(rows)
         images: list[Image] = []
         for action in episode.actions:
             on_phase(action.value)
             if action is Action.THINK:
-                doing.say(f"thinking, {len(rows)} samples")
-                texts, context = _think(policy, context, rows, sampling, keys)
-                written = [(*before, text) for before, text in zip(written, texts, strict=True)]
+                doing.say(f"thinking, {len(thinkers)} samples")
+                texts, context = _think(policy, context, thinkers, sampling, keys)
+                written = [(*before, texts[row // each]) for row, before in enumerate(written)]
+                context = context.expand(each) if each > 1 else context
             else:
                 branches = prepare(policy, given, group_size, sampling.guidance)
                 images = _draw(policy, context, branches, rows, sampling, keys)
     return [
-        Trajectory(prompt, sample, (*given[index // group_size], *written[index], images[index]))
+        Trajectory(
+            prompt,
+            sample,
+            (*given[index // group_size], *written[index], images[index]),
+            thought=sample // each if each > 1 else None,
+        )
         for index, (prompt, sample) in enumerate(rows)
     ]
 

@@ -43,7 +43,8 @@ def sample(
 
     ``first_sample`` numbers the samples. ``timed`` is entered with "rollout" and "decode" around the two.
     """
-    for some, first, count in portions(prompts, samples, batch):
+    each = sampling.images_per_thinking if episode.think else 1
+    for some, first, count in portions(prompts, samples, batch, each):
         with timed("rollout"):
             made = rollout(
                 policy, episode, some, sampling, group_size=count, keys=keys, first_sample=first_sample + first
@@ -53,13 +54,16 @@ def sample(
         yield Drawn(made, pictures, [thinking_of(policy, trajectory) for trajectory in made])
 
 
-def portions(prompts: Sequence[Prompt], samples: int, batch: int | None) -> Iterator[tuple[Sequence[Prompt], int, int]]:
+def portions(
+    prompts: Sequence[Prompt], samples: int, batch: int | None, together: int = 1
+) -> Iterator[tuple[Sequence[Prompt], int, int]]:
     """Cut prompts x samples into parts of at most ``batch``: (prompts, first sample, samples of each), in order.
 
-    Whole groups together where they fit; a group that does not fit is cut by itself.
+    Whole groups together where they fit; a group that does not fit is cut by itself, but not the ``together``
+    neighbours that share a thinking.
     """
     whole = len(prompts) if batch is None else max(1, batch // samples)
-    most = samples if batch is None else batch
+    most = samples if batch is None else max(together, batch // together * together)
     for start in range(0, len(prompts), max(1, whole)):
         for first in range(0, samples, most):
             yield prompts[start : start + whole], first, min(most, samples - first)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from unigrpo import build
-from unigrpo.evaluation.evaluator import Evaluation, Reward, evaluate, summarise
+from unigrpo.evaluation.evaluator import Evaluation, evaluate, summarise
 from unigrpo.files import write_json_atomic, write_records_atomic
 from unigrpo.policy import Policy
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
+from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.engine import Sampling
 from unigrpo.runs.folders import usable
 
@@ -27,7 +28,7 @@ def evaluated(
     samples: int,
     seed: int,
     think: bool,
-    reward: Reward | None = None,
+    reward: CompositeReward | None = None,
     batch: int | None = None,
 ) -> Evaluation:
     """Draw ``samples`` pictures for each of the first ``limit`` prompts of a suite, and judge them."""

@@ -56,7 +56,7 @@ def metrics_line(
         line["validation"] = dict(validation)
     line["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
     spent = seconds["total"] - seconds.get("validation", 0.0)
-    line["samples_per_second"] = round(len(collected.trajectories) / spent, 2)
+    line["samples_per_second"] = round(len(collected.samples) / spent, 2)
     return line
 
 

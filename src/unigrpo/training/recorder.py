@@ -21,6 +21,7 @@ from unigrpo.reports.source_pictures import with_sources
 from unigrpo.rollout.sample import thinking_of
 from unigrpo.training.sinks import Shown, Sinks
 from unigrpo.training.sources import RolloutBatch
+from unigrpo.trajectory import Trajectory
 
 SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12
 CANARY_NUMBERS = 2**26
@@ -79,7 +80,7 @@ class Recorder:
         """Keep a few training trajectories: two groups side by side, with words, reward and picture."""
         if collected.pictures is None:
             return
-        some = collected.trajectories[:SAMPLED_TRAJECTORIES]
+        some = collected.samples[:SAMPLED_TRAJECTORIES]
         records = [
             {
                 "position": t.prompt.position,
@@ -89,8 +90,11 @@ class Recorder:
                 "reward": t.reward,
                 "advantage": t.advantage,
                 "window": list(t.images[-1].path.steps) if t.images[-1].path is not None else [],
-                "correct": bool(t.verdict["correct"]) if "correct" in t.verdict else None,
+                "correct": bool(t.verdict["correct"]) if "correct" in t.verdict and t.failure is None else None,
                 "verdict": dict(t.verdict),
+                "values": dict(t.values),
+                **thinking_advantage(t),
+                **({"failure": t.failure} if t.failure else {}),
             }
             for t in some
         ]
@@ -147,6 +151,12 @@ class Recorder:
         return when in runlog.read_json(self.run_dir / runlog.SUMMARY)
 
 
+def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:
+    """The advantage of the thinking where it is another than the picture's (``reward.train[].teaches``, J x K)."""
+    own = {text.advantage for text in trajectory.sampled_texts} - {trajectory.advantage}
+    return {"advantage_thinking": own.pop()} if own else {}
+
+
 def caption(record: Mapping[str, Any]) -> str:
     """What led to a sampled picture, and what it earned."""
     reward = "" if record["reward"] is None else f" (reward {record['reward']:.3f})"
@@ -175,5 +185,5 @@ def training_canaries(policy: Policy, collected: RolloutBatch) -> dict[str, floa
     """The canaries of an iteration's training samples; empty without pictures."""
     if collected.pictures is None:
         return {}
-    texts = (thinking_of(policy, t) for t in collected.trajectories)
+    texts = (thinking_of(policy, t) for t in collected.samples)
     return canaries(collected.pictures, [text for text in texts if text is not None])

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from unigrpo import doing
-from unigrpo.objectives.advantage import Advantage, advantage_statistics
+from unigrpo.objectives.advantage import Advantage, Share, advantage_statistics
 from unigrpo.policy import Policy
-from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
+from unigrpo.rewards.answers import RewardFault
+from unigrpo.rewards.calling import Worker
+from unigrpo.rewards.composite import Scored
+from unigrpo.rewards.protocol import RewardInput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.training.clock import Clock
-from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.trajectory import Image, Prompt, Text, Trajectory
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One iteration's trajectories, what to log of them, and the pictures (uint8 [B, 3, H, W]) where there are any."""
+    """One iteration's trajectories that are trained on, what to log of them, and everything that was made.
+
+    samples: all trajectories, also those that could not be scored, beside their pictures (uint8 [B, 3, H, W]).
+    """
 
     trajectories: list[Trajectory]
     metrics: dict[str, Any] = field(default_factory=dict)
     pictures: Tensor | None = None
+    samples: list[Trajectory] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -45,18 +55,36 @@ class PromptSource(Protocol):
         ...
 
 
-def score(reward: Callable[[RewardInput], RewardOutput], parts: Sequence[Drawn], pictures: Tensor) -> list[Trajectory]:
-    """Give every trajectory its reward and the named parts of the verdict; pictures: those of all parts together."""
-    trajectories = [trajectory for part in parts for trajectory in part.trajectories]
+class Scorer(Protocol):
+    """Scores pictures, and says when too many of them failed (``rewards.composite.CompositeReward``)."""
+
+    def __call__(self, given: RewardInput) -> Scored:
+        """The values of B pictures, by reward."""
+        ...
+
+    def check_failures(self, failures: Sequence[str | None]) -> None:
+        """RewardFault where too many failed."""
+        ...
+
+
+def score(reward: Scorer, drawn: Drawn) -> list[Trajectory]:
+    """Give every trajectory its reward, its values by name and the named parts of the verdict, or why it failed."""
+    trajectories = drawn.trajectories
     given = RewardInput(
-        images=pictures.float() / 255.0,
+        images=drawn.pictures.float() / 255.0,
         prompts=[t.prompt.text for t in trajectories],
         metadata=metadata_of([t.prompt for t in trajectories]),
-        thinking=[words for part in parts for words in part.thinking],
+        thinking=drawn.thinking,
     )
     output = reward(given)
     return [
-        replace(t, reward=float(value), verdict={name: part[i] for name, part in output.parts.items()})
+        replace(
+            t,
+            reward=None if i in output.failures else float(value),
+            values={name: values[i] for name, values in output.by_name.items()},
+            verdict={name: part[i] for name, part in output.parts.items()},
+            failure=output.failures.get(i),
+        )
         for i, (t, value) in enumerate(zip(trajectories, output.values, strict=True))
     ]
 
@@ -68,39 +96,83 @@ class RolloutSource:
     prompts: PromptSource
     episode: Episode
     sampling: Sampling
-    reward: Callable[[RewardInput], RewardOutput]
+    reward: Scorer
     prompts_per_iteration: int
     group_size: int
     seed: int
     advantage: Advantage
+    shares: tuple[Share, ...] = ()
     batch: int | None = None
 
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
-        """Sample, decode, score and assign advantages."""
-        prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
+        """Sample, decode, score and assign advantages; one portion is scored while the next is drawn."""
         made = sample(
             policy,
             self.episode,
-            prompts,
+            self.prompts.batch(iteration, self.prompts_per_iteration),
             self.sampling,
             RandomKeys(self.seed, iteration),
             samples=self.group_size,
             batch=self.batch,
             timed=lambda phase: clock.phase("rollout" if phase == "rollout" else "reward"),
         )
-        parts = list(made)
+        parts, waiting, scoring = [], [], _scoring()
+        for part in made:
+            parts.append(part.pictures)
+            waiting.append(scoring.submit(lambda part=part: _timed_score(self.reward, part)))
         doing.say("scoring")
-        with clock.phase("reward"):
-            drawn = torch.cat([part.pictures for part in parts])
-            scored = score(self.reward, parts, drawn)
-        ready = self.advantage.assign(scored)
-        return RolloutBatch(ready, describe(ready), drawn)
+        with clock.phase("reward_wait"):
+            done = [future.result() for future in waiting]
+        clock.add("reward", sum(seconds for _, seconds in done))
+        scored = [trajectory for trajectories, _ in done for trajectory in trajectories]
+        self.reward.check_failures([t.failure for t in scored])
+        ready = self._assigned(scored)
+        trained = [t for t in ready if t.failure is None]
+        return RolloutBatch(trained, {**describe(trained), **failures(scored)}, torch.cat(parts), ready)
+
+    def _assigned(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
+        """All samples, with advantages where they could be scored; a sample alone in its group teaches nothing."""
+        size, left = (Counter(t.prompt.position for t in some) for some in (scored, _valid(scored)))
+        alone = {position for position, count in left.items() if count < 2 <= size[position]}
+        marked = [replace(t, failure=ALONE) if t.prompt.position in alone and not t.failure else t for t in scored]
+        ready = iter(self.advantage.assign(_valid(marked), self.shares))
+        if not _valid(marked):
+            raise RewardFault("no prompt has two samples that could be scored: there is nothing to learn from")
+        return [next(ready) if t.failure is None else t for t in marked]
+
+
+ALONE = "the other samples of its prompt could not be scored"
+
+
+def _valid(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    return [t for t in trajectories if t.failure is None]
+
+
+def failures(scored: Sequence[Trajectory]) -> dict[str, Any]:
+    """The share of samples that could not be scored, and the commonest reasons; nothing where all could."""
+    found = Counter(t.failure for t in scored if t.failure is not None)
+    if not found:
+        return {}
+    reasons = [f"{count} of {len(scored)}: {reason}" for reason, count in found.most_common(3)]
+    return {"failed_share": found.total() / len(scored), "failures": reasons}
+
+
+@cache
+def _scoring() -> Worker:
+    """The thread that scores one portion while the next one is drawn."""
+    return Worker("scoring")
+
+
+def _timed_score(reward: Scorer, drawn: Drawn) -> tuple[list[Trajectory], float]:
+    start = time.perf_counter()
+    return score(reward, drawn), time.perf_counter() - start
 
 
 def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """Reward and advantage figures of an iteration, and how long the thinking was."""
     rewards = [t.reward or 0.0 for t in trajectories]
-    advantages = [t.advantage or 0.0 for t in trajectories]
+    thinking, drawing = (_advantages(trajectories, kind) for kind in (Text, Image))
+    advantages = drawing or thinking
     figures = advantage_statistics(rewards, advantages, [t.prompt.position for t in trajectories])
     metrics: dict[str, Any] = {
         "reward_mean": figures["reward_mean"],
@@ -109,16 +181,24 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "zero_variance_share": figures["zero_std_ratio"],
         "advantage_std": figures["advantage_std"],
     }
+    if thinking and thinking != drawing:
+        metrics["advantage_std_thinking"] = float(torch.tensor(thinking, dtype=torch.float64).std(correction=0))
     categories = [t.prompt.metadata.get("category") for t in trajectories]
     if all(isinstance(c, str) for c in categories):
         metrics["reward_by_category"] = mean_by(categories, rewards)
-    if parts := trajectories[0].verdict:
-        metrics["reward_parts"] = {n: sum(t.verdict[n] for t in trajectories) / len(trajectories) for n in parts}
+    named = [{**t.values, **t.verdict} for t in trajectories]
+    metrics["reward_parts"] = {name: sum(row[name] for row in named) / len(named) for name in named[0]}
     texts = [text for t in trajectories for text in t.sampled_texts]
     if texts:
         metrics["think_length"] = sum(text.num_actions for text in texts) / len(texts)
         metrics["think_cut_share"] = sum(not text.ended for text in texts) / len(texts)
     return metrics
+
+
+def _advantages(trajectories: Sequence[Trajectory], kind: type[Text | Image]) -> list[float]:
+    """The advantages of what was sampled, of one kind of segment."""
+    found = (s.advantage for t in trajectories for s in t.segments if isinstance(s, kind))
+    return [advantage for advantage in found if advantage is not None]
 
 
 def mean_by(labels: Sequence[Any], values: Sequence[float]) -> dict[str, float]:
@@ -138,4 +218,5 @@ class DemonstrationSource:
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Make one batch of demonstrations."""
         with clock.phase("data"), torch.no_grad():
-            return RolloutBatch(self.make(policy, iteration))
+            made = self.make(policy, iteration)
+            return RolloutBatch(made, samples=made)

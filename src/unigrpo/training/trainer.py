@@ -251,6 +251,11 @@ class Trainer:
         """Say when nothing is learned, or when rollout and replay round so differently that clipping acts on it."""
         if sentence := self.watch.note(line.get("no_signal", []), line["iteration"]):
             progress.note(sentence)
+        for reason in line.get("failures", []):
+            kind = reason.partition(": ")[2]
+            if kind not in self.warned:
+                self.warned.add(kind)
+                progress.note(f"warning: samples that could not be scored are left out of training, {reason}")
         gap, limits = line.get("rollout_gap", {}), {"text": TEXT_GAP_LIMIT, "image": self.clip_range}
         for kind, limit in limits.items():
             if limit is not None and gap.get(kind, 0.0) > limit and kind not in self.warned:

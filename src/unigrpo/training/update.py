@@ -30,10 +30,9 @@ class Updated:
 
 
 def minibatches(batch: Batch, count: int) -> list[Batch]:
-    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow."""
+    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow; fewer for fewer groups."""
     starts = [i for i, t in enumerate(batch.trajectories) if i == 0 or _group(t) != _group(batch.trajectories[i - 1])]
-    if count > len(starts):
-        raise ValueError(f"optimizer.minibatches is {count}, but there are only {len(starts)} groups to share out")
+    count = min(count, len(starts))  # groups whose samples could not be scored are left out
     cuts = [starts[len(starts) * k // count] for k in range(count)] + [len(batch)]
     return [batch.part(a, b) for a, b in pairwise(cuts)]
 

@@ -1,4 +1,4 @@
-"""From replay items to blocks: shared prompts, the rest of every context, and one row per noisy copy of an image."""
+"""From replay items to blocks: shared prompts and thoughts, what follows them, and one row per noisy copy."""
 
 from __future__ import annotations
 
@@ -58,13 +58,15 @@ class NoiseSpan:
 class Packed:
     """A batch of B replay items as up to three blocks, and where their answers lie.
 
-    prompt: the distinct beginnings that several items share (None: nothing is shared); context [B rows]: the rest of
-    what is read or scored; noise: one row per noisy copy (None without queries), in the order of ``images``.
+    prompt: the distinct beginnings that several items share (None: nothing is shared); context: the rest of what is
+    read or scored, a row an item, but one for items that share a thinking (``rows``: the row of every item); noise: one
+    row per noisy copy (None without queries), in the order of ``images``. texts: by context row; images: by item.
     """
 
     prompt: Block | None
     context: Block
     noise: Block | None
+    rows: tuple[int, ...]
     texts: tuple[tuple[TextSpan, ...], ...]
     images: tuple[tuple[NoiseSpan, ...], ...]
 
@@ -107,6 +109,17 @@ def shared_beginnings(items: Sequence[ReplayItem]) -> tuple[list[tuple[Segment, 
         owners.append(found[key])
     read_again = any(distinct[owner] and times > 1 for owner, times in Counter(owners).items())
     return (distinct, owners) if read_again else ([], [])
+
+
+def shared_thinking(item: ReplayItem, first: int) -> tuple[int, ...] | None:
+    """What tells the context of an item from ``first`` on, if it scores a text that others may hold too.
+
+    None otherwise. A thinking is the same where its ids are one object (several pictures were drawn on it).
+    """
+    rest = item.segments[first : needed(item)]
+    if not any(isinstance(segment, Text) and segment.scored for segment in rest):
+        return None
+    return tuple(id(segment.ids) if isinstance(segment, Text) else id(segment) for segment in rest)
 
 
 def _lay_item(
@@ -163,22 +176,29 @@ def pack(items: Sequence[ReplayItem], config: BagelConfig, device: torch.device,
     """
     beginnings, owners = ([], []) if plain else shared_beginnings(items)
     prompts = lay_rows(beginnings, config)
-    contexts, texts, images = [], [], []
-    for row, item in enumerate(items):
-        context, first = RowBuilder(config), 0
+    contexts, texts, images, continued, rows = [], [], [], [], []
+    found: dict[tuple[int, tuple[int, ...]], int] = {}
+    for number, item in enumerate(items):
+        context, first, thinking = RowBuilder(config), 0, None
         if prompts:
-            prompt, first = prompts[owners[row]], len(beginnings[owners[row]])
+            prompt, first = prompts[owners[number]], len(beginnings[owners[number]])
             context = RowBuilder(config, prompt.rope, prompt.order, prompt.segment)
+            thinking = shared_thinking(item, first)
+        row = len(contexts) if thinking is None else found.setdefault((owners[number], thinking), len(contexts))
         spans = _lay_item(row, item, context, first)
-        contexts.append(context)
-        texts.append(spans[0])
+        if row == len(contexts):
+            contexts.append(context)
+            texts.append(spans[0])
+            continued.append(owners[number] if prompts else 0)
+        rows.append(row)
         images.append(spans[1])
     queries = [span for spans in images for span in spans]
-    rows = torch.tensor(owners, device=device) if prompts else None
+    begun = torch.tensor(continued, device=device) if prompts else None
     return Packed(
         prompt=build_block(prompts, config.latent_dim, device, compact=True) if prompts else None,
-        context=build_block(contexts, config.latent_dim, device, continues=rows, compact=not plain),
+        context=build_block(contexts, config.latent_dim, device, continues=begun, compact=not plain),
         noise=noise_block(queries, config, device) if queries else None,
+        rows=tuple(rows),
         texts=tuple(texts),
         images=tuple(images),
     )

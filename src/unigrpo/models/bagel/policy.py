@@ -252,8 +252,8 @@ class BagelPolicy(Policy):
     def replay(self, items: Sequence[ReplayItem], *, temperature: float = 1.0, plain: bool = False) -> list[Replayed]:
         """One packed forward over [prompts | thinking | image at each query]: log-probs and velocities, with gradients.
 
-        The context of a query's K noisy copies is read once, and so is a prompt that several items share; the padding
-        of words is only attended with. ``plain`` does without the last two (same answers; benchmarks compare with it).
+        The context of a query's K noisy copies is read once, and so is a prompt or a thinking that several items share;
+        the padding of words is only attended with. ``plain`` does without these (same answers; benchmarks compare).
         """
         if not items:
             return []
@@ -265,7 +265,11 @@ class BagelPolicy(Policy):
             velocities = (
                 read_velocities(self.model, packed, streams[-1][1]) if packed.noise is not None else [()] * len(items)
             )
-        return [Replayed(*parts) for parts in zip(*texts, velocities, strict=True)]
+        log_probs, entropies, spreads = texts
+        return [
+            Replayed(log_probs[row], entropies[row], spreads[row], answer)
+            for row, answer in zip(packed.rows, velocities, strict=True)
+        ]
 
     # Pixels
 

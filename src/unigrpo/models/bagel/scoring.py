@@ -13,7 +13,7 @@ from unigrpo.models.bagel.transformer import BagelModel
 
 
 def score_texts(model: BagelModel, packed: Packed, hidden: Tensor, temperature: float) -> tuple[Sequence[Tensor], ...]:
-    """Log-probs, entropies and spreads of every row's scored tokens."""
+    """Log-probs, entropies and spreads of the scored tokens of every context row."""
     rows, columns, targets, sizes = [], [], [], []
     for row, spans in enumerate(packed.texts):
         before = len(rows)

@@ -1,0 +1,72 @@
+"""Calling rewards: in a thread of their own, so that one that hangs is a fault with a name and no frozen run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+
+from unigrpo.rewards.answers import RewardFault
+
+_T = TypeVar("_T")
+_Job = tuple[Callable[[], Any], "Future[Any]"]
+
+
+class Worker:
+    """One thread that does what it is given, in order; it ends with the program, whatever it is doing."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, action: Callable[[], _T]) -> Future[_T]:
+        """Do something after what was given before; with gradients on or off as they are here, on the same device."""
+        future: Future[_T] = Future()
+        self._jobs.put((_as_here(action), future))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            action, future = self._jobs.get()
+            try:
+                future.set_result(action())
+            except BaseException as error:  # also sys.exit of a reward: it is raised where the result is asked for
+                future.set_exception(error)
+
+
+def _as_here(action: Callable[[], _T]) -> Callable[[], _T]:
+    gradients = torch.is_grad_enabled()
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def as_there() -> _T:
+        if device is not None:
+            torch.cuda.set_device(device)
+        with torch.set_grad_enabled(gradients):
+            return action()
+
+    return as_there
+
+
+_worker: list[Worker] = []
+
+
+def within(name: str, seconds: float, action: Callable[[], _T]) -> _T:
+    """What an action gives; RewardFault where it takes longer than ``seconds`` (its thread is left to itself)."""
+    if not _worker:
+        _worker.append(Worker("reward"))
+    future = _worker[0].submit(action)
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        if future.done():  # it raised a TimeoutError itself
+            raise
+        _worker.clear()  # the next call gets a new thread
+        raise RewardFault(
+            f"reward {name!r} did not answer within {seconds:g} s: does it hang? timeout_s of its entry in the "
+            "recipe sets how long it may take",
+            of_pictures=True,
+        ) from error
