@@ -30,8 +30,8 @@ from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.recipe import Model, PromptData, Scorer, load_recipe
 from unigrpo.reports import runlog
-from unigrpo.rewards.composite import CompositeReward
-from unigrpo.rewards.protocol import RewardInput, RewardOutput, metadata_of
+from unigrpo.rewards.composite import CompositeReward, Scored
+from unigrpo.rewards.protocol import RewardInput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.sample import decode_pictures, thinking_of
@@ -77,7 +77,7 @@ class Case:
     seed: int
     towards: Tensor | None = None
 
-    def judge(self, trajectories: Sequence[Trajectory]) -> RewardOutput:
+    def judge(self, trajectories: Sequence[Trajectory]) -> Scored:
         """The reward of the pictures, and its parts."""
         images = decode_pictures(self.policy, trajectories).float() / 255.0
         prompts = [t.prompt for t in trajectories]

@@ -8,12 +8,14 @@ import pytest
 
 import tiny_runs
 from unigrpo.reports import runlog
+from unigrpo.rewards import registry
 
 ROOT = Path(__file__).parents[1]
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
 METRICS, RECORDS = GUIDE.split("## metrics.jsonl, key by key")[1].split("## What stops a run")[0].split("### Samples")
 NAMED_BY_THE_WORLD = {"reward_by_category": "<category>", "by_category": "<category>", "verdict": "<part>"}
+NAMED_BY_THE_WORLD |= {"reward_values": "<reward>", "values": "<reward>"}
 RUNS = {
     "rl": {},
     "penalties": {
@@ -21,12 +23,23 @@ RUNS = {
         "method__text__kl_weight": 0.01,
         "method__regulariser": "{kind: latent_kl, weight: 0.3}",
     },
+    "thoughts": {
+        "rollout__images_per_thinking": 2,
+        "data__group_size": 4,
+        "reward__train": "[{name: tests/fails-one}]",
+        "reward__on_error": "drop_sample",
+    },
     "fpo": {"method": "{name: fpo, fpo: {pairs: 2}}"},
     "nft": {"method": "{name: diffusion_nft, nft: {pairs: 2}}"},
     "refl": {"method": "{name: refl}", "reward__train": "[{name: shapes/preference}]"},
     "supervised": {"recipe": tiny_runs.PRETRAIN, "optimizer__warmup": 0},
     "unjudged": {"reward__validation": "[{name: image/jpeg-compressibility}]"},
 }
+
+
+def fails_one(images, prompts, metadata, thinking):
+    """A reward that cannot judge the first of several pictures."""
+    return [None if i == 0 and len(prompts) > 1 else float(image.mean()) for i, image in enumerate(images)]
 
 
 def rows(part):
@@ -48,6 +61,7 @@ def paths(value, path=""):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """One iteration of every kind of run, with everything that is optional switched on in one of them."""
+    registry.register("tests/fails-one", fails_one)
     made, prompts = {}, tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     lines = [{"prompt": "a red circle", "tag": "colors"}, {"prompt": "two squares", "tag": "counting"}]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -70,7 +84,11 @@ def test_names_of_categories_are_in_the_guide(folders):
 
 def test_every_key_of_samples_and_evaluations_is_explained(folders):
     folder = folders["rl"]
-    records = runlog.read_records(runlog.samples_file(folder, 1, "jsonl"))
+    records = [
+        record
+        for name in ("rl", "thoughts")
+        for record in runlog.read_records(runlog.samples_file(folders[name], 1, "jsonl"))
+    ]
     records += runlog.read_records(runlog.evaluation_file(folder, "after", "jsonl"))
     written = {p for record in records for p in paths(record)}
     summary = json.loads((folder / runlog.SUMMARY).read_text())

@@ -132,10 +132,10 @@ def final_state(run_dir):
 
 
 def assert_same_run(ours, theirs, reward="shapes/verifier"):
-    """The same metric lines, and newest checkpoints that are equal bit for bit; ``reward``: what it is called in ours."""
+    """The same metric lines, newest checkpoints equal bit for bit; ``reward``: what ours calls it."""
     renamed = [
-        {**line, "reward_parts": {n.replace(reward, "shapes/verifier"): v for n, v in line["reward_parts"].items()}}
-        if "reward_parts" in line
+        {**line, "reward_values": {n.replace(reward, "shapes/verifier"): v for n, v in line["reward_values"].items()}}
+        if "reward_values" in line
         else line
         for line in lines_of(ours)
     ]

@@ -186,8 +186,12 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     categories = [t.prompt.metadata.get("category") for t in trajectories]
     if all(isinstance(c, str) for c in categories):
         metrics["reward_by_category"] = mean_by(categories, rewards)
-    named = [{**t.values, **t.verdict} for t in trajectories]
-    metrics["reward_parts"] = {name: sum(row[name] for row in named) / len(named) for name in named[0]}
+    for key, rows in (
+        ("reward_values", [t.values for t in trajectories]),
+        ("reward_parts", [t.verdict for t in trajectories]),
+    ):
+        if rows[0]:
+            metrics[key] = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     texts = [text for t in trajectories for text in t.sampled_texts]
     if texts:
         metrics["think_length"] = sum(text.num_actions for text in texts) / len(texts)

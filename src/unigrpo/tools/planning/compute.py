@@ -69,7 +69,7 @@ def layers_forward(work: Workload, block: Block) -> float:
 def replay_forward(work: Workload) -> float:
     """The packed replay of one micro-batch: its blocks, the scored tokens, the noisy images."""
     layers = sum(layers_forward(work, block) for block in work.blocks())
-    return layers + _head(work, work.micro * work.actions) + _latent_ends(work, work.micro * work.copies)
+    return layers + _head(work, work.replayed_texts * work.actions) + _latent_ends(work, work.micro * work.copies)
 
 
 def _layers_backward(work: Workload, block: Block) -> float:
@@ -106,7 +106,7 @@ def replay_backward(work: Workload) -> float:
     layers = sum(_layers_backward(work, block) for block in blocks)
     if work.checkpointing:
         layers += sum(_again(work, block) for block in blocks if block.flows)
-    head = _head(work, work.micro * work.actions) * work.text_trains * (1 + (work.reasoning == "full"))
+    head = _head(work, work.replayed_texts * work.actions) * work.text_trains * (1 + (work.reasoning == "full"))
     latents = work.micro * work.copies
     out = 2 * work.sizes.hidden * work.sizes.latent_dim * work.image_tokens * latents
     ends = {"full": 1.5 * _latent_ends(work, latents), "lora": out, "frozen": out}[work.denoising]
@@ -128,8 +128,8 @@ def think(work: Workload) -> float:
     """All rows decode together until the longest has ended; every step takes logits."""
     steps = think_steps(work)
     seen = steps * work.prompt_tokens + steps * (steps + 1) / 2
-    tokens = work.rows * steps
-    block = Block(tokens, 0, round(work.rows * seen), 0, False)
+    tokens = work.thoughts * steps
+    block = Block(tokens, 0, round(work.thoughts * seen), 0, False)
     return layers_forward(work, block) + _head(work, tokens)
 
 
@@ -151,7 +151,7 @@ def bytes_per_step(work: Workload) -> float:
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4
     adapters = s.adapter(work.rank) * (4 + 2 * c if c < 4 else 4) if work.reasoning == "lora" else 0
     length = work.prompt_tokens + think_steps(work) / 2
-    keys = work.drawn * length * 2 * c * s.kv * s.layers
+    keys = work.drawn / work.each * length * 2 * c * s.kv * s.layers
     return s.layers * s.layer_parameters * per_weight + s.vocab * s.hidden * head + adapters + keys
 
 

@@ -118,9 +118,9 @@ def ends(work: Workload) -> float:
         if work.checkpointing and c < FP32:  # the casts outside the layers stay
             total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
     if work.text_trains:
-        texts = work.micro * (work.think_tokens if work.shared else work.context_tokens)
+        texts = work.replayed_texts * (work.think_tokens if work.shared else work.context_tokens)
         total += texts * s.hidden * (FP32 + c * (work.reasoning == "full"))
-        total += work.micro * work.actions * FP32 * s.hidden * (work.reasoning == "full")
+        total += work.replayed_texts * work.actions * FP32 * s.hidden * (work.reasoning == "full")
     return total
 
 
@@ -151,12 +151,12 @@ def logits(work: Workload) -> float:
     if not (work.actions and work.text_trains):
         return 0.0
     copied = work.reasoning != "full" and work.compute < FP32
-    return FP32 * work.sizes.vocab * (work.micro * work.actions + copied * work.sizes.hidden)
+    return FP32 * work.sizes.vocab * (work.replayed_texts * work.actions + copied * work.sizes.hidden)
 
 
 def logits_working(work: Workload) -> float:
     """Two more tensors of the logits' size while they are made, and again in their backward pass."""
-    return 2 * FP32 * work.sizes.vocab * work.micro * work.actions
+    return 2 * FP32 * work.sizes.vocab * work.replayed_texts * work.actions
 
 
 def backward_working(work: Workload) -> float:

@@ -268,7 +268,7 @@ def _evaluation(recipe: Recipe, made: Estimate) -> float:
     w, e = made.work, recipe.eval
     branches = 2 if e.guidance > 1 else 1
     share = e.limit / w.gpus
-    thinking = think(w) / w.rows if e.think else 0.0
+    thinking = think(w) / w.thoughts if e.think else 0.0
     autoencoder = w.sizes.autoencoder
     pixels = autoencoder.flops(w.pixels) if autoencoder else 0.0
     return share * (thinking + (e.num_points - 1) * branches * velocity(w) + pixels)

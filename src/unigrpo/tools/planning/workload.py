@@ -39,10 +39,11 @@ class Workload:
     """One iteration on one of ``gpus`` GPUs.
 
     rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
-    of one replay. prompt_tokens: all that is given, with bos and eos; actions: sampled (or learned) tokens per row,
-    taken to end at the cap; copies: noisy images per row in a replay; steps: denoising steps per picture, of
-    ``branches`` forwards each (guidance). compute: bytes of the computation's dtype. rescored: replays before the
-    update for old log-probs (below fp32) and old velocities; through_decoder: gradients pass through it (ReFL).
+    of one replay; each: rows that share a thinking. prompt_tokens: all that is given, with bos and eos; actions:
+    sampled (or learned) tokens of a text, taken to end at the cap; copies: noisy images per row in a replay; steps:
+    denoising steps per picture, of ``branches`` forwards each (guidance). compute: bytes of the computation's dtype.
+    rescored: replays before the update for old log-probs (below fp32) and old velocities; through_decoder: gradients
+    pass through it (ReFL).
     """
 
     sizes: ModelSizes
@@ -52,6 +53,7 @@ class Workload:
     drawn: int
     micro: int
     group: int
+    each: int
     prompt_tokens: int
     actions: int
     image_tokens: int
@@ -82,6 +84,16 @@ class Workload:
         return self.reasoning != "frozen"
 
     @property
+    def thoughts(self) -> int:
+        """Texts that are decoded."""
+        return math.ceil(self.rows / self.each)
+
+    @property
+    def replayed_texts(self) -> int:
+        """Texts of one replay: one for the rows that share it."""
+        return math.ceil(self.micro / self.each)
+
+    @property
     def think_tokens(self) -> int:
         """Tokens of the thinking in the context: bos, the sampled ones, eos."""
         return self.actions + 2 if self.actions else 0
@@ -104,14 +116,14 @@ class Workload:
 
     def blocks(self) -> list[Block]:
         """The replay of one micro-batch as [shared prompts | rest of the context | noisy images]."""
-        context, rows, out = self.context_tokens, self.micro, []
+        context, rows, out = self.context_tokens, self.replayed_texts, []
         before = self.prompt_tokens if self.shared else 0
         if self.shared:
             tokens = self.shared * before
             out.append(Block(tokens, 0, tokens * before, tokens, self.text_trains))
         if tokens := rows * (context - before):
             out.append(Block(tokens, 0, tokens * context, rows * context, self.text_trains))
-        if images := rows * self.copies:
+        if images := self.micro * self.copies:
             own = self.image_tokens + 2
             pairs, keys = images * own * (context + own), images * (context + own)
             out.append(Block(2 * images, images * self.image_tokens, pairs, keys, True))
@@ -138,6 +150,7 @@ def workload(
         drawn=_together(rollout.batch, group, rows),
         micro=min(recipe.optimizer.micro_batch, math.ceil(rows / minibatches)),
         group=group,
+        each=rollout.images_per_thinking if rl and rollout.think else 1,
         prompt_tokens=prompt_tokens,
         actions=(rollout.max_think_tokens if actions is None else actions) if thinks else 0,
         image_tokens=sizes.tokens(rollout.image_size),
