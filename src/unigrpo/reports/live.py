@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from unigrpo.reports.html import write_report
@@ -30,7 +31,7 @@ class LiveReport:
         if self._broken or began < self._due:
             return
         try:
-            write_report(self.run_dir, living=self.left())
+            write_report(self.run_dir, living=f"{self.left()}, on {datetime.now():%Y-%m-%d at %H:%M}")
         except (OSError, ValueError) as error:
             self._broken = True
             self.say(f"note: report.html could not be written while the run goes on ({error})")
