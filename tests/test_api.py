@@ -342,6 +342,14 @@ def test_rewards_with_weights_by_name_and_by_function(here, no_report):
     assert own not in registry._FACTORIES  # the file is read again by whoever names it next
 
 
+def test_a_reward_as_a_recipe_writes_it_may_be_the_function_itself(here, no_report):
+    mine = module(here)
+    rewards = [{"name": mine.red, "teaches": "drawing"}, {"name": "image/jpeg-compressibility", "teaches": "thinking"}]
+    run = unigrpo.train(prompts=TWO, reward=rewards, out="run", **tiny(iterations=1))
+    assert [s.teaches for s in run.recipe.reward.train] == ["drawing", "thinking"]
+    assert run.metrics["advantage_std_thinking"][0] > 0
+
+
 def test_two_functions_without_a_name_are_told_apart(here, no_report):
     rewards = [lambda images, prompts, metadata, thinking: [0.25] * len(prompts)]
     rewards += [lambda images, prompts, metadata, thinking: [0.5] * len(prompts)]

@@ -43,8 +43,10 @@ class Named:
         return [self._scorer(one, before[number], place.format(number)) for number, one in enumerate(listed)]
 
     def _scorer(self, reward: Any, before: str, where: str) -> dict[str, Any]:
-        if isinstance(reward, Mapping):
-            return dict(reward)  # as a recipe writes it: {name, weight}
+        if isinstance(reward, Mapping):  # as a recipe writes it: {name, weight, teaches ...}; the name may be the thing
+            name = reward.get("name")
+            own = callable(name) and not isinstance(name, str)
+            return {**reward, "name": self._name(name, before, where)} if own else dict(reward)
         if _weighted(reward):
             return {**self._scorer(reward[0], before, where), "weight": float(reward[1])}
         return {"name": reward if isinstance(reward, str) else self._name(reward, before, where)}

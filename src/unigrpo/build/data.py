@@ -148,7 +148,7 @@ def reward(
     scorers: Sequence[Scorer], on_error: Literal["raise", "drop_sample"] = "raise", max_failed_share: float = 0.2
 ) -> CompositeReward:
     """The weighted sum of named rewards."""
-    names = labels([s.name for s in scorers])
+    names = labels(scorers)
     made = zip(names, scorers, strict=True)
     return CompositeReward(
         tuple(WeightedReward(name, registry.build(s.name, s.args), s.weight, s.value, s.timeout_s) for name, s in made),
@@ -157,12 +157,22 @@ def reward(
     )
 
 
-def labels(names: Sequence[str]) -> list[str]:
-    """What logs call rewards: a file's without its folder, unless another one would be called so too."""
-    places = {name: reference(name) for name in names}
+def labels(scorers: Sequence[Scorer]) -> list[str]:
+    """What logs call rewards, each differently: a file's without its folder, unless another one would be called so too.
+
+    Of one reward that is there more than once, its value is named too, or its number.
+    """
+    places = {s.name: reference(s.name) for s in scorers}
     short = {name: name if place is None else place.label for name, place in places.items()}
     shared = Counter(short.values())
-    return [short[name] if shared[short[name]] == 1 else name for name in names]
+    named = [short[s.name] if shared[short[s.name]] == 1 else s.name for s in scorers]
+    often = Counter(named)
+    told = [f"{n}:{s.value}" if often[n] > 1 and s.value else n for n, s in zip(named, scorers, strict=True)]
+    found: list[str] = []
+    for label in told:
+        number = told[: len(found)].count(label) + 1
+        found.append(label if number == 1 else f"{label}-{number}")
+    return found
 
 
 @dataclass(frozen=True)

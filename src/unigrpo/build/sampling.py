@@ -57,7 +57,7 @@ def training_reward(recipe: Recipe) -> CompositeReward:
 def shares(recipe: Recipe) -> tuple[Share, ...]:
     """The training rewards as advantages see them, by the names of their values."""
     train = recipe.reward.train
-    named = zip(data.labels([s.name for s in train]), train, strict=True)
+    named = zip(data.labels(train), train, strict=True)
     return tuple(Share(name, s.weight, s.teaches) for name, s in named)
 
 
