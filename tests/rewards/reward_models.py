@@ -80,3 +80,60 @@ def assert_gradient(score, images, *, step=1e-5, bound=1e-6, directions=4):
             difference = (score(images + step * along).sum() - score(images - step * along).sum()) / (2 * step)
         expected = (gradient * along).sum()
         assert abs(float(difference - expected)) <= bound * max(1.0, abs(float(expected))), (difference, expected)
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+
+
+def make_qwen(folder, family="qwen2_5_vl", *, seed=0, merges=(("Y", "e"), ("Ye", "s"), ("N", "o"))):
+    """Save a random Qwen-VL of the sizes of a toy, with a byte-level tokenizer that has Yes and No; gives the model."""
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    vocab = {sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab |= {"".join(pair): len(vocab) + number for number, pair in enumerate(merges)}
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocab, merges=list(merges))
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL[1:])})
+    tokenizer.save_pretrained(folder)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    model = _qwen_classes(transformers)[family](_qwen_config(transformers, family, len(tokenizer), ids)).eval()
+    shake(model, seed)
+    model.save_pretrained(folder)
+    patch = model.config.vision_config.patch_size
+    transformers.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 256, "longest_edge": 1600}, patch_size=patch, merge_size=2, temporal_patch_size=2
+    ).save_pretrained(folder)  # fmt: skip
+    return model
+
+
+def _qwen_classes(transformers):
+    return {
+        "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+    }
+
+
+def _qwen_config(transformers, family, words, ids) -> Any:
+    text = {
+        "vocab_size": words, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    eye = {"depth": 2, "num_heads": 2, "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2}
+    eye |= {"temporal_patch_size": 2}
+    if family == "qwen2_vl":
+        eye |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+        config = transformers.Qwen2VLConfig
+    elif family == "qwen2_5_vl":
+        eye |= {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
+        eye |= {"fullatt_block_indexes": [1]}
+        config = transformers.Qwen2_5_VLConfig
+    else:
+        eye |= {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "num_position_embeddings": 64}
+        eye |= {"deepstack_visual_indexes": [0]}
+        config = transformers.Qwen3VLConfig
+    special = {"image_token_id": "<|image_pad|>", "vision_start_token_id": "<|vision_start|>"}
+    special |= {"vision_end_token_id": "<|vision_end|>"}
+    named = {key: ids[token] for key, token in special.items()}
+    return config(text_config=text, vision_config=eye, video_token_id=words + 1, tie_word_embeddings=False, **named)

@@ -21,7 +21,6 @@ from unigrpo.rewards.open_clip_layout import to_transformers
 from unigrpo.rewards.pixels import Preprocessing, cropping, device_of, in_chunks
 
 EXTRA = "clip"
-PROJECTION = "pooler_output"
 
 
 @dataclass
@@ -37,7 +36,7 @@ class FrozenClip:
         """Unit features [B, d] of pictures [B, 3, H, W] in [0, 1], in the model's precision, with gradients."""
         return by_chunks(self._pictures, images.to(self.model.device, self.model.dtype), self.batch)
 
-    def _pictures(self, images: Tensor) -> Tensor:
+    def _pictures(self, images: Tensor, chunk: slice) -> Tensor:
         output = self.model.get_image_features(pixel_values=self.preprocessing(images))
         return functional.normalize(output.pooler_output, dim=-1)
 

@@ -95,18 +95,18 @@ def read_tensors(name: str, key: str, path: Path) -> dict[str, Tensor]:
     return held
 
 
-def by_chunks(function: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> Tensor:
-    """``function`` of pictures [B, ...], ``batch`` at a time, so that the memory has a bound.
+def by_chunks(function: Callable[[Tensor, slice], Tensor], images: Tensor, batch: int) -> Tensor:
+    """``function`` of ``batch`` pictures [b, ...] at a time, and of where they lie, so that the memory has a bound.
 
     With gradients only one chunk's activations are alive at a time: each is computed again on the way back.
     """
-    parts = [images[chunk] for chunk in in_chunks(len(images), batch)]
+    chunks = in_chunks(len(images), batch)
     if not (torch.is_grad_enabled() and images.requires_grad):
-        return torch.cat([function(part) for part in parts])
-    return torch.cat([_again(function, part) for part in parts])
+        return torch.cat([function(images[chunk], chunk) for chunk in chunks])
+    return torch.cat([_again(function, images[chunk], chunk) for chunk in chunks])
 
 
-def _again(function: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-    answer = checkpoint(function, part, use_reentrant=False)
+def _again(function: Callable[[Tensor, slice], Tensor], part: Tensor, chunk: slice) -> Tensor:
+    answer = checkpoint(function, part, chunk, use_reentrant=False)
     assert isinstance(answer, Tensor)
     return answer
