@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def rapidocr_reader(name: str) -> Reader:
     needs(name, "rapidocr", "ocr")
     from rapidocr import RapidOCR
 
-    engine = RapidOCR(params={"Global.log_level": "critical"})
+    engine: Any = RapidOCR(params={"Global.log_level": "critical"})
 
     def read(images: Tensor) -> list[str]:
         pictures = (images.detach().cpu() * 255.0).round().clamp(0, 255).byte().flip(1).permute(0, 2, 3, 1)
