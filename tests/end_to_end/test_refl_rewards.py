@@ -37,9 +37,14 @@ def test_refl_takes_a_step_along_its_gradient(name, folders, tmp_path):
     reward = REWARDS[name](*folders)
     with registry.meaning({name: reward}):
         trainer = tiny_runs.trainer_of(
-            tmp_path / "run", method="{name: refl}", method__regulariser="{weight: 0.0}", reward__train=f"[{{name: {name}}}]", rollout__think=False,
-            iterations=1, eval__every=9,
-        )  # fmt: skip
+            tmp_path / "run",
+            method="{name: refl}",
+            method__regulariser="{weight: 0.0}",
+            reward__train=f"[{{name: {name}}}]",
+            rollout__think=False,
+            iterations=1,
+            eval__every=9,
+        )
         before = {key: value.detach().clone() for key, value in trainer.parts.policy.module.named_parameters()}
         assert tiny_runs.train(trainer)
     moved = [k for k, v in trainer.parts.policy.module.named_parameters() if not torch.equal(v.detach(), before[k])]

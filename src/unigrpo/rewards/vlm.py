@@ -18,7 +18,7 @@ from unigrpo.rewards.pixels import device_of
 from unigrpo.rewards.protocol import DifferentiableReward
 from unigrpo.rewards.qwen_pixels import read_pixels
 
-QWEN = "Qwen/Qwen2.5-VL-3B-Instruct"
+QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"  # Apache-2.0; the 3B one is for research only
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEMPLATE = 'Does this picture show "{prompt}"? Judge only what is visible. Answer with exactly one word: Yes or No.'
