@@ -26,7 +26,7 @@ def clip_config(**vision) -> Any:
     return CLIPConfig(text_config=text.to_dict(), vision_config=eye.to_dict(), projection_dim=12), words
 
 
-def make_clip(folder, *, seed=0, shortest=16, crop=16):
+def make_clip(folder, *, seed=0, shortest=16, crop=16, resample=3):
     """Save a CLIP with random weights large enough that pictures and words matter; gives the model."""
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -37,7 +37,7 @@ def make_clip(folder, *, seed=0, shortest=16, crop=16):
     model.save_pretrained(folder)
     CLIPTokenizer(vocab=words, merges=[], model_max_length=77).save_pretrained(folder)
     CLIPImageProcessor(
-        size={"shortest_edge": shortest}, crop_size={"height": crop, "width": crop}
+        size={"shortest_edge": shortest}, crop_size={"height": crop, "width": crop}, resample=resample
     ).save_pretrained(folder)  # fmt: skip
     return model
 

@@ -1,15 +1,16 @@
 """CLIP and its children: the library's own numbers, gradients, truncation, heads, open_clip's weights."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward_models import assert_gradient, clip_config, letters, make_clip, pictures
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from reward_models import assert_gradient, clip_config, letters, make_clip, pictures
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards.clip import Aesthetic, ClipScore, HpsV2, PickScore
 from unigrpo.rewards.pixels import PIL_LEVELS, Preprocessing, resize
@@ -69,6 +70,16 @@ def test_preprocessing_is_the_librarys_within_the_rounding_to_bytes(folder, size
     found = ClipScore(model=folder).clip.preprocessing(images)
     assert found.shape == wanted.shape == (2, 3, 16, 16)
     assert float((found - wanted).abs().max()) <= PIL_LEVELS / 255 / min(theirs.image_std)
+
+
+def test_the_older_files_of_preprocessing_mean_the_same(folder, tmp_path):
+    """Plain numbers for sizes, as the published folders of CLIP have them."""
+    make_clip(tmp_path)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    written |= {"size": 16, "crop_size": 16, "feature_extractor_type": "CLIPFeatureExtractor"}
+    written.pop("image_processor_type")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+    assert ClipScore(model=str(tmp_path)).clip.preprocessing == ClipScore(model=folder).clip.preprocessing
 
 
 def test_the_picture_for_hpsv2_is_padded_not_cut():
@@ -280,6 +291,9 @@ def test_what_cannot_be_read_is_said_in_one_sentence(folder, head, tmp_path, mon
     make_clip(tmp_path / "other", shortest=20, crop=20)
     with pytest.raises(ConfigError, match="sees 16 pixels, but its preprocessing gives 20"):
         ClipScore(model=str(tmp_path / "other"))
+    make_clip(tmp_path / "linear", resample=2)
+    with pytest.raises(ConfigError, match=r"has resample 2, but only 3 \(bicubic\) is done with gradients"):
+        ClipScore(model=str(tmp_path / "linear"))
     make_clip(tmp_path / "cut", shortest=12)
     with pytest.raises(ConfigError, match="cuts 16 pixels out of 12"):
         ClipScore(model=str(tmp_path / "cut"))

@@ -1,10 +1,12 @@
 """vlm/yes: the patches of the library's processor, the probability of the library's own forward, gradients, padding."""
 
+import json
+
 import pytest
 import torch
 from PIL import Image
-from reward_models import assert_gradient, make_clip, make_qwen, pictures
 
+from reward_models import assert_gradient, make_clip, make_qwen, pictures
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards.pixels import PIL_LEVELS
 from unigrpo.rewards.vlm import CHAT, TEMPLATE, VlmYes
@@ -39,6 +41,16 @@ def test_patches_are_the_librarys_within_the_rounding_to_bytes(folders, size):
     assert theirs["image_grid_thw"].tolist() == [[1, *grid]] * 2
     bound = (PIL_LEVELS if size != reward.pixels.size(*size) else 1e-3) / 255 / min(reward.pixels.std)
     assert float((patches.flatten(0, 1) - theirs["pixel_values"]).abs().max()) <= bound
+
+
+def test_the_older_files_of_preprocessing_mean_the_same(folders, tmp_path):
+    """min_pixels and max_pixels, as the published folders of Qwen2-VL have them."""
+    make_qwen(tmp_path)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    written |= {"min_pixels": 256, "max_pixels": 1600}
+    written.pop("size")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+    assert VlmYes(model=str(tmp_path), dtype="float32").pixels == reward_of(folders).pixels
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from unigrpo.ranges import ConfigError
 
+BICUBIC = 3  # the number of it in Pillow
 PIL_LEVELS = 1.13
 """How far, in levels of 1/255, :func:`resize` may lie from Pillow's resize of the same picture as bytes.
 
@@ -70,6 +71,7 @@ class Preprocessing:
 
 def cropping(processor: Any, where: str) -> Preprocessing:
     """The preprocessing that a CLIP image processor of transformers describes; ConfigError where it is another kind."""
+    check_bicubic(processor, where)
     size, crop = dict(processor.size), dict(processor.crop_size or {})
     shortest, side = size.get("shortest_edge"), crop.get("height")
     if not processor.do_center_crop or shortest is None or side is None or side != crop.get("width"):
@@ -80,6 +82,15 @@ def cropping(processor: Any, where: str) -> Preprocessing:
     if side > shortest:
         raise ConfigError(f"{where}: its preprocessor_config.json cuts {side} pixels out of {shortest}: mend the file")
     return Preprocessing(side, tuple(processor.image_mean), tuple(processor.image_std), shortest)
+
+
+def check_bicubic(processor: Any, where: str) -> None:
+    """ConfigError where a processor of transformers resizes in another way than :func:`resize`."""
+    if int(processor.resample) != BICUBIC:
+        raise ConfigError(
+            f"{where}: its preprocessor_config.json has resample {int(processor.resample)}, but only {BICUBIC} "
+            "(bicubic) is done with gradients: name another model"
+        )
 
 
 def in_chunks(count: int, batch: int) -> list[slice]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unigrpo.rewards.pixels import resize
+from unigrpo.rewards.pixels import check_bicubic, resize
 
 THINNEST = 200
 """How many times longer than wide a picture may be; the library refuses those above."""
@@ -61,8 +61,9 @@ class QwenPixels:
         return grouped.reshape(len(images), rows * columns, -1), (rows, columns)
 
 
-def read_pixels(processor: Any) -> QwenPixels:
-    """The sizes that a Qwen-VL image processor of transformers has; KeyError where it is of another kind."""
+def read_pixels(processor: Any, where: str) -> QwenPixels:
+    """The sizes that a Qwen-VL image processor of transformers has; ConfigError where it resizes in another way."""
+    check_bicubic(processor, where)
     size = dict(processor.size)
     return QwenPixels(
         processor.patch_size,

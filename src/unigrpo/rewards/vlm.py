@@ -78,7 +78,7 @@ class VlmYes(DifferentiableReward):
                     f"gradients for {', '.join(FAMILIES)}: name one of these"
                 )
             self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.pixels = read_pixels(AutoImageProcessor.from_pretrained(model))
+            self.pixels = read_pixels(AutoImageProcessor.from_pretrained(model), f"reward {self.name!r}: {model}")
             self.model: Any = frozen(AutoModelForImageTextToText.from_pretrained(model, dtype=dtype), device)
 
     def _ids(self, text: str, **options: bool) -> list[int]:
