@@ -44,6 +44,9 @@ class OcrText:
         """
         if not (isinstance(upscale, int | float) and math.isfinite(upscale) and 1 <= upscale <= LARGEST):
             raise ConfigError(f"{NAME}: upscale = {upscale!r} is a factor and must be in 1..{LARGEST}")
+        for key, value in (("detect", detect), ("contained", contained)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{NAME}: {key} = {value!r} must be true or false")
         for key, value, least in (("threads", threads, 0), ("batch", batch, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{NAME}: {key} = {value!r} must be a whole number >= {least}")
