@@ -25,7 +25,9 @@ def signs(*words: str) -> torch.Tensor:
 
 
 def judged(reader: OcrText, images: torch.Tensor, *wanted: str):
-    return reader(images, [f"write {word}" for word in wanted], [{"word": word} for word in wanted], [None] * len(wanted))
+    return reader(
+        images, [f"write {word}" for word in wanted], [{"word": word} for word in wanted], [None] * len(wanted)
+    )
 
 
 @pytest.mark.parametrize(
