@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +107,18 @@ def test_text_is_found_anywhere_on_a_page(capfd: pytest.CaptureFixture[str]):
     output = OcrText(threads=1)(pixels, ['a sign "child"'], [{}], [None])
     assert list(output.values) == [1]
     assert capfd.readouterr() == ("", "")  # nor does the reader say anything
+
+
+def test_the_reader_gets_blue_before_red_as_it_was_trained(reader: OcrText, monkeypatch: pytest.MonkeyPatch):
+    seen: list[np.ndarray] = []
+
+    def recognise(pictures: list[np.ndarray]):
+        seen.extend(pictures)
+        return SimpleNamespace(txts=("",))
+
+    monkeypatch.setattr(reader._engine, "recognize_txt", recognise)
+    reader.read(torch.tensor([1.0, 0.5, 0.0]).reshape(1, 3, 1, 1).expand(1, 3, 16, 48))
+    assert seen[0].shape == (16, 48, 3) and seen[0][0, 0].tolist() == [0, 128, 255]
 
 
 def test_upscaled_pictures_are_read_too():

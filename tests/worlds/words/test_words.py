@@ -149,6 +149,13 @@ def test_samples_say_the_word_side_by_side_everywhere_on_the_sign():
     assert starts == {0, 1, 2, 3, 4}
 
 
+def test_a_plan_satisfies_a_prompt_by_the_order_of_its_columns_alone():
+    asked = {"word": "CAB"}
+    assert plan_satisfies(Sign((Placed("B", "6"), Placed("C", "1"), Placed("A", "3"))), asked)
+    assert not plan_satisfies(written("BAC", 0), asked)
+    assert not plan_satisfies(written("CABA", 0), asked)
+
+
 def test_one_mistake_spoils_a_plan_and_one_slip_a_picture():
     for index, prompt in enumerate(PROMPTS * 5):
         draws = random.Random(index)
