@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from unigrpo import cli
@@ -43,11 +41,10 @@ def test_a_model_is_judged_and_draws_what_a_person_writes(run, tmp_path, capsys)
     assert "plan right" in capsys.readouterr().out
     assert cli.main(["generate", 'Write the word "cab"!', "--model", str(run), "--out", str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(("right  <think> ", "wrong  <think> "))
+    assert "\nright  <think> " in said or "\nwrong  <think> " in said
     assert (tmp_path / "a.png").is_file()
 
 
 def test_a_prompt_that_the_world_does_not_know_is_explained(run, tmp_path, capsys):
     code = cli.main(["generate", "paint a zoo", "--model", str(run), "--out", str(tmp_path / "a.png")])
     assert code != 0 and "the world has no such sentence" in capsys.readouterr().err
-    assert json.loads((run / "environment.json").read_text())["python"]
