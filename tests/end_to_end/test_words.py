@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unigrpo import cli
+from unigrpo.build import worlds
 from unigrpo.reports import runlog
 
 SMALL = ["--iterations", "2", "--data.prompts-per-iteration", "3", "--data.group-size", "3", "--checkpoint.every", "2"]
@@ -43,6 +44,13 @@ def test_a_model_is_judged_and_draws_what_a_person_writes(run, tmp_path, capsys)
     said = capsys.readouterr().out
     assert "\nright  <think> " in said or "\nwrong  <think> " in said
     assert (tmp_path / "a.png").is_file()
+
+
+def test_without_the_ocr_a_picture_is_drawn_and_not_judged(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(worlds, "find_spec", lambda name: None)
+    assert cli.main(["generate", "write CAB", "--model", str(run), "--out", str(tmp_path / "a.png")]) == 0
+    said = capsys.readouterr().out
+    assert "\n<think> " in said and "right" not in said and "wrong" not in said
 
 
 def test_a_prompt_that_the_world_does_not_know_is_explained(run, tmp_path, capsys):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
-from unigrpo.rewards.ocr import OcrText, plain
+from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
@@ -32,8 +33,8 @@ class EmbeddedWorld:
     splits: of its prompts, ``name:split``; stream, fixed: prompts to train and to evaluate on; teacher: demonstrations;
     vocabulary, spells, image_size, autoencoder: what its micro model is grown from (``start`` is that model's name);
     understand: a person's prompt in the world's spelling, with the requirements to judge it by; requires: their key;
-    required: ValueError where metadata lacks them; judge: of evaluations; rewards: names of rewards that judge this
-    world's pictures, and whether each reads the metadata.
+    required: ValueError where metadata lacks them; judge: of evaluations; packages: what the judge needs besides this
+    package; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata.
     """
 
     name: str
@@ -51,6 +52,12 @@ class EmbeddedWorld:
     required: Callable[[Mapping[str, Any]], object]
     judge: Judge
     rewards: Mapping[str, bool]
+    packages: tuple[str, ...] = ()
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether the packages of the judge are installed; a picture can be drawn without."""
+        return all(find_spec(package) is not None for package in self.packages)
 
 
 def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:
@@ -112,6 +119,7 @@ WORDS = EmbeddedWorld(
     required=words_prompts.wanted,
     judge=_words_judge,
     rewards={READER: True},
+    packages=PACKAGES,
 )
 EMBEDDED = {world.name: world for world in (SHAPES, WORDS)}
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
 NAME = "ocr/text"
+PACKAGES = ("rapidocr", "onnxruntime")
 LINE_HEIGHT = 48  # of the pictures that the recognition net takes
 LARGEST = 16
 
@@ -50,7 +51,7 @@ class OcrText:
         for key, value, least in (("threads", threads, 0), ("batch", batch, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{NAME}: {key} = {value!r} must be a whole number >= {least}")
-        for package in ("rapidocr", "onnxruntime"):
+        for package in PACKAGES:
             if find_spec(package) is None:
                 raise ConfigError(f"reward {NAME!r} needs the package {package}: {how_to_install('ocr')}")
         self.detect, self.upscale, self.contained = detect, float(upscale), contained
