@@ -1,9 +1,10 @@
-"""Make the shipped base checkpoints again, from nothing (`make base`; a little more than half an hour of one core).
+"""Make the shipped base checkpoints again, from nothing (`make base`; about three quarters of an hour of one core).
 
-    python scripts/make_base.py [--work DIR]
+    python scripts/make_base.py [--work DIR] [--world shapes|words]
 
-1. the autoencoder (scripts/train_autoencoder.py), 2. recipe shapes/pretrain, 3. recipe shapes/sft, 4. the preference
-model (scripts/train_preference.py); the folders go to src/unigrpo/assets. An interrupted run goes on where it was.
+For every world its autoencoder (scripts/train_autoencoder.py) and its recipes: shapes/pretrain and shapes/sft,
+words/sft; for shapes also the preference model (scripts/train_preference.py). The folders go to src/unigrpo/assets. An
+interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "src" / "unigrpo" / "assets"
+STAGES = {"shapes": ("pretrain", "sft"), "words": ("sft",)}
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "autoencoder.json", "ae.safetensors")
 
 
@@ -46,18 +48,26 @@ def ship(run: Path, name: str) -> None:
     (target / "evaluation.json").write_text(json.dumps(after, indent=1) + "\n", encoding="utf-8")
 
 
+def make(world: str, work: Path) -> None:
+    """Make the checkpoints of one world."""
+    if not (work / "autoencoder" / "ae.safetensors").is_file():
+        call("scripts/train_autoencoder.py", str(work / "autoencoder"), "--world", world)
+    shutil.copytree(work / "autoencoder", ASSETS / f"{world}-autoencoder", dirs_exist_ok=True)
+    for stage in STAGES[world]:
+        train(f"{world}/{stage}", work / stage)
+        ship(work / stage, f"{world}-{stage}")
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "base")
-    work = parser.parse_args().work
-    if not (work / "autoencoder" / "ae.safetensors").is_file():
-        call("scripts/train_autoencoder.py", str(work / "autoencoder"))
-    shutil.copytree(work / "autoencoder", ASSETS / "shapes-autoencoder", dirs_exist_ok=True)
-    for stage in ("pretrain", "sft"):
-        train(f"shapes/{stage}", work / stage)
-        ship(work / stage, f"shapes-{stage}")
-    call("scripts/train_preference.py", str(ASSETS / "shapes-preference"))
+    parser.add_argument("--world", choices=list(STAGES), help="this world alone")
+    args = parser.parse_args()
+    for world in STAGES if args.world is None else (args.world,):
+        make(world, args.work / world)
+    if args.world != "words":
+        call("scripts/train_preference.py", str(ASSETS / "shapes-preference"))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Draw the picture of the README from a finished run: what it drew before and after, and how it learned.
+"""Draw a picture of a finished run for the README or a page: what it drew before and after, and how it learned.
 
 python scripts/make_readme_figure.py RUN_DIR docs/demo.png
+python scripts/make_readme_figure.py RUN_DIR docs/results/words.png --columns 5
 """
 
 from __future__ import annotations
 
 import argparse
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -22,19 +24,34 @@ from unigrpo.reports.curves import series
 from unigrpo.reports.grids import Tile, read_tiles
 from unigrpo.reports.html import start
 
-COLUMNS = 7
 RIGHT, WRONG, INK = "#1a7f37", "#c62828", "#24292f"
 
 
-def chosen_pairs(run_dir: Path) -> list[tuple[Tile, Tile]]:
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the sheet, and what was read in it where its judge reads."""
+
+    tile: Tile
+    read: str | None
+
+
+def shown(run_dir: Path, when: Literal["before", "after"]) -> list[Shown]:
+    """The pictures of a sheet, with what their judge read in them where it reads."""
+    tiles = read_tiles(runlog.evaluation_file(run_dir, when, "png"))
+    records = runlog.read_records(runlog.evaluation_file(run_dir, when, "jsonl"))
+    first = [record for record in records if record.get("sample") == 0]
+    return [Shown(tile, record.get("read")) for tile, record in zip(tiles, first, strict=False)]
+
+
+def chosen_pairs(run_dir: Path, columns: int) -> list[tuple[Shown, Shown]]:
     """Pairs of the same prompt: those that training changed first, then others, in the order of the evaluation."""
-    before, after = (read_tiles(runlog.evaluation_file(run_dir, when, "png")) for when in ("before", "after"))
-    pairs = list(zip(before, after, strict=True))
-    return sorted(pairs, key=lambda pair: pair[0].verdict == pair[1].verdict)[:COLUMNS]
+    pairs = list(zip(shown(run_dir, "before"), shown(run_dir, "after"), strict=True))
+    return sorted(pairs, key=lambda pair: pair[0].tile.verdict == pair[1].tile.verdict)[:columns]
 
 
-def show(axes: Axes, tile: Tile, title: str) -> None:
+def show(axes: Axes, one: Shown, title: str) -> None:
     """One picture in a frame of its verdict, the thinking under it."""
+    tile = one.tile
     axes.imshow(tile.picture, interpolation="nearest")
     colour = RIGHT if tile.verdict else WRONG
     for spine in axes.spines.values():
@@ -44,7 +61,9 @@ def show(axes: Axes, tile: Tile, title: str) -> None:
         axes.set_title("\n".join(textwrap.wrap(title, 19)), fontsize=9, color=INK, fontweight="bold")
     plan = tile.thinking.replace("<think>", "").replace("</think>", "").strip()
     mark = "right: " if tile.verdict else "wrong: "
-    axes.set_xlabel("\n".join(textwrap.wrap(mark + plan, 25)), fontsize=7, color=colour)
+    lines = textwrap.wrap(mark + plan, 25)
+    lines += [] if one.read is None else [f"the OCR reads {one.read or 'nothing'}"]
+    axes.set_xlabel("\n".join(lines), fontsize=7, color=colour)
 
 
 def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: str) -> None:
@@ -70,16 +89,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--columns", type=int, default=7, help="prompts that are shown")
     args = parser.parse_args()
     summary = runlog.read_json(args.run_dir / runlog.SUMMARY)
-    pairs, lines = chosen_pairs(args.run_dir), [*start(summary["before"]), *runlog.read_metrics(args.run_dir)]
+    pairs = chosen_pairs(args.run_dir, args.columns)
+    lines = [*start(summary["before"]), *runlog.read_metrics(args.run_dir)]
     figure = plt.figure(figsize=(13, 8.2), dpi=110)
     rows = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.05), hspace=0.5)
     for row, name in enumerate(("before", "after")):
-        cells = rows[row].subgridspec(1, COLUMNS, wspace=0.12)
+        cells = rows[row].subgridspec(1, args.columns, wspace=0.12)
         for column, pair in enumerate(pairs):
             axes = figure.add_subplot(cells[column])
-            show(axes, pair[row], pair[0].caption if row == 0 else "")
+            show(axes, pair[row], pair[0].tile.caption if row == 0 else "")
             if column == 0:
                 axes.set_ylabel(f"{name}\ntraining", fontsize=11, color=INK, rotation=0, ha="right", va="center")
     cells = rows[2].subgridspec(1, 3, wspace=0.22)

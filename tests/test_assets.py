@@ -10,15 +10,15 @@ from unigrpo.evaluation.evaluator import evaluate, summarise
 from unigrpo.recipe import Model
 from unigrpo.rollout.engine import Sampling
 
-CHECKPOINTS = ("shapes-pretrain", "shapes-sft")
+CHECKPOINTS = ("shapes-pretrain", "shapes-sft", "words-sft")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_shipped_checkpoint_is_a_whole_model_folder_of_a_few_mb(name: str) -> None:
     folder = build.builtin_folder(name)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
     policy = build.policy(Model(f"builtin:{name}"))
-    assert policy.spec.num_tokens >= 16
+    assert policy.spec.num_tokens >= 12
     assert all(torch.isfinite(p).all() for p in policy.model.parameters())
 
 
@@ -30,9 +30,17 @@ def test_the_sft_checkpoint_has_room_in_both_halves() -> None:
     assert 0.60 <= figures["follow"] <= 0.72
 
 
-def test_the_figures_that_ship_are_the_models() -> None:
-    figures = json.loads((build.builtin_folder("shapes-sft") / "evaluation.json").read_text())
-    policy, suite = build.policy(Model("builtin:shapes-sft")), build.suite("shapes")
+def test_the_base_of_the_words_world_has_room_in_both_halves() -> None:
+    figures = json.loads((build.builtin_folder("words-sft") / "evaluation.json").read_text())
+    assert figures["n"] >= 2000
+    assert 0.50 <= figures["score"] <= 0.70
+    assert figures["plan_right"] <= 0.85 and figures["follow"] <= 0.85
+
+
+@pytest.mark.parametrize("world", ["shapes", "words"])
+def test_the_figures_that_ship_are_the_models(world: str) -> None:
+    figures = json.loads((build.builtin_folder(f"{world}-sft") / "evaluation.json").read_text())
+    policy, suite = build.policy(Model(f"builtin:{world}-sft")), build.suite(world)
     sampling = Sampling(num_points=9, shift=4.0)
     result = evaluate(policy, suite.prompts(120), suite.judge, sampling, samples=1, seed=3, think=True)
     measured = summarise(result.records)

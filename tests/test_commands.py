@@ -133,6 +133,7 @@ def make_with_stand_ins(folder, *words):
 
 TRAIN = shlex.join([*tiny_runs.overrides(model__path="MICRO", iterations=1, eval__limit=2, eval__compare_limit=2)])
 BAGEL = "tests/end_to_end/test_bagel.py"
+WORDS = "tests/end_to_end/test_words.py"
 DRAWN = "--size 64x48 --steps 2 --max-think-tokens 2"
 RULES = [
     (r"^make ", make),
@@ -156,6 +157,7 @@ RULES = [
     (r"^unigrpo train .*--resume", small()),
     (r"--log ", small(TRAIN)),
     (r"^unigrpo compare ", covered("tests/reports/test_comparison.py::test_runs_stand_over_each_other_on_one_page")),
+    (r"^unigrpo train words/", covered(f"{WORDS}::test_both_halves_are_trained_by_what_the_ocr_reads")),
     (r"^unigrpo train ", small(TRAIN)),
     (r"^unigrpo export ", covered(f"{BAGEL}::test_the_export_is_the_public_folder_again")),
     (r"^unigrpo --version$", small()),

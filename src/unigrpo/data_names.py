@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 HUB = "hf:"
+EMBEDDED = ("shapes", "words")  # worlds that ship with the package: NAME, NAME:SPLIT
 TEXTS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXTS, ".parquet")
 _SAVED = ("dataset_dict.json", "state.json")  # what ``Dataset.save_to_disk`` writes: several splits, one

@@ -24,7 +24,7 @@ class Drawing(Common):
     """What the verbs that draw have in common; what is not set, the model (or for eval the convention) decides."""
 
     model: str = "builtin:shapes-sft"
-    """builtin:shapes-sft, builtin:shapes-pretrain, a model or run folder (its newest checkpoint), or a hub id."""
+    """builtin:shapes-sft, builtin:words-sft, a model or run folder (its newest checkpoint), or a hub id."""
     no_think: bool = False
     """Draw without thinking first."""
     size: str | None = None
@@ -106,13 +106,13 @@ class Eval(Drawing):
     """Draw for held-out prompts and print score, exam score, plan right and follow."""
 
     suite: str = "shapes"
-    """The prompts: shapes (held-out), shapes:train, geneval, a file as in generate --prompts, hf:owner/name, or -."""
+    """Prompts: shapes, words (held-out), shapes:train, geneval, a file as generate --prompts, hf:owner/name, or -."""
     limit: int = 504
     """How many of these prompts, from the first."""
     samples: int = 4
     """Pictures per prompt."""
     reward: str | None = None
-    """The reward that judges prompts outside the shapes world, for example image/jpeg-compressibility."""
+    """The reward that judges prompts outside shapes and words, for example image/jpeg-compressibility."""
     out: Path | None = None
     """A new folder for records.jsonl, summary.json and sheet.png (default: print only)."""
 

@@ -71,9 +71,9 @@ def evaluate(
 ) -> Evaluated:
     """Draw ``samples`` pictures of each of the first ``limit`` prompts and judge them, as ``unigrpo eval`` does.
 
-    model: a name, as of :func:`load`, or a model. prompts: shapes (held out), shapes:train, geneval, a file, or a list
-    of texts or dicts. reward: who judges (a function, a name, a list of these); prompts outside of the shapes world
-    need one. out: a new folder for records, figures and a sheet of pictures. ConfigError says what cannot work.
+    model: a name, as of :func:`load`, or a model. prompts: shapes or words (held out), shapes:train, geneval, a file,
+    or a list of texts or dicts. reward: who judges (a function, a name, a list of these); prompts outside of shapes and
+    words need one. out: a new folder for records, figures and a sheet of pictures. ConfigError says what cannot work.
     """
     for name, number in (("samples", samples), ("limit", limit)):
         if not 1 <= number <= MOST:

@@ -1,12 +1,12 @@
 """From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
 
 checks: what is known before a model is loaded · models: which model, where, in which precision · data: prompts,
-demonstrations, rewards, suites · methods: terms and sampling · trial: rewards tried at the start · runs: a recipe,
-whole.
+demonstrations, rewards, suites · worlds: those that ship · methods: terms and sampling · trial: rewards tried at the
+start · runs: a recipe, whole.
 """
 
 from unigrpo.build.checks import check_data, check_drawn, check_here, check_suite
-from unigrpo.build.data import Suite, World, prompts, reward, suite, world_of
+from unigrpo.build.data import Suite, prompts, reward, suite
 from unigrpo.build.models import (
     DTYPES,
     builtin_folder,
@@ -21,12 +21,14 @@ from unigrpo.build.models import (
 from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
+from unigrpo.build.worlds import EmbeddedWorld
+from unigrpo.build.worlds import speaking as world_of
 
 __all__ = [
     "DTYPES",
+    "EmbeddedWorld",
     "RecipeEvaluator",
     "Suite",
-    "World",
     "builtin_folder",
     "check_data",
     "check_drawn",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from unigrpo.build import data, families, models
+from unigrpo.build import data, families, models, worlds
 from unigrpo.data_names import HUB, split_name
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.models.bagel_files.opening import Opened, open_folder
 from unigrpo.models.bagel_files.public import HUB_ID, cached
-from unigrpo.models.bagel_files.tokenizer import word_tokenizer
-from unigrpo.models.micro import SPECIAL_WORDS, micro_config
+from unigrpo.models.micro import micro_config, micro_tokenizer
 from unigrpo.policy import Reads, UnknownWords
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, PromptData, Recipe, Scorer
@@ -24,11 +24,9 @@ from unigrpo.training.lora import CONFIG as ADAPTER
 from unigrpo.training.lora import Adapter
 from unigrpo.training.sinks import openers
 from unigrpo.trajectory import Prompt
-from unigrpo.worlds import shapes
 from unigrpo.worlds.checking import check_pairs, check_prompts
 from unigrpo.worlds.pairs import PairRow
 from unigrpo.worlds.prompt_files import Row, RowPrompts
-from unigrpo.worlds.shapes.scenes import requirements
 
 SAMPLE = 1000
 """How many prompts of a stream without end are looked at."""
@@ -42,10 +40,11 @@ def opened(path: str) -> Reads:
     """Look into a model without reading its weights; a hub id is downloaded. ValueError says what is wrong."""
     if (own := families.own(path)) is not None:
         return own.family.look(own.folder)
-    if path == "init:micro":
-        words = [*SPECIAL_WORDS, *shapes.vocabulary()]
-        autoencoder = load_autoencoder(models.builtin_folder("shapes-autoencoder"))
-        return Opened(micro_config(len(words), autoencoder), word_tokenizer(words), public=False)
+    if (world := worlds.started_by(path)) is not None:
+        tokenizer = micro_tokenizer(world.vocabulary(), spells=world.spells)
+        autoencoder = load_autoencoder(models.builtin_folder(world.autoencoder))
+        config = micro_config(tokenizer.inner.get_vocab_size(), autoencoder, image_size=world.image_size)
+        return Opened(config, tokenizer, public=False)
     folder = models.model_folder(path)
     if (folder / ADAPTER).is_file() and (base := Adapter.base_of(folder)) is not None:
         return opened(base)
@@ -111,17 +110,25 @@ def any_metadata(row: Row) -> None:
     """Most rewards read no metadata."""
 
 
-def shapes_metadata(row: Row) -> None:
-    """The shapes verifier reads the metadata of its own prompts."""
-    try:
-        requirements(row.metadata)
-    except ValueError as error:
-        raise ConfigError(f"{row.where}: {error}") from error
-
-
 def metadata_check(scorers: Sequence[Scorer]) -> Callable[[Row], None]:
     """What some rewards ask of the metadata of every row: a function that raises ConfigError."""
-    return shapes_metadata if any(scorer.name == data.VERIFIER for scorer in scorers) else any_metadata
+    judged = [(s.name, world) for s in scorers if (world := worlds.judging(s.name)) is not None]
+    asked = tuple({world.name: world.required for name, world in judged if world.rewards[name]}.values())
+    return _Metadata(asked) if asked else any_metadata
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The rewards of a world read the metadata of its own prompts; equal for the same worlds."""
+
+    asked: tuple[Callable[[Mapping[str, Any]], object], ...]
+
+    def __call__(self, row: Row) -> None:
+        for required in self.asked:
+            try:
+                required(row.metadata)
+            except ValueError as error:
+                raise ConfigError(f"{row.where}: {error}") from error
 
 
 @dataclass
@@ -200,8 +207,8 @@ class Looked:
             check_prompts(name, rows, words, self.pictures, limit=limit, advance=advance)
 
     def _pairs(self, recipe: Recipe, given: DemonstrationData, words_alone: bool) -> None:
-        if given.demonstrations == data.SHAPES:
-            self._world(data.SHAPES, [Prompt(0, word) for word in shapes.vocabulary()], any_metadata)
+        if (world := worlds.EMBEDDED.get(given.demonstrations)) is not None:
+            self._world(world.name, [Prompt(0, word) for word in world.vocabulary()], any_metadata)
             return
         found = data.own_demonstrations(recipe, given)
 
@@ -259,16 +266,18 @@ def counted(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def check_size(recipe: Recipe, image_size: tuple[int, int]) -> None:
-    """ConfigError where the shapes world is to be drawn at a size that it does not have."""
+    """ConfigError where a world is to be drawn at a size that it does not have."""
     given = recipe.data
-    named = given.demonstrations if isinstance(given, DemonstrationData) else given.prompts
-    of_shapes = (data.VERIFIER, data.PREFERENCE)
-    verified = any(s.name in of_shapes for s in (*recipe.reward.train, *recipe.reward.validation))
-    if not (data.is_shapes(named) or data.is_shapes(recipe.eval.prompts) or verified):
-        return
-    (height, width), side = image_size, shapes.IMAGE_SIZE
-    if (height, width) != (side, side):
+    names = [given.demonstrations if isinstance(given, DemonstrationData) else given.prompts, recipe.eval.prompts]
+    used = [worlds.named(name) for name in names]
+    used += [worlds.judging(s.name) for s in (*recipe.reward.train, *recipe.reward.validation)]
+    (height, width) = image_size
+    for world in used:
+        if world is None or world.image_size == image_size:
+            continue
+        high, wide = world.image_size
+        change = f"rollout.image_size to {high}" if high == wide else "rollout.image_size to null"
         raise ConfigError(
-            f"the model would draw {height} x {width} pixels, but the shapes world has {side} x {side}: "
-            f"set rollout.image_size to {side}, or model.path to a model of that size"
+            f"the model would draw {height} x {width} pixels, but the {world.name} world has {high} x {wide}: "
+            f"set {change}, or model.path to a model of that size"
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import seeds
+from unigrpo.build.worlds import EMBEDDED, PREFERENCE, READER, VERIFIER, EmbeddedWorld, line_reader, named
 from unigrpo.data_names import HUB, SUFFIXES
 from unigrpo.evaluation.evaluator import Judge, unjudged
 from unigrpo.loading import reference
@@ -23,18 +24,18 @@ from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
-from unigrpo.worlds import geneval, pairs, shapes
+from unigrpo.worlds import geneval, pairs
+from unigrpo.worlds.demonstrations import DemonstrationMix, Teacher
 from unigrpo.worlds.prompt_files import RowPrompts, own_prompts
 from unigrpo.worlds.shapes import tasks
-from unigrpo.worlds.shapes.demonstrations import DemonstrationMix, demonstrations
 from unigrpo.worlds.shapes.preference import load_preference
 from unigrpo.worlds.sources import names_records
 
-SHAPES = "shapes"
-WORLDS = (SHAPES, "geneval")
+WORLDS = (*EMBEDDED, "geneval")
 GENEVAL = ("geneval:train", "geneval:fixed")
 OWN = f"a file ({', '.join(SUFFIXES)}), a folder of save_to_disk, {HUB}..."
-KNOWN = f"{', '.join(f'shapes:{split}' for split in shapes.SPLITS)}, {', '.join(GENEVAL)}, {OWN}"
+SPLITS = [f"{world.name}:{split}" for world in EMBEDDED.values() for split in world.splits]
+KNOWN = f"{', '.join([*SPLITS, *GENEVAL])}, {OWN}"
 
 
 # Prompts
@@ -48,7 +49,8 @@ def prompts(name: str, seed: int) -> PromptSource:
         raise ConfigError(f"{name} is a list to evaluate on: set data.prompts to geneval:train")
     if (rows := _rows(name, seed)) is not None:
         return rows
-    return shapes.PromptStream(_shapes_split(name), seed)
+    world, split = _split(name)
+    return world.stream(split, seed)
 
 
 def _rows(name: str, seed: int) -> RowPrompts | None:
@@ -58,16 +60,12 @@ def _rows(name: str, seed: int) -> RowPrompts | None:
     return own_prompts(name, seed)
 
 
-def _shapes_split(name: str) -> str:
-    world, _, split = name.partition(":")
-    if world != "shapes" or split not in shapes.SPLITS:
+def _split(name: str) -> tuple[EmbeddedWorld, str]:
+    """The world and the split of ``shapes:train``."""
+    world, split = named(name), name.partition(":")[2]
+    if world is None or split not in world.splits:
         raise ConfigError(f"there are no prompts called {name!r}: there are {KNOWN}")
-    return split
-
-
-def is_shapes(name: str) -> bool:
-    """Whether prompts (or demonstrations) are of the shapes world, whose pictures have one size."""
-    return name.partition(":")[0] == "shapes"
+    return world, split
 
 
 # Demonstrations
@@ -75,8 +73,8 @@ def is_shapes(name: str) -> bool:
 
 def demonstration_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
     """A maker of batches: (policy, iteration) -> trajectories with targets."""
-    if data.demonstrations == SHAPES:
-        return _shapes_maker(recipe, data)
+    if (world := EMBEDDED.get(data.demonstrations)) is not None:
+        return _world_maker(recipe, data, world.teacher)
     source = own_demonstrations(recipe, data)
 
     def make(policy: Policy, iteration: int) -> list[Trajectory]:
@@ -91,13 +89,17 @@ def demonstration_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Po
 def own_demonstrations(recipe: Recipe, data: DemonstrationData) -> pairs.RowPairs:
     """Demonstrations of a file or a data set."""
     if data.mix != Mix():
-        raise ConfigError(f"data.mix is for the demonstrations of shapes, not for {data.demonstrations}: leave it out")
+        of = " and ".join(EMBEDDED)
+        raise ConfigError(f"data.mix is for the demonstrations of {of}, not for {data.demonstrations}: leave it out")
     if not names_records(data.demonstrations):
-        raise ConfigError(f"there are no demonstrations called {data.demonstrations!r}: there are {SHAPES}, {OWN}")
+        known = f"{', '.join(EMBEDDED)}, {OWN}"
+        raise ConfigError(f"there are no demonstrations called {data.demonstrations!r}: there are {known}")
     return pairs.own_pairs(data.demonstrations, recipe.seed)
 
 
-def _shapes_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
+def _world_maker(
+    recipe: Recipe, data: DemonstrationData, teacher: Teacher[Any]
+) -> Callable[[Policy, int], list[Trajectory]]:
     mix = data.mix
 
     def make(policy: Policy, iteration: int) -> list[Trajectory]:
@@ -111,7 +113,7 @@ def _shapes_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Policy, 
             unsorted=mix.unsorted,
             plan_only=mix.plan_only,
         )
-        return tasks.supervised_trajectories(policy, demonstrations(recipe.seed, iteration, data.batch_size, now))
+        return teacher.trajectories(policy, teacher.batch(recipe.seed, iteration, data.batch_size, now))
 
     return make
 
@@ -139,9 +141,9 @@ class _ShapesPreference(DifferentiableReward):
         return self.model.to(images.device)(images, prompts)
 
 
-VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"
 registry.register(VERIFIER, lambda: _shapes_verifier)
 registry.register(PREFERENCE, _ShapesPreference)
+registry.register(READER, line_reader)
 
 
 def reward(
@@ -190,40 +192,10 @@ class Suite:
 
 
 def suite(name: str) -> Suite:
-    """The evaluation of a prompt set; ``shapes`` means held-out, ``geneval`` the fixed list."""
+    """The evaluation of a prompt set; a world's name means held-out, ``geneval`` the fixed list."""
     if name in ("geneval", *GENEVAL):
         return Suite(name, geneval.fixed, unjudged, judged=False)
     if (rows := _rows(name, 0)) is not None:
         return Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
-    split = _shapes_split("shapes:held-out" if name == "shapes" else name)
-    return Suite(name, lambda limit: shapes.fixed(split, limit), tasks.judge_pictures)
-
-
-# Worlds whose prompts a model may know by heart
-
-
-@dataclass(frozen=True)
-class World:
-    """A world with words of its own: how a person's prompt is put into them, and who judges its pictures.
-
-    understand: a prompt as the world writes it, with the requirements to judge it by (ValueError explains what can be
-    asked for); requires: the key of metadata that such requirements have.
-    """
-
-    image_size: tuple[int, int]
-    understand: Callable[[str], tuple[str, Mapping[str, Any]]]
-    requires: str
-    judge: Judge
-
-
-def _understood(text: str) -> tuple[str, Mapping[str, Any]]:
-    known = dict(shapes.parse_prompt(text))
-    return shapes.normalise_prompt(text), known
-
-
-def world_of(words: frozenset[str] | None) -> World | None:
-    """The world that a model of a closed vocabulary was made for; None for all others."""
-    if words is None or not words >= set(shapes.vocabulary()):
-        return None
-    side = shapes.IMAGE_SIZE
-    return World((side, side), _understood, "objects", tasks.judge_pictures)
+    world, split = _split(f"{name}:held-out" if name in EMBEDDED else name)
+    return Suite(name, lambda limit: world.fixed(split, limit), world.judge)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from unigrpo.build import bases, families
+from unigrpo.build.worlds import started_by
 from unigrpo.models.bagel.policy import group_of as bagel_group_of
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.models.bagel_files.pretrained import Bagel
@@ -20,10 +21,9 @@ from unigrpo.models.bagel_files.tensor_files import TensorFiles
 from unigrpo.models.micro import build_micro
 from unigrpo.policy import Loading, Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Model, Recipe, stage_folders
+from unigrpo.recipe import BUILTIN_MODELS, Model, Recipe, stage_folders
 from unigrpo.training import checkpoint
 from unigrpo.training.lora import Adapter
-from unigrpo.worlds import shapes
 
 ASSETS = "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,7 +52,7 @@ def model_folder(path: str) -> Path:
         try:
             return fetch(path)
         except ValueError as error:
-            builtin = " or ".join(f"builtin:{name}" for name in ("shapes-sft", "shapes-pretrain"))
+            builtin = ", ".join(name for name in BUILTIN_MODELS if name.startswith("builtin:"))
             raise ConfigError(
                 f"the model {path!r} is not a folder: give a model or run folder, {builtin}, or a hub id ({error})"
             ) from error
@@ -89,7 +89,7 @@ def policy(
     trained: Callable[[str], bool] = nothing_trained,
     merge: bool = False,
 ) -> Policy:
-    """Load (or, for init:micro, make) a model that thinks and draws.
+    """Load (or, for init:..., make) a model that thinks and draws.
 
     Weights whose name is ``trained`` are kept in fp32, all others in ``model.dtype``. The model of a LoRA run is its
     base with the adapter beside it; ``merge`` folds the adapter into the weights.
@@ -97,9 +97,14 @@ def policy(
     device, size = device_of(model), None if image_side is None else (image_side, image_side)
     if (own := families.own(model.path)) is not None:
         return own.family.load(own.folder, Loading(device, DTYPES[model.dtype], trained, size, seed))
-    if model.path == "init:micro":
-        autoencoder = load_autoencoder(builtin_folder("shapes-autoencoder")).to(device)
-        made = build_micro(shapes.vocabulary(), autoencoder, seed=seed)
+    if (world := started_by(model.path)) is not None:
+        made = build_micro(
+            world.vocabulary(),
+            load_autoencoder(builtin_folder(world.autoencoder)).to(device),
+            seed=seed,
+            image_size=world.image_size,
+            spells=world.spells,
+        )
         made.model.to(device)
         return made if size is None else made.at_size(size)
     folder = model_folder(model.path)

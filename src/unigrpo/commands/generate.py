@@ -192,7 +192,12 @@ def draw(policy: Policy, call: Call, verb: options.Generate) -> list[Drawn]:
     )
     for trajectory, words, picture in zip(drawn.trajectories, drawn.thinking, drawn.pictures, strict=True):
         prompt, correct = trajectory.prompt, None
-        if world is not None and world.requires in prompt.metadata and picture.shape[1:] == world.image_size:
+        if (
+            world is not None
+            and world.can_judge
+            and world.requires in prompt.metadata
+            and picture.shape[1:] == world.image_size
+        ):
             (record,) = world.judge(picture[None].float() / 255.0, [prompt], [words])
             correct = record["correct"]
         judged.append(Drawn(prompt, trajectory.sample, words, picture, correct))

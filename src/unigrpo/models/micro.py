@@ -12,16 +12,21 @@ from unigrpo.models.bagel.autoencoder import Autoencoder
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable
 from unigrpo.models.bagel_files.pretrained import Bagel
-from unigrpo.models.bagel_files.tokenizer import word_tokenizer
+from unigrpo.models.bagel_files.tokenizer import Tokenizer, word_tokenizer
 
 SPECIAL_WORDS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 SYSTEM_PROMPT = "think then draw"
 
 
 def micro_config(
-    num_words: int, autoencoder: Autoencoder, *, hidden_size: int = 64, num_layers: int = 4
+    num_words: int,
+    autoencoder: Autoencoder,
+    *,
+    image_size: tuple[int, int] = (32, 32),
+    hidden_size: int = 64,
+    num_layers: int = 4,
 ) -> BagelConfig:
-    """A BAGEL of about 0.4 M parameters for 32 x 32 pictures: 16 latent tokens of 16 numbers."""
+    """A BAGEL of about 0.4 M parameters for pictures of at most 64 x 64: one latent token of 16 numbers per 8 x 8."""
     return BagelConfig(
         vocab_size=num_words,
         hidden_size=hidden_size,
@@ -37,19 +42,30 @@ def micro_config(
         eos_token_id=1,
         vision_start_id=2,
         vision_end_id=3,
-        image_size=(32, 32),
+        image_size=image_size,
         system_prompt=SYSTEM_PROMPT,
         timestep_shift=4.0,
         num_points=9,
     )
 
 
-def build_micro(words: Sequence[str], autoencoder: Autoencoder, *, seed: int) -> Bagel:
-    """A freshly initialised micro model over the given words (special words come first)."""
-    vocabulary = [*SPECIAL_WORDS, *words]
-    model = BagelModel(micro_config(len(vocabulary), autoencoder))
+def micro_tokenizer(words: Sequence[str], *, spells: bool = False) -> Tokenizer:
+    """The words of a micro model; special words come first. ``spells``: capital letters are words of their own."""
+    return word_tokenizer([*SPECIAL_WORDS, *words], spells=spells)
+
+
+def build_micro(
+    words: Sequence[str],
+    autoencoder: Autoencoder,
+    *,
+    seed: int,
+    image_size: tuple[int, int] = (32, 32),
+    spells: bool = False,
+) -> Bagel:
+    """A freshly initialised micro model over the given words that draws (height, width) pixels."""
+    model = BagelModel(micro_config(len(SPECIAL_WORDS) + len(words), autoencoder, image_size=image_size))
     initialise(model, seed)
-    return Bagel(model, word_tokenizer(vocabulary), autoencoder)
+    return Bagel(model, micro_tokenizer(words, spells=spells), autoencoder)
 
 
 @torch.no_grad()

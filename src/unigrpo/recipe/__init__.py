@@ -29,6 +29,7 @@ from unigrpo.recipe.paths import absolute_overrides, split_path
 from unigrpo.recipe.reading import read_recipe
 from unigrpo.recipe.schema import Recipe, trained_experts
 from unigrpo.recipe.sections import (
+    BUILTIN_MODELS,
     Checkpoint,
     DemonstrationData,
     Eval,
@@ -52,6 +53,7 @@ from unigrpo.recipe.stages import (
 )
 
 __all__ = [
+    "BUILTIN_MODELS",
     "START",
     "Checkpoint",
     "DemonstrationData",

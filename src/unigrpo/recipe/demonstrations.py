@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unigrpo.data_names import EMBEDDED
 from unigrpo.objectives.method import Method
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe.sections import DemonstrationData
@@ -10,7 +11,7 @@ from unigrpo.recipe.sections import DemonstrationData
 def check_teaches(data: DemonstrationData, method: Method) -> None:
     """Every batch must hold something of what is learned: with one weight at 0 not every demonstration does."""
     mix, n = data.mix, data.batch_size
-    if data.demonstrations != "shapes":
+    if data.demonstrations not in EMBEDDED:
         if method.ignores_pictures and data.drop_prompt > 0:
             raise ConfigError(
                 f"data.drop_prompt = {data.drop_prompt:g} with method.mse_weight = 0: a picture without words leaves "

@@ -38,7 +38,13 @@ from unigrpo.ranges import (
     did_you_mean,
 )
 
-BUILTIN_MODELS = ("builtin:shapes-sft", "builtin:shapes-pretrain", "init:micro")
+BUILTIN_MODELS = (
+    "builtin:shapes-sft",
+    "builtin:shapes-pretrain",
+    "builtin:words-sft",
+    "init:micro",
+    "init:micro-words",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Model:
     """The start checkpoint, and how it computes."""
 
     path: PathOrName
-    """builtin:shapes-sft, builtin:shapes-pretrain, init:micro (random), a model or run folder, or a hub id."""
+    """builtin:shapes-sft, builtin:words-sft, init:micro (random), a model or run folder, or a hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation, and of frozen weights; what is trained is kept in fp32."""
     lora: Lora | None = None
@@ -100,7 +106,7 @@ class PromptData:
     """
 
     prompts: PathOrName
-    """shapes:train, geneval:train, a file or FILE:COLUMN, a saved folder, or hf:owner/name[:split[:column]]."""
+    """shapes:train, words:train, geneval:train, a file or FILE:COLUMN, a saved folder, or hf:owner/name[:...]."""
     prompts_per_iteration: Batch = 32
     """Prompts of an iteration."""
     group_size: Batch = 24
@@ -146,18 +152,18 @@ class Mix:
 
 @dataclass(frozen=True)
 class DemonstrationData:
-    """Demonstrations for supervised runs: where from, how many per step, and (shapes only) how imperfect.
+    """Demonstrations for supervised runs: where from, how many per step, and (worlds only) how imperfect.
 
     Rows are as in ``data.prompts`` and also have ``image`` (a path beside the file, or the picture itself) and, where
     there is one, ``thinking``.
     """
 
     demonstrations: PathOrName
-    """shapes, a file or folder of rows with prompt, image and perhaps thinking, or hf:owner/name."""
+    """shapes, words, a file or folder of rows with prompt, image and perhaps thinking, or hf:owner/name."""
     batch_size: Batch = 48
     """Demonstrations of a step."""
     drop_prompt: Probability = 0.0
-    """Share of pictures drawn without words, for guidance (shapes have mix.unconditional)."""
+    """Share of pictures drawn without words, for guidance (worlds have mix.unconditional)."""
     mix: Mix = field(default_factory=Mix)
 
 
@@ -278,7 +284,7 @@ class Eval:
     """
 
     prompts: PathOrName
-    """shapes:held-out, geneval:fixed, a .txt or .jsonl file, or hf:owner/name[:split[:column]]."""
+    """shapes:held-out, words:held-out, geneval:fixed, a .txt or .jsonl file, or hf:owner/name[:split[:column]]."""
     every: Count = 25
     """Iterations between two evaluations in the run."""
     limit: Batch = 200

@@ -51,7 +51,7 @@ class Opened:
         if pictures and self.config.vision is None:
             raise ValueError("it has pictures, but the model cannot see any (it has no vision tower)")
         said = text.replace(IMAGE_PLACE, " ") if pictures else text
-        if self.words is not None and (unknown := [word for word in said.split() if word not in self.words]):
+        if unknown := self.tokenizer.unknown(said):
             raise UnknownWords(f"the model does not know the word(s) {', '.join(map(repr, unknown))} in {text!r}")
         interleave(text, [()] * pictures, self.tokenizer.encode)
 

@@ -137,12 +137,17 @@ class Tokenizer:
         try:
             ids = self.inner.encode(text, add_special_tokens=False).ids
         except Exception as error:  # tokenizers raises a bare Exception for a word outside a word-level vocabulary
-            unknown = [word for word in text.split() if self.inner.token_to_id(word) is None]
             known = ", ".join(sorted(self.inner.get_vocab()))
-            raise ValueError(
-                f"the model does not know the word(s) {', '.join(map(repr, unknown))} in {text!r}; it knows: {known}"
-            ) from error
+            unknown = ", ".join(map(repr, self.unknown(text)))
+            raise ValueError(f"the model does not know the word(s) {unknown} in {text!r}; it knows: {known}") from error
         return torch.tensor(ids, dtype=torch.int64)
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that are not in a closed vocabulary."""
+        if self.words is None or self.inner.pre_tokenizer is None:
+            return []
+        pieces = [piece for piece, _ in self.inner.pre_tokenizer.pre_tokenize_str(text)]
+        return [piece for piece in pieces if self.inner.token_to_id(piece) is None]
 
     def decode(self, ids: Tensor) -> str:
         """Ids -> text, for people only.
@@ -153,11 +158,17 @@ class Tokenizer:
         return self.inner.decode(ids.tolist(), skip_special_tokens=False)
 
 
-def word_tokenizer(words: list[str]) -> Tokenizer:
-    """A word-level tokenizer: id = index in ``words``; text is split at white space."""
+def word_tokenizer(words: list[str], *, spells: bool = False) -> Tokenizer:
+    """A word-level tokenizer: id = index in ``words``; text is split at white space.
+
+    ``spells``: every capital letter is a word of its own, so that "CAB" is read as "C A B".
+    """
     vocabulary = {word: index for index, word in enumerate(words)}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner = tokenizers.Tokenizer(models.WordLevel(vocabulary))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if spells:
+        capitals = pre_tokenizers.Split(Regex("[A-Z]"), behavior="isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), capitals])
     return Tokenizer(inner)
 
 

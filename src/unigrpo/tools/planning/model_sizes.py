@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unigrpo.build import bases
 from unigrpo.build.models import builtin_folder, model_folder
+from unigrpo.build.worlds import started_by
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
@@ -24,15 +25,14 @@ from unigrpo.tools.planning.sizes import (
     flux_autoencoder,
     small_autoencoder,
 )
-from unigrpo.worlds import shapes
 
 
 def sizes(model: Model) -> tuple[ModelSizes, str | None]:
     """The sizes of a recipe's model, and a note where they had to be assumed (nothing is downloaded)."""
-    if model.path == "init:micro":
-        autoencoder = load_autoencoder(builtin_folder("shapes-autoencoder"))
-        words = len(SPECIAL_WORDS) + len(shapes.vocabulary())
-        return _small(micro_config(words, autoencoder), autoencoder), None
+    if (world := started_by(model.path)) is not None:
+        autoencoder = load_autoencoder(builtin_folder(world.autoencoder))
+        words = len(SPECIAL_WORDS) + len(world.vocabulary())
+        return _small(micro_config(words, autoencoder, image_size=world.image_size), autoencoder), None
     if not model.path.startswith("builtin:") and not Path(model.path).is_dir():
         return BAGEL_7B, f"model.path {model.path} is not a folder here: the sizes of BAGEL-7B-MoT are assumed"
     folder = model_folder(model.path)

@@ -8,37 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.policy import Policy
-from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
-from unigrpo.worlds.shapes.demonstrations import Demonstration
-from unigrpo.worlds.shapes.planner import format_plan, parse_plan, plan_satisfies
-from unigrpo.worlds.shapes.renderer import render
+from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.worlds.demonstrations import Demonstration
+from unigrpo.worlds.shapes.demonstrations import TEACHER
+from unigrpo.worlds.shapes.planner import parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.scenes import Scene
 from unigrpo.worlds.shapes.verifier import RewardWeights, follows, verify
 
 DEFAULT_WEIGHTS = RewardWeights()
 
 
-def given_segments(policy: Policy, demonstration: Demonstration) -> tuple[Segment, ...]:
-    """What stands before the picture, as the policy would see it at sampling time; a prompted plan is a target."""
-    think = demonstration.plan is not None or (demonstration.prompt is None and demonstration.system)
-    before = policy.prompt_segments(demonstration.prompt or Prompt(0, ""), think=think)
-    if demonstration.prompt is None:
-        before = without_prompt(before)
-    if demonstration.plan is None:
-        return before
-    ids = policy.encode_text(format_plan(demonstration.plan))
-    return (*before, Text(ids, target=demonstration.form in ("think", "plan_only")))
-
-
-def supervised_trajectories(policy: Policy, demonstrations: Sequence[Demonstration]) -> list[Trajectory]:
+def supervised_trajectories(policy: Policy, demonstrations: Sequence[Demonstration[Scene]]) -> list[Trajectory]:
     """Demonstrations as trajectories with targets: the plan (where there is a prompt) and the picture's latents."""
-    pictures = [item.picture for item in demonstrations if item.picture is not None]
-    latents = iter(policy.encode_image(render(pictures)) if pictures else [])
-    made = []
-    for index, item in enumerate(demonstrations):
-        prompt = item.prompt or Prompt(index, "", {})
-        image = () if item.picture is None else (Image(next(latents), policy.spec.grid, target=True),)
-        made.append(Trajectory(prompt, 0, (*given_segments(policy, item), *image)))
-    return made
+    return TEACHER.trajectories(policy, demonstrations)
 
 
 def graded_reward(

@@ -1,0 +1,146 @@
+"""The embedded worlds by name: prompts, demonstrations, a judge, and the micro model that is grown for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+from unigrpo.evaluation.evaluator import Judge
+from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
+from unigrpo.training.sources import PromptSource
+from unigrpo.trajectory import Prompt
+from unigrpo.worlds import shapes
+from unigrpo.worlds.demonstrations import Teacher
+from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
+from unigrpo.worlds.shapes import tasks as shapes_tasks
+from unigrpo.worlds.shapes.scenes import requirements
+from unigrpo.worlds.words import demonstrations as words_demonstrations
+from unigrpo.worlds.words import planner as words_planner
+from unigrpo.worlds.words import prompts as words_prompts
+from unigrpo.worlds.words import renderer as words_renderer
+from unigrpo.worlds.words import tasks as words_tasks
+
+
+@dataclass(frozen=True)
+class EmbeddedWorld:
+    """A small world that ships with the package.
+
+    splits: of its prompts, ``name:split``; stream, fixed: prompts to train and to evaluate on; teacher: demonstrations;
+    vocabulary, spells, image_size, autoencoder: what its micro model is grown from (``start`` is that model's name);
+    understand: a person's prompt in the world's spelling, with the requirements to judge it by; requires: their key;
+    required: ValueError where metadata lacks them; judge: of evaluations; packages: what the judge needs besides this
+    package; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    stream: Callable[[str, int], PromptSource]
+    fixed: Callable[[str, int], list[Prompt]]
+    teacher: Teacher[Any]
+    start: str
+    vocabulary: Callable[[], list[str]]
+    spells: bool
+    image_size: tuple[int, int]
+    autoencoder: str
+    understand: Callable[[str], tuple[str, Mapping[str, Any]]]
+    requires: str
+    required: Callable[[Mapping[str, Any]], object]
+    judge: Judge
+    rewards: Mapping[str, bool]
+    packages: tuple[str, ...] = ()
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether the packages of the judge are installed; a picture can be drawn without."""
+        return all(find_spec(package) is not None for package in self.packages)
+
+
+def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:
+    known = dict(shapes.parse_prompt(text))
+    return shapes.normalise_prompt(text), known
+
+
+def _words_understood(text: str) -> tuple[str, Mapping[str, Any]]:
+    known = words_prompts.parse_prompt(text)
+    return words_prompts.normalise_prompt(text), known
+
+
+@cache
+def line_reader() -> OcrText:
+    """The OCR of the words world, loaded when it is first asked: every picture is one line of text."""
+    return OcrText(detect=False)
+
+
+def _read(images: Tensor) -> list[str]:
+    return [plain(text).upper() for text in line_reader().read(images)]
+
+
+def _words_judge(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
+    return words_tasks.judge_pictures(_read, images, prompts, thinking)
+
+
+VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"
+READER = "words/ocr"
+SHAPES = EmbeddedWorld(
+    name="shapes",
+    splits=shapes.SPLITS,
+    stream=shapes.PromptStream,
+    fixed=shapes.fixed,
+    teacher=shapes_demonstrations.TEACHER,
+    start="init:micro",
+    vocabulary=shapes.vocabulary,
+    spells=False,
+    image_size=(shapes.IMAGE_SIZE, shapes.IMAGE_SIZE),
+    autoencoder="shapes-autoencoder",
+    understand=_shapes_understood,
+    requires="objects",
+    required=requirements,
+    judge=shapes_tasks.judge_pictures,
+    rewards={VERIFIER: True, PREFERENCE: False},
+)
+WORDS = EmbeddedWorld(
+    name="words",
+    splits=words_prompts.SPLITS,
+    stream=words_prompts.PromptStream,
+    fixed=words_prompts.fixed,
+    teacher=words_demonstrations.TEACHER,
+    start="init:micro-words",
+    vocabulary=words_planner.vocabulary,
+    spells=True,
+    image_size=words_renderer.IMAGE_SIZE,
+    autoencoder="words-autoencoder",
+    understand=_words_understood,
+    requires="word",
+    required=words_prompts.wanted,
+    judge=_words_judge,
+    rewards={READER: True},
+    packages=PACKAGES,
+)
+EMBEDDED = {world.name: world for world in (SHAPES, WORDS)}
+
+
+def named(name: str) -> EmbeddedWorld | None:
+    """The world of ``shapes``, ``words:train`` ...; None where the name is of something else."""
+    return EMBEDDED.get(name.partition(":")[0])
+
+
+def started_by(path: str) -> EmbeddedWorld | None:
+    """The world whose micro model a name of a new model means (``init:micro``)."""
+    return next((world for world in EMBEDDED.values() if world.start == path), None)
+
+
+def judging(reward: str) -> EmbeddedWorld | None:
+    """The world whose pictures a reward judges; None for rewards of any pictures."""
+    return next((world for world in EMBEDDED.values() if reward in world.rewards), None)
+
+
+def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
+    """The world that a model of a closed vocabulary was made for; None for all others."""
+    if words is None:
+        return None
+    return next((world for world in EMBEDDED.values() if words >= set(world.vocabulary())), None)
