@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -50,7 +50,7 @@ class Judge(ThreadingHTTPServer):
         self.fault, self.seconds = fault, seconds
         self.asked, self.requests, self.keys = Counter(), [], set()
         self.lock, self.busy, self.busiest = threading.Lock(), 0, 0
-        self.models = [MODEL]
+        self.models, self.connections = [MODEL], set()
 
     @property
     def url(self):
@@ -63,6 +63,10 @@ class Judge(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+
+    def setup(self):
+        super().setup()
+        self.server.connections.add(self.connection)
 
     def log_message(self, *given):
         pass
@@ -181,3 +185,6 @@ def running(fault=lambda nth, question: None, seconds=0.0, port=0):
     finally:
         server.shutdown()
         server.server_close()
+        for connection in server.connections:  # those that are kept open would be served on
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

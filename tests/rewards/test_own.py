@@ -101,7 +101,10 @@ def test_what_needs_more_is_told_what_a_reward_takes():
         return open("weights.bin")
 
     for thing, said in (
-        (lambda images, prompts: [1.0], "takes .images, prompts., and there is nothing for images, prompts: a reward takes .images, prompts, metadata"),
+        (
+            lambda images, prompts: [1.0],
+            "takes .images, prompts., and there is nothing for images, prompts: a reward takes .images, prompts, metadata",
+        ),
         (NeedsMore, r"takes \(path\)"),
         ([1.0], "is an object of the type list, not a function"),
         (lambda: [1.0], "what its factory built is an object of the type list"),

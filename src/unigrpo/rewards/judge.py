@@ -80,7 +80,9 @@ class Judge:
             if not isinstance(text := asdict(self)[key], str) or not text.strip():
                 raise ConfigError(f"{self.name}: {key} is {shown(text)}: write the service's address and its model")
         if not isinstance(self.extra, Mapping) or (taken := [key for key in self.extra if key in OF_REQUESTS]):
-            what = f"{taken[0]!r}, which the judge sets itself" if isinstance(self.extra, Mapping) else shown(self.extra)
+            what = (
+                f"{taken[0]!r}, which the judge sets itself" if isinstance(self.extra, Mapping) else shown(self.extra)
+            )
             raise ConfigError(f"{self.name}: extra has {what}: write further fields of a request, by name")
 
     def _parameters(self) -> dict[str, Any]:

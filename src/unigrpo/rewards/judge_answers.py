@@ -96,10 +96,10 @@ def answers_in(text: str | None, count: int) -> list[float] | None:
 def _json_in(words: str) -> Any:
     """The JSON value that some words are, or hold between fences or brackets; None where there is none."""
     fenced = FENCE.search(words)
-    bracketed = re.search(r"\[.*\]|\{.*\}", words, re.DOTALL)
-    for text in (words, fenced and fenced[1], bracketed and bracketed[0]):
+    between = [words[words.find(left) : words.rfind(right) + 1] for left, right in ("[]", "{}") if left in words]
+    for text in (words, fenced[1] if fenced else "", *between):
         try:
-            return json.loads(text or "")
+            return json.loads(text)
         except (ValueError, RecursionError):
             continue
     return None

@@ -48,7 +48,9 @@ def _point(where: str, number: int, item: Any) -> Point:
         raise ConfigError(f"{where}: {shown(item)} is no question and no object with one")
     for key in row:
         if key not in KEYS:
-            raise ConfigError(f"{where}: unknown key {shown(key)}{did_you_mean(str(key), KEYS)}; known: {', '.join(KEYS)}")
+            raise ConfigError(
+                f"{where}: unknown key {shown(key)}{did_you_mean(str(key), KEYS)}; known: {', '.join(KEYS)}"
+            )
     question, expected, depends = row.get("question"), row.get("expected", "yes"), row.get("depends_on", ())
     if not isinstance(question, str) or not question.strip():
         raise ConfigError(f"{where}: question is {shown(question)}; write a question that yes or no answers")
