@@ -8,10 +8,10 @@ import sys
 import threading
 from contextlib import ExitStack
 
+import fault_server as faults
 import pytest
 import torch
 
-import fault_server as faults
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards import judge_endpoint, registry
 from unigrpo.rewards.judge import JudgeExam, JudgeScore

@@ -14,7 +14,7 @@ from torch import Tensor
 from unigrpo.rewards.judge_answers import answers_in, first_message, from_logprobs, probability_of_yes
 from unigrpo.rewards.judge_cache import Cache
 from unigrpo.rewards.judge_endpoint import Batch, Endpoint, NoAnswer, texts
-from unigrpo.rewards.pixels import as_bytes, as_png
+from unigrpo.rewards.png import as_bytes, as_png
 
 VERSION = 1
 """Of the sentences below; another number, and nothing that is remembered counts."""
