@@ -123,7 +123,7 @@ def read(name: str, answer: Any, count: int, value: str | None = None) -> Reward
     for part, given in output.parts.items():
         parts[part], wrong = read_numbers(f"part {part!r} of reward {name!r}", given, count)
         errors = {i: f"{message} (its part {part!r})" for i, message in wrong.items()} | errors
-    errors = {i: str(message) for i, message in output.errors.items()} | errors
+    errors |= {i: str(message) for i, message in output.errors.items()}  # what the reward says goes first
     if outside := [i for i in errors if not 0 <= i < count]:
         raise RewardFault(f"reward {name!r} gave an error for picture {outside[0]}, and there are {count}: {errors}")
     return RewardOutput([math.nan if i in errors else v for i, v in enumerate(values)], parts, errors)

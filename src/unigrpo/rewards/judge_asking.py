@@ -1,0 +1,134 @@
+"""Questions about a picture: how they are put, read, put once more where the answer is none, and remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from unigrpo.rewards.judge_answers import answers_in, first_message, from_logprobs, probability_of_yes
+from unigrpo.rewards.judge_cache import Cache
+from unigrpo.rewards.judge_endpoint import Batch, Endpoint, NoAnswer, texts
+from unigrpo.rewards.png import as_bytes, as_png
+
+VERSION = 1
+"""Of the sentences below; another number, and nothing that is remembered counts."""
+ONE = "Judge only what is visible. Question: {question} Answer with exactly one word: Yes or No."
+MANY = (
+    "Judge only what is visible. Answer each of these {count} questions with yes or no.\n{questions}\n"
+    'Answer with nothing but a JSON list of {count} strings, each "yes" or "no", in the order of the questions.'
+)
+AGAIN = "That is not an answer. Answer with exactly one word: Yes or No."
+AGAIN_MANY = 'That is not an answer. Answer with nothing but a JSON list of {count} strings, each "yes" or "no".'
+WORDS_EACH = 8  # tokens of one answer in a list
+
+
+class Picture:
+    """One picture: its pixels' digest, and its PNG as a data URL, which is made once and only if it is asked about."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self._pixels = pixels
+        self._url: asyncio.Task[str] | None = None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of size and pixels."""
+        return hashlib.sha256(str(self._pixels.shape).encode() + self._pixels.tobytes()).hexdigest()
+
+    async def url(self) -> str:
+        """The picture as a data URL of a PNG."""
+        if self._url is None:
+            self._url = asyncio.ensure_future(asyncio.to_thread(_data_url, self._pixels))
+        return await asyncio.shield(self._url)  # the others wait for it, too
+
+
+def pictures(images: Tensor) -> list[Picture]:
+    """Pictures float [B, 3, H, W] in [0, 1], one by one."""
+    return [Picture(pixels) for pixels in as_bytes(images)]
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    import base64
+
+    return "data:image/png;base64," + base64.b64encode(as_png(pixels)).decode()
+
+
+class Asker:
+    """Asks one model of a service; ``parameters`` are those of the request beside model and messages."""
+
+    def __init__(self, endpoint: Endpoint, model: str, parameters: Mapping[str, Any], cache: Cache | None) -> None:
+        self.endpoint, self.model, self.parameters, self.cache = endpoint, model, parameters, cache
+
+    async def one(self, picture: Picture, question: str, batch: Batch) -> float:
+        """P(yes) of a question; NoAnswer where a second try gives neither yes nor no."""
+        (yes,) = await self._remembered(picture, "one", [question], batch)
+        return yes
+
+    async def many(self, picture: Picture, questions: Sequence[str], batch: Batch) -> list[float]:
+        """1 or 0 for each of several questions in one request; NoAnswer where a second try gives no such list."""
+        return await self._remembered(picture, "many", questions, batch)
+
+    async def shades(self, picture: Picture, question: str, batch: Batch) -> bool:
+        """Whether the service gives log probabilities of its answers."""
+        _, tokens = await self._reply(await self._messages(picture, _one(question)), 1, batch)
+        return from_logprobs(tokens) is not None
+
+    async def _remembered(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
+        if self.cache is None:
+            return await self._asked(picture, how, questions, batch)
+        key = self._key(picture, how, questions)
+        if (known := self.cache.get(key)) is not None and len(known) == len(questions):
+            return known
+        answers = await self._asked(picture, how, questions, batch)
+        self.cache.put(key, answers)
+        return answers
+
+    def _key(self, picture: Picture, how: str, questions: Sequence[str]) -> str:
+        asked = [VERSION, self.model, how, list(questions), self.parameters, picture.digest]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    async def _asked(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
+        """Ask, and where the answer is none, once more with what was said before it."""
+        count = len(questions)
+        messages = await self._messages(picture, _one(questions[0]) if how == "one" else _many(questions))
+        for last in (False, True):
+            text, tokens = await self._reply(messages, count, batch)
+            answers = answers_in(text, count) if how == "many" else _single(probability_of_yes(text, tokens))
+            if answers is not None:
+                return answers
+            if last:
+                wanted = "yes nor no" if how == "one" else f"a list of {count} answers"
+                raise NoAnswer(f"asked twice, the judge gave no {wanted}: {(text or 'nothing')[-80:]!r}")
+            if text:
+                again = AGAIN if how == "one" else AGAIN_MANY.format(count=count)
+                messages = [*messages, *texts([("assistant", text), ("user", again)])]
+        raise AssertionError("unreachable")
+
+    async def _messages(self, picture: Picture, words: str) -> list[dict[str, Any]]:
+        shown = {"type": "image_url", "image_url": {"url": await picture.url()}}
+        return texts([("user", [shown, {"type": "text", "text": words}])])
+
+    async def _reply(
+        self, messages: Sequence[Mapping[str, Any]], count: int, batch: Batch
+    ) -> tuple[str | None, Sequence[Any]]:
+        room = self.parameters["max_tokens"] + WORDS_EACH * (count - 1)
+        request = {**self.parameters, "model": self.model, "messages": messages, "max_tokens": room}
+        return first_message(await self.endpoint.chat(request, batch))
+
+
+def _single(yes: float | None) -> list[float] | None:
+    return None if yes is None else [yes]
+
+
+def _one(question: str) -> str:
+    return ONE.replace("{question}", question)
+
+
+def _many(questions: Sequence[str]) -> str:
+    listed = "\n".join(f"{number}. {question}" for number, question in enumerate(questions, 1))
+    return MANY.replace("{count}", str(len(questions))).replace("{questions}", listed)
