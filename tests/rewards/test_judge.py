@@ -116,7 +116,7 @@ def test_a_fault_that_passes_changes_no_score(fault):
 @pytest.mark.parametrize("fault", [fault for fault in ONCE if fault != "slow"])
 def test_a_fault_that_stays_is_an_error_and_never_a_zero(fault):
     with faults.running(lambda nth, question: ONCE[fault] if "blue" in question else None) as server:
-        output = ask(exam(server, retries=2), [RED, BLUE], ["Is it red?"] + ["Is it blue?"])
+        output = ask(exam(server, retries=2), [RED, BLUE], ["Is it red?", "Is it blue?"])
         assert all(math.isnan(value) for value in output.values) and set(output.errors) == {0, 1}
         assert "1 of 2 points have no answer; 'Is it blue?': " in output.errors[0]
         assert len(server.requests) <= 2 + 2 * 3
@@ -249,9 +249,15 @@ def test_the_probe_asks_of_a_red_square_once_in_a_process():
 
 
 PROBES = {
-    "has no model 'colours-7b' (did you mean colours-70b?); it has: colours-70b": lambda s: s.models.__setitem__(0, "colours-70b"),
-    "says no: it does not see pictures": lambda s: setattr(s, "fault", lambda n, q: faults.says("No", faults.logprobs(0.1))),
-    "gives no log probabilities": lambda s: setattr(s, "fault", lambda n, q: faults.says("Yes" if "red" in q else "No")),
+    "has no model 'colours-7b' (did you mean colours-70b?); it has: colours-70b": lambda s: s.models.__setitem__(
+        0, "colours-70b"
+    ),
+    "says no: it does not see pictures": lambda s: setattr(
+        s, "fault", lambda n, q: faults.says("No", faults.logprobs(0.1))
+    ),
+    "gives no log probabilities": lambda s: setattr(
+        s, "fault", lambda n, q: faults.says("Yes" if "red" in q else "No")
+    ),
     "refuses": lambda s: setattr(s, "fault", lambda n, q: faults.status(400, message="refuses")),
     "asked twice, the judge gave no yes nor no": lambda s: setattr(s, "fault", lambda n, q: faults.says("a square")),
 }  # fmt: skip
@@ -269,7 +275,7 @@ def test_a_judge_that_cannot_work_is_told_in_a_sentence(said):
 def test_no_service_and_no_shades():
     with faults.running(lambda n, q: faults.says("Yes" if "red" in q else "No")) as server:
         exam(server, probe=True, top_logprobs=0)
-    with pytest.raises(ConfigError, match="cannot be used .*: start the service, or correct url"):
+    with pytest.raises(ConfigError, match=r"cannot be used .*: start the service, or correct url"):
         exam(server, probe=True)
 
 

@@ -52,7 +52,7 @@ class Breaker:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until a request may be made; inside it is made, and :meth:`worked` or :meth:`failed` says how it went."""
+        """Wait until a request may be made; it is made inside; :meth:`worked` or :meth:`failed` says how it went."""
         now = asyncio.get_running_loop().time
         while self.is_open and (self.trying or now() < self.until):
             await asyncio.sleep(max(0.02, min(1.0, self.until - now())))
