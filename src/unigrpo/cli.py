@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Annotated, Union
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, subcommand
+from tyro.conf import CascadeSubcommandArgs, FlagCreatePairsOff, subcommand
 
 from unigrpo import loading, output, version
 from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval
@@ -56,7 +56,8 @@ def parsed(argv: list[str]) -> tuple[Common, list[str]]:
         "unigrpo --version says which one this is.",
         args=argv,
         return_unknown_args=True,
-        config=(FlagCreatePairsOff,),  # --no-think has no --no-no-think
+        # --no-think has no --no-no-think; what a verb takes may stand after its own verb (rewards try --json)
+        config=(FlagCreatePairsOff, CascadeSubcommandArgs),
     )
 
 

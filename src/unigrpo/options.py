@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg, subcommand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,68 @@ class Recipes(Common):
 
 
 @dataclass(frozen=True)
+class ListRewards:
+    """List the rewards that ship, those of installed packages, and what each still lacks."""
+
+
+@dataclass(frozen=True)
+class TryReward:
+    """Score pictures: unigrpo rewards try image/jpeg-compressibility --image a.png --prompt "a red circle"."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """A reward (see `unigrpo rewards`), path/file.py:thing or package.module:thing."""
+    image: Annotated[tuple[Path, ...], UseAppendAction] = ()
+    """A picture; may be given several times, of one size."""
+    prompt: str = ""
+    """What was asked of them."""
+    thinking: str | None = None
+    """What the model thought before it drew (default: it did not)."""
+    metadata: str | None = None
+    """What else is known of the prompt, as YAML: "{word: HI}" (default: what a world reads in its own prompts)."""
+    args: str = "{}"
+    """Arguments of the reward, as in a recipe: "{batch: 4}"."""
+
+
+@dataclass(frozen=True)
+class ServeReward:
+    """Serve a reward over HTTP, so that it can have its own machine or environment (reward remote/http asks it)."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """A reward (see `unigrpo rewards`), path/file.py:thing or package.module:thing."""
+    args: str = "{}"
+    """Arguments of the reward, as in a recipe: "{batch: 4}"."""
+    host: str = "127.0.0.1"
+    """The address to answer at; one that others can reach needs a token."""
+    port: int = 8765
+    """The port; 0 is any that is free."""
+    workers: int = 1
+    """Processes, each with the reward in its own memory."""
+    token_env: str | None = None
+    """NAME of the environment variable that holds the token which askers must show."""
+    max_pictures: int = 256
+    """Of one request."""
+    max_pixels: int = 4_194_304
+    """Of one picture."""
+    max_body_mb: int = 256
+    """Of one request."""
+
+
+@dataclass(frozen=True)
+class Rewards(Common):
+    """List the rewards there are; try one on a picture, or serve it over HTTP."""
+
+    action: Annotated[
+        Union[  # noqa: UP007 (tyro reads it when it runs)
+            Annotated[ListRewards, subcommand("list")],
+            Annotated[TryReward, subcommand("try")],
+            Annotated[ServeReward, subcommand("serve")],
+        ],
+        OmitArgPrefixes,
+        OmitSubcommandPrefixes,
+    ] = ListRewards()
+
+
+@dataclass(frozen=True)
 class RecipeToEdit(Common):
     """Write a recipe to edit, every key with one line of explanation: unigrpo recipe shapes/unigrpo --out my.yaml.
 
@@ -223,6 +285,7 @@ VERBS: dict[str, type[Common]] = {
     "compare": Compare,
     "recipes": Recipes,
     "recipe": RecipeToEdit,
+    "rewards": Rewards,
     "parity": Parity,
     "export": Export,
     "make-tiny-bagel": MakeTinyBagel,

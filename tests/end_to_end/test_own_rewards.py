@@ -207,10 +207,10 @@ def test_a_reward_of_a_notebook_is_told_as_what_it_is(here, capsys):
 
 def test_what_logs_call_rewards():
     names = ["/a/mine.py:f", "/b/mine.py:f", "/b/mine.py:g", "package.module:f", "shapes/verifier", "/b/mine.py:g"]
-    found = build.data.labels([Scorer(name=name) for name in names])
+    found = build.rewards.labels([Scorer(name=name) for name in names])
     assert found == [*names[:2], "mine.py:g", *names[3:5], "mine.py:g-2"]
     twice = [Scorer(name="a"), Scorer(name="a", value="x"), Scorer(name="a", value="y"), Scorer(name="a", value="y")]
-    assert build.data.labels(twice) == ["a", "a:x", "a:y", "a:y-2"]
+    assert build.rewards.labels(twice) == ["a", "a:x", "a:y", "a:y-2"]
 
 
 # ---------------------------------------------------------------- a program's or notebook's call

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unigrpo import build  # noqa: F401 (names the rewards that ship)
 from unigrpo.rewards import jpeg, registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.protocol import RewardInput

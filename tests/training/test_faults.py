@@ -43,7 +43,7 @@ def misses_one(output):
 
 def use(monkeypatch, nth, fault):
     """Register the reward for one test, as a user's own."""
-    assert build.data.registry is registry
+    assert build.rewards.registry is registry
     monkeypatch.setitem(registry._FACTORIES, "tests/faulty", lambda: Faulty(nth, fault))
 
 

@@ -87,7 +87,7 @@ def evaluate(
     if not suite.judged and not scorers:
         raise ConfigError(f"evaluate: {suite.name} has no judge of its own: give reward, a function or a name")
     with registry.meaning(named.meant):
-        judge = build.reward(scorers) if scorers else None
+        judge = build.reward(scorers, model=named_model) if scorers else None
         if named_model is not None and own_prompts.name_of(prompts) is not None:
             build.check_suite(suite.name, limit, named_model, scorers)
         policy = load(model) if isinstance(model, str | Path) else model

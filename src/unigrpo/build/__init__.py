@@ -1,12 +1,12 @@
 """From the names in a recipe to things: the one place that knows models, worlds, rewards and methods by name.
 
 checks: what is known before a model is loaded · models: which model, where, in which precision · data: prompts,
-demonstrations, rewards, suites · worlds: those that ship · methods: terms and sampling · trial: rewards tried at the
-start · runs: a recipe, whole.
+demonstrations, suites · worlds, rewards: those that ship · sampling: how a recipe draws and scores · trial: rewards
+tried at the start · runs: a recipe, whole.
 """
 
 from unigrpo.build.checks import check_data, check_drawn, check_here, check_suite
-from unigrpo.build.data import Suite, prompts, reward, suite
+from unigrpo.build.data import Suite, prompts, suite
 from unigrpo.build.models import (
     DTYPES,
     builtin_folder,
@@ -18,14 +18,16 @@ from unigrpo.build.models import (
     stored,
     with_adapter,
 )
+from unigrpo.build.rewards import SHIPPED, reward
 from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
-from unigrpo.build.worlds import EmbeddedWorld
+from unigrpo.build.worlds import EmbeddedWorld, known_of
 from unigrpo.build.worlds import speaking as world_of
 
 __all__ = [
     "DTYPES",
+    "SHIPPED",
     "EmbeddedWorld",
     "RecipeEvaluator",
     "Suite",
@@ -38,6 +40,7 @@ __all__ = [
     "device_of",
     "drawn_size",
     "evaluation_sampling",
+    "known_of",
     "lasting_name",
     "model_folder",
     "parts",

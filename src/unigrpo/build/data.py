@@ -1,34 +1,25 @@
-"""From names to data: prompts, demonstrations, rewards, and the suites that evaluations run on."""
+"""From names to data: prompts, demonstrations, and the suites that evaluations run on."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from unigrpo import seeds
-from unigrpo.build.worlds import EMBEDDED, PREFERENCE, READER, VERIFIER, EmbeddedWorld, line_reader, named
+from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, named
 from unigrpo.data_names import HUB, SUFFIXES
 from unigrpo.evaluation.evaluator import Judge, unjudged
-from unigrpo.loading import reference
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import DemonstrationData, Mix, Recipe, Scorer
-from unigrpo.rewards import jpeg as _jpeg  # noqa: F401 (registers its rewards)
-from unigrpo.rewards import registry
-from unigrpo.rewards.composite import CompositeReward, WeightedReward
-from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
+from unigrpo.recipe import DemonstrationData, Mix, Recipe
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds import geneval, pairs
 from unigrpo.worlds.demonstrations import DemonstrationMix, Teacher
 from unigrpo.worlds.prompt_files import RowPrompts, own_prompts
-from unigrpo.worlds.shapes import tasks
-from unigrpo.worlds.shapes.preference import load_preference
 from unigrpo.worlds.sources import names_records
 
 WORLDS = (*EMBEDDED, "geneval")
@@ -118,63 +109,7 @@ def _world_maker(
     return make
 
 
-# Rewards and judges
-
-
-def _shapes_verifier(
-    images: Tensor, texts: Sequence[str], metadata: Sequence[Mapping[str, Any]], thinking: Sequence[str | None]
-) -> RewardOutput:
-    values, parts = tasks.graded_reward(images, metadata)
-    return RewardOutput(values, parts)
-
-
-class _ShapesPreference(DifferentiableReward):
-    """The small reward model of the shapes world, loaded when a recipe asks for it."""
-
-    def __init__(self) -> None:
-        from unigrpo.build.models import builtin_folder  # here, because models.py needs this package too
-
-        self.model = load_preference(builtin_folder("shapes-preference"))
-
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        """The preference score of every picture."""
-        return self.model.to(images.device)(images, prompts)
-
-
-registry.register(VERIFIER, lambda: _shapes_verifier)
-registry.register(PREFERENCE, _ShapesPreference)
-registry.register(READER, line_reader)
-
-
-def reward(
-    scorers: Sequence[Scorer], on_error: Literal["raise", "drop_sample"] = "raise", max_failed_share: float = 0.2
-) -> CompositeReward:
-    """The weighted sum of named rewards."""
-    names = labels(scorers)
-    made = zip(names, scorers, strict=True)
-    return CompositeReward(
-        tuple(WeightedReward(name, registry.build(s.name, s.args), s.weight, s.value, s.timeout_s) for name, s in made),
-        on_error,
-        max_failed_share,
-    )
-
-
-def labels(scorers: Sequence[Scorer]) -> list[str]:
-    """What logs call rewards, each differently: a file's without its folder, unless another one would be called so too.
-
-    Of one reward that is there more than once, its value is named too, or its number.
-    """
-    places = {s.name: reference(s.name) for s in scorers}
-    short = {name: name if place is None else place.label for name, place in places.items()}
-    shared = Counter(short.values())
-    named = [short[s.name] if shared[short[s.name]] == 1 else s.name for s in scorers]
-    often = Counter(named)
-    told = [f"{n}:{s.value}" if often[n] > 1 and s.value else n for n, s in zip(named, scorers, strict=True)]
-    found: list[str] = []
-    for label in told:
-        number = told[: len(found)].count(label) + 1
-        found.append(label if number == 1 else f"{label}-{number}")
-    return found
+# Evaluations
 
 
 @dataclass(frozen=True)

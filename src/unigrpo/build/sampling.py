@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unigrpo.build import data
+from unigrpo.build import rewards
 from unigrpo.objectives.advantage import Share
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.ranges import ConfigError
@@ -43,7 +43,7 @@ class Rewards:
 def check_rewards(recipe: Recipe) -> Rewards:
     """Resolve the rewards of a recipe, without a model; ConfigError where the method cannot learn from them."""
     section = recipe.reward
-    validation = data.reward(section.validation, section.on_error, section.max_failed_share)
+    validation = rewards.reward(section.validation, section.on_error, section.max_failed_share, recipe.model.path)
     if recipe.method.needs_reward_gradient:
         return Rewards(gradient_reward(recipe), True, validation)
     return Rewards(training_reward(recipe) if section.train else None, False, validation)
@@ -51,13 +51,15 @@ def check_rewards(recipe: Recipe) -> Rewards:
 
 def training_reward(recipe: Recipe) -> CompositeReward:
     """The reward that a recipe optimises."""
-    return data.reward(recipe.reward.train, recipe.reward.on_error, recipe.reward.max_failed_share)
+    return rewards.reward(
+        recipe.reward.train, recipe.reward.on_error, recipe.reward.max_failed_share, recipe.model.path
+    )
 
 
 def shares(recipe: Recipe) -> tuple[Share, ...]:
     """The training rewards as advantages see them, by the names of their values."""
     train = recipe.reward.train
-    named = zip(data.labels(train), train, strict=True)
+    named = zip(rewards.labels(train), train, strict=True)
     return tuple(Share(name, s.weight, s.teaches) for name, s in named)
 
 
@@ -67,8 +69,8 @@ def gradient_reward(recipe: Recipe) -> CompositeReward:
     if reward.black_boxes:
         raise ConfigError(
             f"reward.train has {', '.join(reward.black_boxes)}, which gives no gradient for its pictures, and "
-            f"{recipe.method.name} learns from that alone: use a differentiable reward, such as {data.PREFERENCE}, or "
-            "method.name flow_grpo, which takes any"
+            f"{recipe.method.name} learns from that alone: use a differentiable reward, such as {rewards.PREFERENCE}, "
+            "or method.name flow_grpo, which takes any"
         )
     return reward
 

@@ -144,3 +144,9 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
     if words is None:
         return None
     return next((world for world in EMBEDDED.values() if words >= set(world.vocabulary())), None)
+
+
+def known_of(reward: str, prompt: str) -> Mapping[str, Any]:
+    """What a reward of a world is told of a prompt in that world's words; ValueError for other words."""
+    world = judging(reward)
+    return {} if world is None or not world.rewards[reward] else world.understand(prompt)[1]

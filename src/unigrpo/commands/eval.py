@@ -31,7 +31,7 @@ def run(verb: options.Eval) -> int:
             f"--suite {verb.suite} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
         )
     scorers = () if verb.reward is None else (Scorer(verb.reward),)
-    reward = build.reward(scorers) if scorers else None
+    reward = build.reward(scorers, model=verb.model) if scorers else None
     if verb.out is not None:
         must_be_new(verb.out)
     if verb.suite != STDIN:  # which is read once, and has words alone

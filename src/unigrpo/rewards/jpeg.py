@@ -10,25 +10,22 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from unigrpo.rewards.png import as_bytes
 from unigrpo.rewards.protocol import RewardFunction, RewardOutput
-from unigrpo.rewards.registry import register
 
 QUALITY = 95
-COMPRESSIBILITY, INCOMPRESSIBILITY = "image/jpeg-compressibility", "image/jpeg-incompressibility"
 
 
 def jpeg_kilobytes(images: Tensor) -> list[float]:
     """The size in kB (1000 bytes) of each picture float [B, 3, H, W] in [0, 1] as a JPEG of quality 95."""
     from PIL import Image
 
-    pictures = (images.detach() * 255.0).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     sizes = []
-    for picture in pictures:
+    for picture in as_bytes(images):
         buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="JPEG", quality=QUALITY)
+        Image.fromarray(picture).save(buffer, format="JPEG", quality=QUALITY)
         sizes.append(buffer.tell() / 1000)
     return sizes
 
@@ -51,7 +48,3 @@ def compressibility() -> RewardFunction:
 def incompressibility() -> RewardFunction:
     """R = +kB of the picture as a JPEG: detailed pictures are good."""
     return _scorer(1.0)
-
-
-register(COMPRESSIBILITY, compressibility)
-register(INCOMPRESSIBILITY, incompressibility)

@@ -16,6 +16,7 @@ from torch import Tensor
 from unigrpo.frames import explain
 from unigrpo.ranges import ConfigError, did_you_mean
 from unigrpo.rewards.answers import RewardFault
+from unigrpo.rewards.png import as_bytes
 
 GIVEN = ("images", "prompts", "metadata", "thinking")
 FLOW_GRPO = ("images", "prompts", "metadata")
@@ -183,8 +184,7 @@ def _columns(metadata: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def as_pictures(images: Tensor) -> list[Image.Image]:
     """Pictures float [B, 3, H, W] in [0, 1] as Pillow's."""
-    pixels = (images.detach() * 255.0).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().contiguous().numpy()
-    return [Image.fromarray(picture) for picture in pixels]
+    return [Image.fromarray(picture) for picture in as_bytes(images)]
 
 
 def _parameters(thing: Callable[..., Any]) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+from weakref import WeakValueDictionary
 
 from unigrpo import loading
 from unigrpo.frames import explain
@@ -19,8 +22,18 @@ GROUP = "unigrpo.rewards"
 """The group of entry points in which packages name their rewards."""
 OWN = "path/file.py:function or package.module:function"
 _FACTORIES: dict[str, Any] = {}
+_SHIPPED: dict[str, str] = {}  # module:thing by name; NAME in a name stands for any
+_BUILT: WeakValueDictionary[str, Any] = WeakValueDictionary()  # shipped ones that are in use
 _ORIGINS: dict[str, Origin] = {}  # of the rewards that were built
 _RECALLED: dict[str, Origin] = {}  # of those that the run to be resumed had
+
+
+def ship(places: Mapping[str, str]) -> None:
+    """Know the rewards of this package by where they are (``module:thing``), which are imported when asked for.
+
+    ``family:NAME`` stands for all of a family, whose class has the argument ``scorer``.
+    """
+    _SHIPPED.update(places)
 
 
 def register(name: str, factory: Callable[[], RewardFunction] | RewardFunction) -> None:
@@ -29,7 +42,7 @@ def register(name: str, factory: Callable[[], RewardFunction] | RewardFunction) 
     What comes from the same place as before (a notebook's cell that is run again, a module that is loaded again)
     replaces it; ConfigError where another place has that name.
     """
-    before = _FACTORIES.get(name, factory)
+    before = _FACTORIES.get(name, _shipped(name) or factory)
     same = place_of(before) == place_of(factory) or place_of(before)[0] == place_of(factory)[0] == "__main__"
     if before is not factory and not same:
         raise ConfigError(
@@ -58,10 +71,34 @@ def _said(thing: Any) -> str:
 
 def build(name: str, args: Mapping[str, Any] = NO_ARGS) -> RewardFunction:
     """Build the reward of this name with arguments for its class or factory; ConfigError lists the known ones."""
+    if name not in _FACTORIES and (found := _shipped(name)) is not None:
+        return _shared(name, found, args)
     found = _find(name)
     reward = made(name, found, args)
     _ORIGINS[name] = origin_of(found, reward, name)
     return reward
+
+
+def _shared(name: str, thing: Any, args: Mapping[str, Any]) -> RewardFunction:
+    """A shipped reward, which keeps nothing from call to call: one in use with the same arguments serves again."""
+    key = f"{name} {sorted(args.items())}"
+    if (reward := _BUILT.get(key)) is None:
+        reward = _BUILT[key] = made(name, thing, args)
+    return reward
+
+
+def _shipped(name: str) -> Any:
+    """The reward of this package that is called so, or None."""
+    family, _, scorer = name.partition(":")
+    if name in _SHIPPED and scorer != "NAME":
+        return _at(_SHIPPED[name])
+    place = _SHIPPED.get(f"{family}:NAME")
+    return None if place is None else partial(_at(place), scorer=scorer)
+
+
+def _at(place: str) -> Any:
+    module, _, thing = place.partition(":")
+    return vars(import_module(module))[thing]
 
 
 def _find(name: str) -> Any:
@@ -82,8 +119,8 @@ def _find(name: str) -> Any:
 
 
 def names() -> list[str]:
-    """The names of all rewards that are known: registered here, or by an installed package."""
-    return sorted({*_FACTORIES, *_entry_points()})
+    """The names of all rewards that are known: shipped, registered here, or by an installed package."""
+    return sorted({*_FACTORIES, *_SHIPPED, *_entry_points()})
 
 
 def _entry_points() -> dict[str, EntryPoint]:
