@@ -1,6 +1,6 @@
 """Studies of one question each: the same recipe in several variants and seeds, and a table of what came out.
 
-python scripts/study.py thoughts|advantages|diversity [--seeds 4] [--jobs 2] [--work DIR] [--only VARIANT ...]
+python scripts/study.py thoughts|advantages|diversity|words [--seeds 4] [--jobs 2] [--work DIR] [--only VARIANT ...]
 
 Runs that are there are not made again, one that was cut is resumed. Results are docs/results/study-NAME.json and .md.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ MEASURES = {
     "exam score": ("after", "exam_score"),
     "plan right": ("after", "plan_right"),
     "follow": ("after", "follow"),
+}
+COLOURS = {
     "colours, bits": ("after", "canaries", "colour_diversity"),
     "plans, bits": ("after", "canaries", "plan_diversity"),
 }
+RISES = {"score": "score", "plan right": "plan_right", "follow": "follow"}
 TWO = "[{name: shapes/verifier}, {name: shapes/preference, weight: 0.25}]"
 
 
@@ -40,6 +43,7 @@ class Study:
     question: str
     recipe: str
     variants: Mapping[str, Mapping[str, str]]
+    measures: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {**MEASURES, **COLOURS})
 
 
 STUDIES = {
@@ -64,6 +68,12 @@ STUDIES = {
             "sum, no std": {"reward.train": TWO, "method.advantage.scale": "none"},
             "sum, leave one out": {"reward.train": TWO, "method.advantage.baseline": "leave_one_out"},
         },
+    ),
+    "words": Study(
+        "Does the words world learn from a real OCR? (score: held-out pictures that say the word and no more)",
+        "words/unigrpo",
+        {"as shipped": {}},
+        MEASURES,
     ),
     "diversity": Study(
         "What keeps the colours of pictures whose prompt leaves them open?",
@@ -98,41 +108,76 @@ def make(run_dir: Path, recipe: str, keys: Mapping[str, str], seed: int) -> None
         subprocess.run(words, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
 
 
-def read(run_dir: Path) -> dict[str, Any]:
+def read(run_dir: Path, measures: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """The figures of a finished run, and the seconds of its iterations by phase (means)."""
     summary, lines = runlog.read_json(run_dir / runlog.SUMMARY), runlog.read_metrics(run_dir)
     found: dict[str, Any] = {}
-    for name, path in MEASURES.items():
+    for name, path in measures.items():
         value: Any = summary
         for key in path:
             value = value[key]
         found[name] = value
     phases = ("rollout", "reward", "update", "total")
     seconds = {name: sum(line["seconds"].get(name, 0.0) for line in lines) / len(lines) for name in phases}
-    return {**found, "before": summary["before"], "seconds": seconds}
+    return {**found, "before": summary["before"], "paired": summary["paired"], "seconds": seconds}
 
 
 def page(study: str, runs: Mapping[str, Mapping[int, dict[str, Any]]], command: str) -> str:
-    """The table: means over seeds with Student's 95 % interval, and paired differences to the first variant."""
+    """The tables: means over seeds with Student's 95 % interval, differences to the first variant, rises by seed."""
     asked = STUDIES[study]
-    first, seeds = next(iter(runs)), sorted(next(iter(runs.values())))
-    head = ["variant", *MEASURES, "s an iteration"]
+    seeds = sorted(next(iter(runs.values())))
     lines = [f"# {asked.question}", "", f"`{command}`: `{asked.recipe}`, seeds {', '.join(map(str, seeds))}.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["After training, mean over seeds and Student's 95 % interval:", "", *_means(asked, runs), ""]
+    lines += _gaps(asked, runs, seeds)
+    lines += ["Rise during training, seed by seed (paired 95 % bootstrap interval over prompts):", ""]
+    lines += [*_rises(runs), "", f"Keys: {_keys(asked, runs)}.", ""]
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _means(asked: Study, runs: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[str]:
+    rows = []
     for variant, found in runs.items():
-        cells = [str(mean_interval([run[name] for run in found.values()])) for name in MEASURES]
+        cells = [str(mean_interval([run[name] for run in found.values()])) for name in asked.measures]
         spent = sum(run["seconds"]["total"] for run in found.values()) / len(found)
-        lines.append("| " + " | ".join([variant, *cells, f"{spent:.2f}"]) + " |")
-    lines += ["", f"Seed by seed, less {first} (mean, and Student's 95 % interval over seeds):", ""]
-    lines += ["| variant | " + " | ".join(MEASURES) + " |", "|" + "---|" * (len(MEASURES) + 1)]
-    for variant, found in list(runs.items())[1:]:
-        gaps = {name: [found[s][name] - runs[first][s][name] for s in seeds] for name in MEASURES}
-        lines.append("| " + " | ".join([variant, *(mean_interval(gap).signed for gap in gaps.values())]) + " |")
-    keys = "; ".join(
-        f"{variant}: {' '.join(f'--{key} {value!r}' for key, value in asked.variants[variant].items()) or 'as shipped'}"
-        for variant in runs
-    )
-    return "\n".join([*lines, "", f"Keys: {keys}.", ""])
+        rows.append([variant, *cells, f"{spent:.2f}"])
+    return _table(["variant", *asked.measures, "s an iteration"], rows)
+
+
+def _gaps(asked: Study, runs: Mapping[str, Mapping[int, dict[str, Any]]], seeds: Sequence[int]) -> list[str]:
+    """Differences to the first variant, seed by seed."""
+    first, *others = runs
+    rows = []
+    for variant in others:
+        gaps = {name: [runs[variant][s][name] - runs[first][s][name] for s in seeds] for name in asked.measures}
+        rows.append([variant, *(mean_interval(gap).signed for gap in gaps.values())])
+    if not rows:
+        return []
+    head = f"Seed by seed, less {first} (mean, and Student's 95 % interval over seeds):"
+    return [head, "", *_table(["variant", *asked.measures], rows), ""]
+
+
+def _rises(runs: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[str]:
+    rows = [
+        [variant, str(seed), *(f"{p['difference']:+.3f} ({p['low']:+.3f} to {p['high']:+.3f})" for p in _paired(run))]
+        for variant, found in runs.items()
+        for seed, run in found.items()
+    ]
+    return _table(["variant", "seed", *RISES], rows)
+
+
+def _paired(run: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    return [run["paired"][name] for name in RISES.values()]
+
+
+def _keys(asked: Study, runs: Mapping[str, Any]) -> str:
+    def of(variant: str) -> str:
+        return " ".join(f"--{key} {value!r}" for key, value in asked.variants[variant].items()) or "as shipped"
+
+    return "; ".join(f"{variant}: {of(variant)}" for variant in runs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -155,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         for future in futures:
             future.result()
-    runs = {v: {s: read(folder(asked.work, asked.study, v, s)) for s in range(asked.seeds)} for v in chosen}
+    runs = {
+        v: {s: read(folder(asked.work, asked.study, v, s), study.measures) for s in range(asked.seeds)} for v in chosen
+    }
     command = f"python scripts/study.py {asked.study} --seeds {asked.seeds}"
     write_json_atomic(RESULTS / f"study-{asked.study}.json", {"command": command, "runs": runs})
     write_text_atomic(RESULTS / f"study-{asked.study}.md", page(asked.study, runs, command))

@@ -59,7 +59,7 @@ def test_help_comes_without_torch():
     assert all(word in done.stdout for word in ("RECIPE", "--out", "--dry-run", "--resume", "--dotted.key"))
 
 
-VERBS = ("train", "generate", "eval", "report", "recipes", "recipe", "parity", "export", "make-tiny-bagel")
+VERBS = ("train", "generate", "eval", "report", "recipes", "recipe", "rewards", "parity", "export", "make-tiny-bagel")
 
 
 def test_the_module_runs_and_lists_its_verbs():
