@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unigrpo.evaluation.canaries import colour_diversity, distinct_share, edge_energy, plan_diversity
+from unigrpo.evaluation.canaries import colour_diversity, edge_energy, plan_diversity
 
 SIX = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]])
 
@@ -60,11 +60,6 @@ def test_plan_diversity_falls_when_plans_drift() -> None:
     assert plan_diversity(drifted) < plan_diversity(varied) - 0.5
     assert plan_diversity(["yes", "YES yes"]) == 0.0
     assert plan_diversity([]) == plan_diversity([""]) == 0.0
-
-
-def test_distinct_share() -> None:
-    assert distinct_share(["a b", "a  B", "b a", "c"]) == 0.75
-    assert distinct_share([]) == 0.0
 
 
 def test_wrong_input_is_explained() -> None:

@@ -79,8 +79,3 @@ def plan_diversity(texts: Sequence[str]) -> float:
     """
     counts = Counter(word for text in texts for word in text.casefold().split())
     return _entropy_bits(torch.tensor(list(counts.values())))
-
-
-def distinct_share(texts: Sequence[str]) -> float:
-    """Share of distinct plans: distinct word sequences / plans; 1: all differ, 1/N: all N are the same. No plans: 0."""
-    return len({tuple(text.casefold().split()) for text in texts}) / len(texts) if texts else 0.0
