@@ -80,9 +80,9 @@ STUDIES = {
         "shapes/unigrpo",
         {
             "as it was": {"method.text.kl-weight": "0"},
-            "text KL 0.01": {"method.text.kl-weight": "0.01"},
             "text KL 0.03": {"method.text.kl-weight": "0.03"},
             "text KL 0.1": {"method.text.kl-weight": "0.1"},
+            "text KL 0.3": {"method.text.kl-weight": "0.3"},
         },
     ),
 }
