@@ -133,7 +133,7 @@ def make_with_stand_ins(folder, *words):
 
 TRAIN = shlex.join([*tiny_runs.overrides(model__path="MICRO", iterations=1, eval__limit=2, eval__compare_limit=2)])
 BAGEL = "tests/end_to_end/test_bagel.py"
-WORDS = "tests/end_to_end/test_words.py"
+WORDS = "tests/end_to_end/test_words_world.py"
 DRAWN = "--size 64x48 --steps 2 --max-think-tokens 2"
 RULES = [
     (r"^make ", make),
@@ -148,6 +148,7 @@ RULES = [
         r"^unigrpo train RECIPE --dry-run",
         covered("tests/test_cli.py::test_a_dry_run_writes_nothing_and_prints_a_recipe"),
     ),
+    (r"^unigrpo rewards \[", usage),
     (r"\[-|\bRECIPE\b|\bFILE\b|\bDIR$", usage),
     (r"^unigrpo train bagel/\S+ --out .*--resume", covered(f"{BAGEL}::test_a_resumed_run_is_the_uninterrupted_one")),
     (r"^unigrpo train .*--dry-run", small()),
@@ -165,7 +166,12 @@ RULES = [
     (r"^unigrpo generate .*--understand", small("--max-think-tokens 4")),
     (r"^unigrpo generate .*--model", small(DRAWN)),
     (r"^unigrpo generate ", small()),
-    (r"^unigrpo (report|recipes?|parity|make-tiny-bagel)", small()),
+    (r"^unigrpo rewards serve ", covered(f"{SERVED}")),
+    (
+        r"^unigrpo rewards try NAME",
+        covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),
+    ),
+    (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
 ]
 SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE"  # others like them are quick
 

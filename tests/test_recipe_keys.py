@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,8 @@ def leaves(kind, place):
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
         return [leaf for key, inner in hints.items() for leaf in leaves(inner, f"{place}.{key}")]
+    if get_origin(kind) is Mapping:  # arguments of somebody's own class, which alone knows them
+        return []
     if get_origin(kind) is not Annotated and (inner := [a for a in get_args(kind) if not isinstance(a, str)]):
         return [leaf for one in inner for leaf in leaves(one, place)]
     return [(place, kind)]

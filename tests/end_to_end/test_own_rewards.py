@@ -159,7 +159,7 @@ def test_the_printed_command_resumes_a_run_with_a_reward_in_a_file(here, capsys,
     monkeypatch.chdir(tmp_path)
     assert tiny_runs.unigrpo(*to_go_on(said.out)) == 0
     assert f"note: {path}, which holds the reward '{path}:judge', has changed" in capsys.readouterr().out
-    tiny_runs.assert_same_run(here / "run", tiny_runs.finished_run())
+    tiny_runs.assert_same_run(here / "run", tiny_runs.finished_run(), reward="mine.py:judge")
 
 
 SCRIPT = """

@@ -48,7 +48,16 @@ def test_one_line_for_each_iteration_with_the_documented_keys(run_dir):
     lines = runlog.read_metrics(run_dir)
     assert [line["iteration"] for line in lines] == list(range(tiny_runs.ITERATIONS))
     always = {"reward_mean", "reward_std", "reward_group_std", "zero_variance_share", "advantage_std"}
-    always |= {"reward_by_category", "reward_parts", "think_length", "think_cut_share", "text", "flow", "first_update"}
+    always |= {
+        "reward_by_category",
+        "reward_parts",
+        "reward_values",
+        "think_length",
+        "think_cut_share",
+        "text",
+        "flow",
+        "first_update",
+    }
     always |= {"iteration", "grad_norm", "lr", "canaries", "seconds", "samples_per_second"}
     for line in lines:
         evaluated = {"validation"} if line["iteration"] % 2 else set()
@@ -68,7 +77,8 @@ def test_one_line_for_each_iteration_with_the_documented_keys(run_dir):
         assert set(line["grad_norm"]) == set(line["lr"]) == {"reasoning", "denoising"}
         assert set(line["canaries"]) == {"colour_diversity", "edge_energy", "plan_diversity"}
         assert set(line["reward_by_category"]) <= set(CATEGORIES)
-        timed = {"rollout", "reward", "annotate", "update", "total"} | ({"validation"} if evaluated else set())
+        timed = {"rollout", "reward", "reward_wait", "annotate", "update", "total"}
+        timed |= {"validation"} if evaluated else set()
         assert set(line["seconds"]) == timed
         assert set(line["first_update"]) == {"text_log_ratio_max", "image_log_ratio_max"}
         assert line["first_update"]["text_log_ratio_max"] <= 1e-5

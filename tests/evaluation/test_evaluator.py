@@ -17,7 +17,7 @@ from unigrpo.evaluation.evaluator import (
     summarise,
     unjudged,
 )
-from unigrpo.rewards.protocol import RewardOutput
+from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.worlds.shapes import fixed
 from unigrpo.worlds.shapes.tasks import judge_pictures
@@ -171,8 +171,10 @@ def test_guided_evaluation_differs(policy):
 
 
 def test_the_reward_is_all_that_is_known_without_a_judge(policy):
-    def brightest(given):
-        return RewardOutput([float(image.mean()) for image in given.images])
+    def mean(images, prompts, metadata, thinking):
+        return [float(image.mean()) for image in images]
+
+    brightest = CompositeReward((WeightedReward("brightness", mean),))
 
     result = run(policy, judge=unjudged, reward=brightest)
     for r, picture in zip(result.records, result.pictures, strict=True):

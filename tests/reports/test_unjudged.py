@@ -84,7 +84,7 @@ def build(run_dir: Path, prompts: list[Prompt], *, after: bool = True, samples: 
         Trajectory(p, i, (Image(torch.zeros(1, 1), (1, 1)),), reward=-50.0 - i, verdict={"kilobytes": 50.0 + i})
         for i, p in enumerate(prompts[:12])
     ]
-    recorder.samples(Reader(), RolloutBatch(shown, pictures=photographs(len(shown), 5, size)), 3)  # type: ignore[arg-type]
+    recorder.samples(Reader(), RolloutBatch(shown, pictures=photographs(len(shown), 5, size), samples=shown), 3)  # type: ignore[arg-type]
     if after:
         recorder.evaluation("after", evaluation(prompts, -48.0, samples, size), 4)
     html.write_report(run_dir)

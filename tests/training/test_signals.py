@@ -30,11 +30,13 @@ def sends(*numbers, at=1):
 
 @pytest.fixture
 def handlers():
-    """The handlers of this process, to be found unchanged."""
+    """The handlers of this process, to be found unchanged; nothing is ignored in them, as SIGHUP is under nohup."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
+    signal.signal(signal.SIGHUP, outside)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -85,7 +87,7 @@ def test_a_thread_can_train(tmp_path, quick, handlers):
     assert codes == [0] and checkpoint.finished(tmp_path / "run") == 1
 
 
-def test_a_terminal_that_is_gone_costs_nothing(monkeypatch):
+def test_a_terminal_that_is_gone_costs_nothing(monkeypatch, handlers):
     """Whatever is printed after the terminal was closed would be an error, and the run with it."""
     moved = []
     monkeypatch.setattr(signals.os, "dup2", lambda _, stream: moved.append(stream))
