@@ -31,6 +31,7 @@ from unigrpo.models.bagel_files.flux import FluxAutoencoder, FluxConfig
 from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer
 from unigrpo.recipe import PromptData, Recipe, load_recipe
+from unigrpo.reports.curves import ASIDE
 from unigrpo.tools.planning.scaling import estimate
 from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes
 from unigrpo.training.clock import Clock
@@ -149,7 +150,8 @@ def measure(recipe: Recipe, sizes: ModelSizes, policy: Bagel, arguments: argpars
             runs.append(clock)
     timed = runs[1:]
     seconds = {name: statistics.median(run.seconds[name] for run in timed) for name in timed[0].seconds}
-    total, expected = sum(seconds.values()), estimate(recipe, sizes, actions=arguments.think_tokens)
+    total = sum(spent for name, spent in seconds.items() if name not in ASIDE)
+    expected = estimate(recipe, sizes, actions=arguments.think_tokens)
     assert isinstance(recipe.data, PromptData)
     images = recipe.data.prompts_per_iteration * recipe.data.group_size
     return {

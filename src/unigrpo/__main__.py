@@ -1,7 +1,5 @@
 """``python -m unigrpo`` is the ``unigrpo`` command."""
 
-import sys
+from unigrpo.cli import console
 
-from unigrpo.cli import main
-
-sys.exit(main())
+console()

@@ -6,6 +6,7 @@ Exit codes: 0 done (or saved after SIGTERM or SIGHUP), 1 a check failed (parity)
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -21,6 +22,17 @@ from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval
 def main(argv: Sequence[str] | None = None) -> int:
     """The ``unigrpo`` command, for programs and notebooks too: run it and return its exit code."""
     return run(list(sys.argv[1:] if argv is None else argv))
+
+
+def console() -> None:
+    """The command in a process of its own, which ends here: beside a thread in torch's code Python's way out aborts."""
+    code = main()
+    calling = sys.modules.get("unigrpo.rewards.calling")
+    if calling is not None and calling.busy():  # a reward that hangs, or that Ctrl-C left to itself
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:

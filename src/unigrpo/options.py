@@ -161,6 +161,10 @@ class TryReward:
     """What else is known of the prompt, as YAML: "{word: HI}" (default: what a world reads in its own prompts)."""
     args: str = "{}"
     """Arguments of the reward, as in a recipe: "{batch: 4}"."""
+    value: str | None = None
+    """Which of its values counts, where it gives several by name."""
+    timeout_s: float = 600.0
+    """Seconds that it may take."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from unigrpo.api.rewards import Named
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, unjudged
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Scorer
+from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
 from unigrpo.rollout.generate import EVALUATION, MOST, Generates, Picture, how_to_draw
 from unigrpo.runs.evaluating import evaluated, figures, write
@@ -87,7 +87,8 @@ def evaluate(
     if not suite.judged and not scorers:
         raise ConfigError(f"evaluate: {suite.name} has no judge of its own: give reward, a function or a name")
     with registry.meaning(named.meant):
-        judge = build.reward(scorers, model=named_model) if scorers else None
+        drawing = None if named_model is None else Model(named_model)
+        judge = build.reward(scorers, model=drawing) if scorers else None
         if named_model is not None and own_prompts.name_of(prompts) is not None:
             build.check_suite(suite.name, limit, named_model, scorers)
         policy = load(model) if isinstance(model, str | Path) else model

@@ -133,4 +133,5 @@ def suite(name: str) -> Suite:
     if (rows := _rows(name, 0)) is not None:
         return Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
     world, split = _split(f"{name}:held-out" if name in EMBEDDED else name)
+    world.check_judge()
     return Suite(name, lambda limit: world.fixed(split, limit), world.judge)

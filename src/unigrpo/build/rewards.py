@@ -12,9 +12,10 @@ from torch import Tensor
 
 from unigrpo.build.worlds import PREFERENCE, READER, VERIFIER
 from unigrpo.loading import reference
-from unigrpo.recipe import Scorer
+from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
+from unigrpo.rewards.ocr import PACKAGES as _OCR
 from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
 from unigrpo.worlds.shapes import tasks
 from unigrpo.worlds.shapes.preference import load_preference
@@ -42,7 +43,6 @@ class Shipped:
 
 
 _HERE, _REWARDS = "unigrpo.build.rewards", "unigrpo.rewards"
-_OCR = ("rapidocr", "onnxruntime")
 SHIPPED: Mapping[str, Shipped] = {
     VERIFIER: Shipped(f"{_HERE}:shapes_verifier", "the shapes world by its rules: the share of what was asked, 0 to 1"),
     PREFERENCE: Shipped(f"{_HERE}:ShapesPreference", "a small learned judge of the shapes world", gradient=True),
@@ -129,9 +129,9 @@ def reward(
     scorers: Sequence[Scorer],
     on_error: Literal["raise", "drop_sample"] = "raise",
     max_failed_share: float = 0.2,
-    model: str | None = None,
+    model: Model | None = None,
 ) -> CompositeReward:
-    """The weighted sum of named rewards; ``model``: the path of the one that draws, which bagel/self begins from."""
+    """The weighted sum of named rewards; ``model``: the one that draws, which bagel/self begins from."""
     made = zip(labels(scorers), [_with_model(s, model) for s in scorers], strict=True)
     return CompositeReward(
         tuple(WeightedReward(name, registry.build(s.name, s.args), s.weight, s.value, s.timeout_s) for name, s in made),
@@ -140,10 +140,10 @@ def reward(
     )
 
 
-def _with_model(scorer: Scorer, model: str | None) -> Scorer:
-    if scorer.name != SELF or model is None:
+def _with_model(scorer: Scorer, model: Model | None) -> Scorer:
+    if scorer.name != SELF or model is None or model.path.startswith("stage:"):  # of a run that is still to be made
         return scorer
-    return replace(scorer, args={"model": model, **scorer.args})
+    return replace(scorer, args={"model": model.path, "device": model.device, **scorer.args})
 
 
 def labels(scorers: Sequence[Scorer]) -> list[str]:

@@ -15,6 +15,7 @@ from unigrpo.build.sampling import (
     shares,
     training_reward,
     training_sampling,
+    validation_reward,
 )
 from unigrpo.build.trial import drawn_size, try_rewards
 from unigrpo.evaluation.evaluator import Evaluation, evaluate
@@ -162,7 +163,7 @@ def parts(recipe: Recipe) -> RunComponents:
         reference=made.reference,
         method=recipe.method,
         source=made_source,
-        evaluator=RecipeEvaluator(recipe, made_suite, rewards.validation),
+        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe)),
         save_model=made.save,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],

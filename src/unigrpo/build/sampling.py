@@ -42,18 +42,32 @@ class Rewards:
 
 def check_rewards(recipe: Recipe) -> Rewards:
     """Resolve the rewards of a recipe, without a model; ConfigError where the method cannot learn from them."""
-    section = recipe.reward
-    validation = rewards.reward(section.validation, section.on_error, section.max_failed_share, recipe.model.path)
+    _check_thinks(recipe)
+    validation = validation_reward(recipe)
     if recipe.method.needs_reward_gradient:
         return Rewards(gradient_reward(recipe), True, validation)
-    return Rewards(training_reward(recipe) if section.train else None, False, validation)
+    return Rewards(training_reward(recipe) if recipe.reward.train else None, False, validation)
+
+
+def _check_thinks(recipe: Recipe) -> None:
+    """ConfigError where a reward of the thinking would never see any."""
+    for key, thinks, scorers in (
+        ("rollout.think", recipe.rollout.think, recipe.reward.train),
+        ("eval.think", recipe.eval.think, recipe.reward.validation),
+    ):
+        if not thinks and (named := [s.name for s in scorers if s.name.startswith("think/")]):
+            raise ConfigError(f"{key} = false, and the reward {named[0]} judges the thinking: set it to true")
 
 
 def training_reward(recipe: Recipe) -> CompositeReward:
     """The reward that a recipe optimises."""
-    return rewards.reward(
-        recipe.reward.train, recipe.reward.on_error, recipe.reward.max_failed_share, recipe.model.path
-    )
+    return rewards.reward(recipe.reward.train, recipe.reward.on_error, recipe.reward.max_failed_share, recipe.model)
+
+
+def validation_reward(recipe: Recipe) -> CompositeReward:
+    """The reward that evaluations watch."""
+    section = recipe.reward
+    return rewards.reward(section.validation, section.on_error, section.max_failed_share, recipe.model)
 
 
 def shares(recipe: Recipe) -> tuple[Share, ...]:

@@ -29,7 +29,7 @@ class BagelSelf(PromptLikelihood):
     ) -> None:
         if not model:
             raise ConfigError(
-                f"reward {NAME!r} needs a model: set args: {{model: ...}}, as a rule to that of model.path"
+                f"reward {NAME!r} needs a model (a later stage's own start is not there yet): set args: {{model: ...}}"
             )
         loaded = policy(Model(model, dtype=dtype, device=device), merge=True)
         super().__init__(policy=loaded, latents=latents, batch=batch, canary=canary)

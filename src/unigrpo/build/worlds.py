@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
+from unigrpo.ranges import ConfigError, how_to_install
 from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt
@@ -33,8 +34,8 @@ class EmbeddedWorld:
     splits: of its prompts, ``name:split``; stream, fixed: prompts to train and to evaluate on; teacher: demonstrations;
     vocabulary, spells, image_size, autoencoder: what its micro model is grown from (``start`` is that model's name);
     understand: a person's prompt in the world's spelling, with the requirements to judge it by; requires: their key;
-    required: ValueError where metadata lacks them; judge: of evaluations; packages: what the judge needs besides this
-    package; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata.
+    required: ValueError where metadata lacks them; judge: of evaluations; packages, extra: what the judge needs, and
+    what brings it; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata.
     """
 
     name: str
@@ -53,11 +54,23 @@ class EmbeddedWorld:
     judge: Judge
     rewards: Mapping[str, bool]
     packages: tuple[str, ...] = ()
+    extra: str = ""
 
     @property
     def can_judge(self) -> bool:
         """Whether the packages of the judge are installed; a picture can be drawn without."""
-        return all(find_spec(package) is not None for package in self.packages)
+        return not self._lacks
+
+    @property
+    def _lacks(self) -> list[str]:
+        return [package for package in self.packages if find_spec(package) is None]
+
+    def check_judge(self) -> None:
+        """ConfigError where the judge lacks a package."""
+        if self._lacks:
+            raise ConfigError(
+                f"the judge of the {self.name} world needs {self._lacks[0]}: {how_to_install(self.extra)}"
+            )
 
 
 def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:
@@ -120,6 +133,7 @@ WORDS = EmbeddedWorld(
     judge=_words_judge,
     rewards={READER: True},
     packages=PACKAGES,
+    extra="ocr",
 )
 EMBEDDED = {world.name: world for world in (SHAPES, WORDS)}
 

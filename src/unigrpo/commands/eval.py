@@ -14,7 +14,7 @@ from unigrpo.commands.drawing.sampling import (
 )
 from unigrpo.evaluation.evaluator import describe_summary, unjudged
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Scorer
+from unigrpo.recipe import Model, Scorer
 from unigrpo.rollout.generate import EVALUATION
 from unigrpo.runs.evaluating import FILES, evaluated, figures, write
 from unigrpo.runs.folders import must_be_new
@@ -31,7 +31,7 @@ def run(verb: options.Eval) -> int:
             f"--suite {verb.suite} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
         )
     scorers = () if verb.reward is None else (Scorer(verb.reward),)
-    reward = build.reward(scorers, model=verb.model) if scorers else None
+    reward = build.reward(scorers, model=Model(verb.model, device=verb.device)) if scorers else None
     if verb.out is not None:
         must_be_new(verb.out)
     if verb.suite != STDIN:  # which is read once, and has words alone

@@ -66,7 +66,9 @@ def attempt(asked: options.TryReward) -> int:
     about = (
         build.known_of(asked.name, asked.prompt) if asked.metadata is None else _mapping("--metadata", asked.metadata)
     )
-    reward = build.reward([Scorer(asked.name, args=args)])
+    if not asked.timeout_s > 0:
+        raise ConfigError(f"--timeout-s {asked.timeout_s:g}: it must be above 0")
+    reward = build.reward([Scorer(asked.name, args=args, value=asked.value, timeout_s=asked.timeout_s)])
     count, began = len(images), time.perf_counter()
     given = RewardInput(images, [asked.prompt] * count, [about] * count, [asked.thinking] * count)
     scored = reward(given)

@@ -73,18 +73,20 @@ class Advantage:
             return self.of(total, group_ids)
         each = [weight * self._compared(_checked(values, group_ids), group_ids) for weight, values in columns]
         joined = torch.stack(each).sum(0)
+        level = torch.stack(each).eq(0.0).all(0)  # of groups whose rewards are all equal, which teach exactly nothing
         if bool(joined.max() > joined.min()):
             joined = (joined - joined.mean()) / (_spread(joined) + self.epsilon)
         else:
             joined = torch.zeros_like(joined)
-        return self._clipped(joined)
+        return self._clipped(joined.masked_fill(level, 0.0))
 
     def assign(self, trajectories: Sequence[Trajectory], shares: Sequence[Share] = ()) -> list[Trajectory]:
         """Return the trajectories with an advantage for each text and each picture that they made.
 
         A group is all trajectories of one ``prompt.position``. A text is worth the mean of its thought's pictures, and
         is compared with the other thoughts of the group; a picture with those of its group (or thought: ``within``).
-        ``shares``: the training rewards; none means ``Trajectory.reward`` for both halves. Raises ValueError if a
+        ``shares``: the training rewards; none means ``Trajectory.reward`` for both halves. What no reward teaches has
+        no advantage. Raises ValueError if a
         trajectory has not been scored.
         """
         if any(t.reward is None for t in trajectories):
@@ -96,15 +98,16 @@ class Advantage:
         drawing = self._of_rows(_columns(trajectories, shares, "drawing"), others)
         return [t.with_advantages(a, b) for t, a, b in zip(trajectories, thinking, drawing, strict=True)]
 
-    def _of_rows(self, columns: Columns, groups: Sequence[Hashable]) -> list[float]:
-        return self.of_several(columns, groups).tolist() if columns else [0.0] * len(groups)
+    def _of_rows(self, columns: Columns, groups: Sequence[Hashable]) -> Sequence[float | None]:
+        """None where no reward teaches this half."""
+        return self.of_several(columns, groups).tolist() if columns else [None] * len(groups)
 
-    def _of_thoughts(self, columns: Columns, thoughts: Sequence[tuple[int, int]]) -> list[float]:
+    def _of_thoughts(self, columns: Columns, thoughts: Sequence[tuple[int, int]]) -> Sequence[float | None]:
         """Advantages of thoughts, for every trajectory that has one; each is worth the mean of its pictures."""
         members = list(_groups(thoughts))
         means = [(weight, [_mean([values[i] for i in rows]) for rows in members]) for weight, values in columns]
         per_thought = self._of_rows(means, [thoughts[rows[0]][0] for rows in members])
-        found = [0.0] * len(thoughts)
+        found: list[float | None] = [None] * len(thoughts)
         for rows, advantage in zip(members, per_thought, strict=True):
             for row in rows:
                 found[row] = advantage

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -26,9 +26,6 @@ from unigrpo.objectives.text_grpo import TextGRPO
 from unigrpo.policy import Replayed, VelocityQuery
 from unigrpo.ranges import ConfigError, Name, NonNegative
 from unigrpo.trajectory import Image, Trajectory
-
-if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
-    pass
 
 _T = TypeVar("_T")
 

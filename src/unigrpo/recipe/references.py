@@ -21,7 +21,10 @@ def absolute_own_name(name: str, folder: Path) -> str:
 
 
 def with_absolute_rewards(written: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a recipe says, its stages' own keys too, with absolute files of rewards; what is malformed stays."""
+    """What a recipe says, its stages' own keys too, with absolute paths of rewards and in their args.
+
+    What is malformed stays as it is.
+    """
     whole = dict(written)
     if isinstance(stages := whole.get("stages"), list):
         whole["stages"] = [with_absolute_rewards(s, folder) if isinstance(s, Mapping) else s for s in stages]
@@ -35,9 +38,20 @@ def _absolute(scorers: Any, folder: Path) -> Any:
     """The list of one key of the section ``reward``."""
     if not isinstance(scorers, list):
         return scorers
-    return [
-        {**item, "name": absolute_own_name(item["name"], folder)}
-        if isinstance(item, Mapping) and isinstance(item.get("name"), str)
-        else item
-        for item in scorers
-    ]
+    return [_absolute_scorer(item, folder) if isinstance(item, Mapping) else item for item in scorers]
+
+
+def _absolute_scorer(item: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """One reward; of its args those that can only be paths, because they begin with ./, ../ or ~/."""
+    made = dict(item)
+    if isinstance(name := item.get("name"), str):
+        made["name"] = absolute_own_name(name, folder)
+    if isinstance(args := item.get("args"), Mapping):
+        made["args"] = {key: _absolute_argument(value, folder) for key, value in args.items()}
+    return made
+
+
+def _absolute_argument(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or not value.startswith(("./", "../", "~/")):
+        return value
+    return os.path.abspath(folder / Path(value).expanduser())

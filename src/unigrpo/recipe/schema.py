@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unigrpo.loading import reference
@@ -17,6 +18,7 @@ from unigrpo.recipe.sections import (
     PromptData,
     Reward,
     Rollout,
+    Scorer,
 )
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
@@ -113,6 +115,8 @@ def _check_rewards(recipe: Recipe) -> None:
         )
     if recipe.method.learns_from == "prompts":
         _check_teaching(recipe)
+    if any(s.teaches != "both" for s in recipe.reward.validation):
+        raise ConfigError("reward.validation has teaches, and nothing learns from a validation: leave it out")
 
 
 def _check_thoughts(recipe: Recipe) -> None:
@@ -124,6 +128,11 @@ def _check_thoughts(recipe: Recipe) -> None:
             f"method.advantage.within = thought with {said}: a picture alone on its thought would never be better than "
             "another; set images_per_thinking to 2 or more, or within to group"
         )
+    if method.advantage.within == "thought" and not method.trains_drawing:
+        raise ConfigError(
+            f"method.advantage.within = thought compares pictures, and {method.name} trains the thinking alone: "
+            "leave it out"
+        )
     if each == 1 or not isinstance(data, PromptData):
         return
     if not recipe.rollout.think:
@@ -132,6 +141,16 @@ def _check_thoughts(recipe: Recipe) -> None:
         raise ConfigError(
             f"{said} does not divide data.group_size = {data.group_size}: a group is made of thoughts with so many "
             "pictures each; change either"
+        )
+    if recipe.rollout.batch is not None and recipe.rollout.batch < each:
+        raise ConfigError(
+            f"rollout.batch = {recipe.rollout.batch} is less than {said}, which are drawn together: set it to {each} "
+            "or more"
+        )
+    if recipe.rollout.same_initial_noise and not method.needs_sde:
+        raise ConfigError(
+            f"{said} with rollout.same_initial_noise: {method.name} draws by the ODE, so all pictures of a thought "
+            "would be the same; set either back"
         )
     if method.trains_thinking and data.group_size == each:
         raise ConfigError(
@@ -148,11 +167,26 @@ def _check_teaching(recipe: Recipe) -> None:
                 f"reward.train has nothing that teaches the {half}, which {method.name} trains: set teaches to both or "
                 f"{half} for one of them, or use {'flow_grpo' if half == 'thinking' else 'text_grpo'}"
             )
-    if method.needs_reward_gradient and any(s.teaches == "thinking" for s in shares):
-        raise ConfigError(
-            f"reward.train has a reward that teaches the thinking alone, and {method.name} follows the gradient of the "
-            "drawing: leave it out, or set teaches to both"
-        )
+        if trains and all(total == 0 for total in _totals(shares, half).values()):
+            raise ConfigError(
+                f"the weights of reward.train are 0, or cancel for each reward that teaches the {half}: there is "
+                "nothing to optimise; change one"
+            )
+        if not trains and any(s.teaches == half for s in shares):
+            raise ConfigError(
+                f"reward.train has a reward that teaches the {half} alone, which {method.name} does not train: leave "
+                "it out, or set its teaches to both"
+            )
+
+
+def _totals(shares: Sequence[Scorer], half: str) -> dict[str, float]:
+    """The weights of each reward that teaches a half; with other arguments, or another value, it is another."""
+    totals: dict[str, float] = {}
+    for s in shares:
+        if s.teaches in ("both", half):
+            key = f"{s.name} {s.value} {sorted(s.args.items())}"
+            totals[key] = totals.get(key, 0.0) + s.weight
+    return totals
 
 
 def trained_experts(recipe: Recipe) -> tuple[str, ...]:
@@ -216,13 +250,6 @@ def _check_rates(recipe: Recipe) -> None:
                 f"optimizer.max_grad_norm = {o.max_grad_norm:g} is below optimizer.eps_{expert} = {eps:g}: a gradient "
                 "clipped to that is nothing beside epsilon, and no weight would move; set it to 1, or epsilon lower"
             )
-    totals: dict[str, float] = {}
-    for scorer in recipe.reward.train:
-        totals[scorer.name] = totals.get(scorer.name, 0.0) + scorer.weight
-    if all(total == 0 for total in totals.values()):
-        raise ConfigError(
-            "the weights of reward.train are 0, or cancel for each reward: there is nothing to optimise; change one"
-        )
 
 
 SMALLEST_RATE = 1e-12  # a step of Adam is about the learning rate; fp32 has 1e-9 beside weights of 0.01

@@ -252,9 +252,13 @@ def _canaries(lines: Lines) -> list[Chart]:
     return found
 
 
+ASIDE = ("total", "reward_wait", "reward_hidden")
+"""Seconds that are no phase by themselves: the sum, a part of the reward's, and what ran beside the drawing."""
+
+
 def phases(lines: Lines) -> dict[str, Series]:
-    """Seconds of each phase (all keys of ``seconds`` but the total); what the total has beyond them is "other"."""
-    names = [key for key in keys(lines, "seconds") if key != "total"]
+    """Seconds of each phase, which follow each other; what the total has beyond them is "other"."""
+    names = [key for key in keys(lines, "seconds") if key not in ASIDE]
     x = np.array([int(line["iteration"]) + 1 for line in lines if isinstance(line.get("seconds"), Mapping)])
     rows = [line["seconds"] for line in lines if isinstance(line.get("seconds"), Mapping)]
     found = {name: np.array([float(row.get(name) or 0.0) for row in rows]) for name in names}

@@ -9,20 +9,32 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable
+from concurrent.futures import Future
 from functools import cache
 from typing import Any
 
 import torch
 
+_waiting: set[Future[Any]] = set()
+
 
 def wait_for(answer: Awaitable[Any]) -> Any:
     """What an awaitable gives; its exceptions are raised here."""
     future = asyncio.run_coroutine_threadsafe(_without_gradients(answer), _loop())
+    _waiting.add(future)
     try:
         return future.result()
     except BaseException:  # Ctrl-C while waiting, too
         future.cancel()
         raise
+    finally:
+        _waiting.discard(future)
+
+
+def stop_waiting() -> None:
+    """Cancel what is awaited, for whoever gave up on it in another thread."""
+    for future in list(_waiting):
+        future.cancel()
 
 
 async def _without_gradients(answer: Awaitable[Any]) -> Any:

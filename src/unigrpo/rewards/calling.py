@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 
 from unigrpo.rewards.answers import RewardFault
+from unigrpo.rewards.awaiting import stop_waiting
 
 _T = TypeVar("_T")
 _Job = tuple[Callable[[], Any], "Future[Any]"]
@@ -20,7 +22,7 @@ class Worker:
     """One thread that does what it is given, in order; it ends with the program, whatever it is doing."""
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, action: Callable[[], _T]) -> Future[_T]:
@@ -29,13 +31,42 @@ class Worker:
         self._jobs.put((_as_here(action), future))
         return future
 
+    def close(self) -> None:
+        """End the thread when all that it was given is done."""
+        self._jobs.put(None)
+
     def _work(self) -> None:
-        while True:
-            action, future = self._jobs.get()
-            try:
-                future.set_result(action())
-            except BaseException as error:  # also sys.exit of a reward: it is raised where the result is asked for
-                future.set_exception(error)
+        while (job := self._jobs.get()) is not None:
+            action, future = job
+            if future.set_running_or_notify_cancel():
+                with _at_work():
+                    _settle(action, future)
+            del job, action, future  # what they hold is somebody else's, until the next job comes
+
+
+def _settle(action: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        future.set_result(action())
+    except BaseException as error:  # also sys.exit of a reward: it is raised where the result is asked for
+        future.set_exception(error)
+
+
+_busy: set[int] = set()
+
+
+@contextmanager
+def _at_work() -> Iterator[None]:
+    here = threading.get_ident()
+    _busy.add(here)
+    try:
+        yield
+    finally:
+        _busy.discard(here)
+
+
+def busy() -> bool:
+    """Whether some worker is doing something; a program that ends beside one in torch's code is aborted by C++."""
+    return bool(_busy)
 
 
 def _as_here(action: Callable[[], _T]) -> Callable[[], _T]:
@@ -54,17 +85,25 @@ def _as_here(action: Callable[[], _T]) -> Callable[[], _T]:
 _worker: list[Worker] = []
 
 
+def abandon() -> None:
+    """Leave the reward that is being asked to itself: coroutines are cancelled, the next call has a new thread."""
+    _worker.clear()
+    stop_waiting()
+
+
 def within(name: str, seconds: float, action: Callable[[], _T]) -> _T:
     """What an action gives; RewardFault where it takes longer than ``seconds`` (its thread is left to itself)."""
     if not _worker:
         _worker.append(Worker("reward"))
-    future = _worker[0].submit(action)
+    worker = _worker[0]
+    future = worker.submit(action)
     try:
         return future.result(seconds)
     except TimeoutError as error:
         if future.done():  # it raised a TimeoutError itself
             raise
-        _worker.clear()  # the next call gets a new thread
+        if _worker == [worker]:  # else somebody else gave up on it before
+            abandon()
         raise RewardFault(
             f"reward {name!r} did not answer within {seconds:g} s: does it hang? timeout_s of its entry in the "
             "recipe sets how long it may take",

@@ -32,7 +32,7 @@ NO_ARGS: Mapping[str, Any] = {}
 def made(name: str, thing: Any, args: Mapping[str, Any] = NO_ARGS) -> Reward:
     """The reward that ``thing`` is, or builds with ``args``; ConfigError where it is neither a reward nor a factory."""
     if takes_pictures(thing):
-        return _in_order(_with_settings(name, thing, args))
+        return _in_order(name, _with_settings(name, thing, args))
     if not callable(thing):
         raise ConfigError(f"reward {name!r} is an object of the type {type(thing).__name__}, not a function: {NEEDED}")
     _check_arguments(name, thing, args)
@@ -45,7 +45,7 @@ def made(name: str, thing: Any, args: Mapping[str, Any] = NO_ARGS) -> Reward:
     if not callable(built) or not takes_pictures(built):
         what = f"takes {_parameters(built)}" if callable(built) else f"is an object of the type {type(built).__name__}"
         raise ConfigError(f"reward {name!r}: what its factory built {what}: {NEEDED}")
-    return _in_order(built)
+    return _in_order(name, built)
 
 
 def takes_pictures(thing: Any) -> bool:
@@ -111,7 +111,7 @@ def _refuse_unknown(name: str, args: Mapping[str, Any], known: Sequence[str], th
             )
 
 
-def _in_order(reward: Reward) -> Reward:
+def _in_order(name: str, reward: Reward) -> Reward:
     """The reward as it is called here, (images, prompts, metadata, thinking), whichever way it is written."""
     try:
         parameters = inspect.signature(reward).parameters
@@ -121,7 +121,7 @@ def _in_order(reward: Reward) -> Reward:
         placed = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
         return reward if tuple(placed[: len(GIVEN)]) == GIVEN else _by_names(reward)
     if set(TRL) <= set(parameters):
-        return _as_trl(reward, parameters)
+        return _as_trl(name, reward, parameters)
     if set(FLOW_GRPO) <= set(parameters):
         return _as_flow_grpo(reward)
     return reward
@@ -158,7 +158,7 @@ def _scores_of(answer: Any) -> Any:
     return answer
 
 
-def _as_trl(reward: Reward, parameters: Mapping[str, inspect.Parameter]) -> Reward:
+def _as_trl(name: str, reward: Reward, parameters: Mapping[str, inspect.Parameter]) -> Reward:
     """(prompts, completions, **columns) as in TRL: completions are Pillow's pictures, columns what metadata hold."""
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -170,7 +170,8 @@ def _as_trl(reward: Reward, parameters: Mapping[str, inspect.Parameter]) -> Rewa
         absent = [n for n in absent if n not in (*TRL, *wanted)]
         if absent:
             known = ", ".join(columns)
-            raise RewardFault(f"the reward asks for the column {absent[0]!r}, and the prompts have: {known}")
+            said = f"reward {name!r} asks for the column {absent[0]!r}, and these {len(prompts)} prompts have: {known}"
+            raise RewardFault(said, of_pictures=True)
         return reward(prompts=prompts, completions=as_pictures(images), **wanted)
 
     return as_trl

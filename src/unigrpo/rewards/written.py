@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from unigrpo.rewards.frozen import needs
+from unigrpo.rewards.ocr import OcrText
 
 Reader = Callable[[Tensor], Sequence[str]]
 """Pictures float [B, 3, H, W] in [0, 1] -> what is written in each ("" for nothing)."""
@@ -48,12 +48,4 @@ def written_share(images: Tensor, prompts: Sequence[str], read: Reader, *, enoug
 def rapidocr_reader(name: str) -> Reader:
     """A reader by rapidocr, whose weights come in its wheel; ConfigError where it is not installed."""
     needs(name, "rapidocr", "ocr")
-    from rapidocr import RapidOCR
-
-    engine: Any = RapidOCR(params={"Global.log_level": "critical"})
-
-    def read(images: Tensor) -> list[str]:
-        pictures = (images.detach().cpu() * 255.0).round().clamp(0, 255).byte().flip(1).permute(0, 2, 3, 1)
-        return [" ".join(engine(picture.contiguous().numpy()).txts or ()) for picture in pictures]
-
-    return read
+    return OcrText().read

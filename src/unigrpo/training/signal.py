@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unigrpo.objectives.advantage import Advantage
 from unigrpo.objectives.method import Method
 from unigrpo.training.optimizer import ExpertOptimizer, kind_of
 from unigrpo.training.update import Updated
@@ -60,7 +61,7 @@ def missing_signal(
     ``collected``: the iteration's figures of rewards and thinking (``training.sources.describe``); ``still``: experts
     whose weights have not moved.
     """
-    reasons = [*_rewards(collected)] if method.uses_advantages else []
+    reasons = [*_rewards(collected, method.advantage)] if method.uses_advantages else []
     if collected.get("think_cut_share") == 1.0:
         reasons.append("every thinking was cut by rollout.max_think_tokens before it ended")
     last = updates[-1].stats
@@ -79,14 +80,14 @@ def missing_signal(
     return reasons
 
 
-def _rewards(collected: Mapping[str, Any]) -> list[str]:
+def _rewards(collected: Mapping[str, Any], advantage: Advantage) -> list[str]:
     """What is wrong with the rewards of an iteration's groups."""
     if collected["zero_variance_share"] == 1.0:
         return [
             f"the samples of every prompt earned the same reward (mean {collected['reward_mean']:g}), so that none is "
             "better than another: does the reward look at the picture?"
         ]
-    if collected["advantage_std"] < FAINT:
+    if collected["advantage_std"] < FAINT and advantage.scale != "none":
         return [
             f"rewards differ by {collected['reward_group_std']:.1g} inside a group, far below "
             "method.advantage.epsilon: all advantages are nearly 0; scale the reward up"

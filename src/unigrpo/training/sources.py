@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from unigrpo import doing
 from unigrpo.objectives.advantage import Advantage, Share, advantage_statistics
 from unigrpo.policy import Policy
 from unigrpo.rewards.answers import RewardFault
-from unigrpo.rewards.calling import Worker
+from unigrpo.rewards.calling import Worker, abandon
 from unigrpo.rewards.composite import Scored
 from unigrpo.rewards.protocol import RewardInput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling
@@ -116,28 +116,48 @@ class RolloutSource:
             batch=self.batch,
             timed=lambda phase: clock.phase("rollout" if phase == "rollout" else "reward"),
         )
-        parts, waiting, scoring = [], [], _scoring()
-        for part in made:
-            parts.append(part.pictures)
-            waiting.append(scoring.submit(lambda part=part: _timed_score(self.reward, part)))
-        doing.say("scoring")
-        with clock.phase("reward_wait"):
-            done = [future.result() for future in waiting]
-        clock.add("reward", sum(seconds for _, seconds in done))
-        scored = [trajectory for trajectories, _ in done for trajectory in trajectories]
+        pictures, scored = self._scored_meanwhile(made, clock)
         self.reward.check_failures([t.failure for t in scored])
         ready = self._assigned(scored)
         trained = [t for t in ready if t.failure is None]
-        return RolloutBatch(trained, {**describe(trained), **failures(scored)}, torch.cat(parts), ready)
+        return RolloutBatch(trained, {**describe(trained), **failures(scored)}, pictures, ready)
+
+    def _scored_meanwhile(self, made: Iterable[Drawn], clock: Clock) -> tuple[Tensor, list[Trajectory]]:
+        """All pictures, and their trajectories scored in a thread of its own: only the last portion is waited for.
+
+        A portion's fault is raised when the next one has been drawn; then, and after Ctrl-C, no further one is scored.
+        """
+        pictures: list[Tensor] = []
+        waiting: list[Future[tuple[list[Trajectory], float]]] = []
+        scoring = Worker("scoring")
+        try:
+            for part in made:
+                if any(future.done() and future.exception() for future in waiting):
+                    break
+                pictures.append(part.pictures)
+                waiting.append(scoring.submit(lambda part=part: _timed_score(self.reward, part)))
+            doing.say("scoring")
+            with clock.phase("reward"), clock.phase("reward_wait"):
+                done = [future.result() for future in waiting]
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            abandon()
+            raise
+        finally:
+            scoring.close()
+        if len(done) > 1:
+            clock.add("reward_hidden", max(0.0, sum(seconds for _, seconds in done) - clock.seconds["reward_wait"]))
+        return torch.cat(pictures), [trajectory for trajectories, _ in done for trajectory in trajectories]
 
     def _assigned(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
         """All samples, with advantages where they could be scored; a sample alone in its group teaches nothing."""
         size, left = (Counter(t.prompt.position for t in some) for some in (scored, _valid(scored)))
         alone = {position for position, count in left.items() if count < 2 <= size[position]}
         marked = [replace(t, failure=ALONE) if t.prompt.position in alone and not t.failure else t for t in scored]
-        ready = iter(self.advantage.assign(_valid(marked), self.shares))
         if not _valid(marked):
             raise RewardFault("no prompt has two samples that could be scored: there is nothing to learn from")
+        ready = iter(self.advantage.assign(_valid(marked), self.shares))
         return [next(ready) if t.failure is None else t for t in marked]
 
 
@@ -155,12 +175,6 @@ def failures(scored: Sequence[Trajectory]) -> dict[str, Any]:
         return {}
     reasons = [f"{count} of {len(scored)}: {reason}" for reason, count in found.most_common(3)]
     return {"failed_share": found.total() / len(scored), "failures": reasons}
-
-
-@cache
-def _scoring() -> Worker:
-    """The thread that scores one portion while the next one is drawn."""
-    return Worker("scoring")
 
 
 def _timed_score(reward: Scorer, drawn: Drawn) -> tuple[list[Trajectory], float]:
@@ -190,13 +204,20 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         ("reward_values", [t.values for t in trajectories]),
         ("reward_parts", [t.verdict for t in trajectories]),
     ):
-        if rows[0]:
-            metrics[key] = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        if means := _means(rows):
+            metrics[key] = means
     texts = [text for t in trajectories for text in t.sampled_texts]
     if texts:
         metrics["think_length"] = sum(text.num_actions for text in texts) / len(texts)
         metrics["think_cut_share"] = sum(not text.ended for text in texts) / len(texts)
     return metrics
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every name over the rows that have it: a reward may name other parts in another portion."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(column) / len(column) for name, column in columns.items()}
 
 
 def _advantages(trajectories: Sequence[Trajectory], kind: type[Text | Image]) -> list[float]:
