@@ -104,13 +104,13 @@ def test_another_programs_database_is_told_and_left_as_it_is(tmp_path):
 
 
 def damaged(path):
-    """A cache whose first page is sound, and whose others are not."""
+    """A cache whose first half is sound, and whose second is not."""
     cache = Cache(str(path))
     for number in range(500):
         cache.put(f"{number:064}", [0.5])
     cache._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = path.read_bytes()
-    path.write_bytes(content[:8192] + b"\x77" * (len(content) - 8192))
+    path.write_bytes(content[: len(content) // 2] + b"\x77" * (len(content) - len(content) // 2))
     return cache
 
 
@@ -163,6 +163,13 @@ def test_the_probe_asks_of_a_red_square_once_in_a_process():
         for mode in ("points", "batch", "points"):
             exam(server, mode=mode, probe=True)
         assert len(server.requests) == 4 and all("picture" in words for words in server.asked)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_the_probe_forgives_one_answer_that_is_none(nth):
+    with faults.running(lambda n, q: faults.no_choices if n == nth else None) as server:
+        exam(server, probe=True)
+        assert len(server.requests) == 4
 
 
 PROBES = {

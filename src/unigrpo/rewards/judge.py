@@ -105,7 +105,7 @@ class Judge:
         plain: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_tokens}
         if self.shades:
             plain |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return plain | self.extra
+        return plain | dict(self.extra)
 
     @property
     def lists(self) -> bool:
