@@ -1,18 +1,24 @@
 """A judge that answers: scores, what it remembers, and how it is tried at the start."""
 
+import dataclasses
+import json
+import re
 import sqlite3
 import subprocess
 import sys
 from datetime import date
+from pathlib import Path
 
 import fault_server as faults
 import pytest
+import yaml
 from judge_asked import BLUE, EXAM, QUICK, RED, SHARES, ask, exam, pictures, question, quickly  # noqa: F401
 
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards import registry
-from unigrpo.rewards.judge import JudgeExam
+from unigrpo.rewards.judge import JudgeExam, JudgeScore
 from unigrpo.rewards.judge_cache import Cache
+from unigrpo.rewards.judge_points import points_of
 from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call
 
 # ---------------------------------------------------------------- answers
@@ -74,6 +80,7 @@ def test_a_second_run_asks_nothing_and_failures_are_asked_again(tmp_path):
 WRITER = """
 import sys
 from unigrpo.rewards.judge_cache import Cache
+from unigrpo.rewards.judge_points import points_of
 sys.stdin.read()  # until all are there
 for number in range(20):
     Cache(sys.argv[1] + str(number)).put("made at once", [1.0])
@@ -241,3 +248,39 @@ def test_it_is_built_by_name_with_args(monkeypatch):
 def test_points_that_are_missing_are_a_fault_with_the_prompt():
     with faults.running() as server, pytest.raises(RewardFault, match="points of the prompt 'a cup': there are none"):
         ask(exam(server), points=[])
+
+
+# ---------------------------------------------------------------- the page
+
+PAGE = (Path(__file__).parents[2] / "docs/rewards-judge.md").read_text(encoding="utf-8")
+JUDGES = {"judge/exam": JudgeExam, "judge/score": JudgeScore}
+
+
+def test_the_entries_of_the_page_build_judges(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    monkeypatch.chdir(tmp_path)
+    blocks = [yaml.safe_load(block)["reward"] for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
+    entries = [entry for block in blocks for entry in (*block["train"], *block.get("validation", ()))]
+    assert {entry["name"] for entry in entries} == set(JUDGES)
+    for entry in entries:
+        assert JUDGES[entry["name"]](**entry["args"], probe=False)._asker.model
+        assert entry.get("value", "soft") in ("soft", "hard")
+
+
+def test_the_points_of_the_page_are_points():
+    (row,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.S))
+    there, red, second = points_of(row["prompt"], row)
+    assert (there.expected, red.depends_on, second.expected) == (True, (there.id,), False)
+
+
+def test_the_page_names_every_argument_and_its_default():
+    told = {}
+    for line in PAGE.split("## Arguments")[1].split("## Keys")[0].splitlines()[3:]:
+        _, names, defaults, *_ = line.split("|") if "|" in line else ("", "", "")
+        both = defaults.split(",") * (1 if "," in defaults else 2)
+        told |= dict(zip(re.findall(r"`(\w+)`", names), both, strict=False))
+    fields = {f.name: f.default for judge in (JudgeExam, JudgeScore) for f in dataclasses.fields(judge)}
+    assert told.keys() == fields.keys()
+    for name, default in fields.items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert float(told[name]) == default, name
