@@ -122,6 +122,19 @@ def status(code, headers=(), message="no luck"):
     return lambda handler: handler.answer(code, {"error": {"message": message, "type": "x"}}, headers)
 
 
+def sends(body, headers=(), code=200):
+    """These bytes and no other."""
+
+    def send(handler):
+        handler.send_response(code)
+        for key, text in (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers):
+            handler.send_header(key, text)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return send
+
+
 def says(text, tokens=None):
     return lambda handler: handler.answer(200, completion(text, tokens))
 

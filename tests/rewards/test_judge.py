@@ -1,54 +1,25 @@
-"""A judge through every fault: right scores where there is an answer, an error where there is none, never a zero."""
+"""A judge that answers: scores, what it remembers, and how it is tried at the start."""
 
+import dataclasses
 import json
-import math
+import re
 import sqlite3
 import subprocess
 import sys
-import threading
-from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
 
 import fault_server as faults
 import pytest
-import torch
+import yaml
+from judge_asked import BLUE, EXAM, QUICK, RED, SHARES, ask, exam, pictures, question, quickly  # noqa: F401
 
 from unigrpo.ranges import ConfigError
-from unigrpo.rewards import judge_endpoint, registry
+from unigrpo.rewards import registry
 from unigrpo.rewards.judge import JudgeExam, JudgeScore
+from unigrpo.rewards.judge_cache import Cache
+from unigrpo.rewards.judge_points import points_of
 from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call
-from unigrpo.rewards.retrying import Breaker, retry_after
-
-RED, MOSTLY_RED, BLUE = (255, 0, 0), (192, 64, 0), (0, 0, 255)
-SHARES = [1.0, 0.75, 0.0]  # of red in the light of the three pictures
-EXAM = ["Is it red?", {"question": "Is it blue?", "expected": "no"}]
-QUICK = {"probe": False, "deadline_s": 30.0, "connect_s": 0.5, "read_s": 0.5, "model": faults.MODEL}
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    """The same tries with shorter waits, and no client of another test (ports come back)."""
-    monkeypatch.setattr(judge_endpoint, "backoff", lambda attempt: 0.01)
-    judge_endpoint.endpoint.cache_clear()
-    judge_endpoint._client.cache_clear()
-
-
-def pictures(*colours):
-    return torch.stack([torch.tensor(c).float()[:, None, None].expand(3, 8, 8) for c in colours]) / 255.0
-
-
-def ask(reward, colours=(RED, MOSTLY_RED, BLUE), points=EXAM):
-    count = len(colours)
-    given = RewardInput(pictures(*colours), ["a cup"] * count, [{"points": points}] * count, [None] * count)
-    return call("judge", reward, given, strict=False)
-
-
-def question(server, **other):
-    return JudgeScore(**{"url": server.url, "question": "Is it red?", **QUICK, **other})
-
-
-def exam(server, **other):
-    return JudgeExam(**{"url": server.url, **QUICK, **other})
-
 
 # ---------------------------------------------------------------- answers
 
@@ -85,105 +56,6 @@ def test_at_most_so_many_requests_at_a_time():
         assert server.busiest == 3 and len(server.requests) == 16
 
 
-# ---------------------------------------------------------------- faults
-
-
-ONCE = {
-    "429": faults.status(429),
-    "429 with Retry-After": faults.status(429, [("Retry-After", "0.05")]),
-    "500": faults.status(500),
-    "503 as a page": faults.status(503),
-    "a page with status 200": faults.page,
-    "a page that says it is JSON": faults.page_as_json,
-    "an error with status 200": faults.error_as_success,
-    "no choices": faults.no_choices,
-    "no content": faults.says(None),
-    "neither yes nor no": faults.says("It depends."),
-    "dropped": faults.dropped,
-    "cut": faults.cut,
-    "slow": faults.slow(1.5),
-}
-
-
-@pytest.mark.parametrize("fault", ONCE)
-def test_a_fault_that_passes_changes_no_score(fault):
-    with faults.running(lambda nth, question: ONCE[fault] if nth == 2 else None) as server:
-        output = ask(question(server))
-        assert output.values == pytest.approx(SHARES, abs=1e-6) and not output.errors
-        assert len(server.requests) == 4
-
-
-@pytest.mark.parametrize("fault", [fault for fault in ONCE if fault != "slow"])
-def test_a_fault_that_stays_is_an_error_and_never_a_zero(fault):
-    with faults.running(lambda nth, question: ONCE[fault] if "blue" in question else None) as server:
-        output = ask(exam(server, retries=2), [RED, BLUE], ["Is it red?", "Is it blue?"])
-        assert all(math.isnan(value) for value in output.values) and set(output.errors) == {0, 1}
-        assert "1 of 2 points have no answer; 'Is it blue?': " in output.errors[0]
-        assert len(server.requests) <= 2 + 2 * 3
-        with pytest.raises(RewardFault, match="failed on 2 of 2 pictures"):
-            given = RewardInput(pictures(RED, BLUE), ["a"] * 2, [{"points": EXAM}] * 2, [None] * 2)
-            call("judge", exam(server, retries=0), given)
-
-
-def test_one_picture_that_fails_leaves_the_others():
-    with faults.running(lambda nth, question: faults.status(400) if nth == 1 else None) as server:
-        output = ask(question(server, concurrency=1))
-        assert list(output.errors) == [0] and "status 400: no luck" in output.errors[0]
-        assert output.values[1:] == pytest.approx(SHARES[1:], abs=1e-6) and len(server.requests) == 3  # no second try
-
-
-def test_a_refused_key_is_tried_once_and_never_repeated(monkeypatch):
-    monkeypatch.setenv("MY_JUDGE_KEY", "sk-secret-0123456789")
-    refuse = faults.status(401, message="no such key: sk-secret-0123456789")
-    with faults.running(lambda nth, question: refuse) as server:
-        output = ask(question(server, concurrency=1, key_env="MY_JUDGE_KEY"))
-        assert server.keys == {"Bearer sk-secret-0123456789"} and len(server.requests) == 1
-        assert len(output.errors) == 3 and "secret" not in str(output) and "status 401: no such key: ***" in str(output)
-
-
-def test_a_list_of_the_wrong_length_is_asked_for_once_more():
-    with faults.running(lambda nth, question: faults.says('["yes"]') if nth == 1 else None) as server:
-        assert ask(exam(server, mode="batch"), [RED]).values == [1.0]
-        again = server.requests[1]["messages"]
-        assert [m["role"] for m in again] == ["user", "assistant", "user"]
-        assert "list of 2 strings" in again[2]["content"]
-    with faults.running(lambda nth, question: faults.says('["yes"]')) as server:
-        output = ask(exam(server, mode="batch"), [RED])
-        assert math.isnan(output.values[0]) and "2 of 2 points have no answer" in output.errors[0]
-        assert len(server.requests) == 2
-
-
-def test_the_time_of_a_call_is_bounded():
-    with faults.running(lambda nth, question: faults.status(429, [("Retry-After", "3600")])) as server:
-        output = ask(question(server))
-        assert len(output.errors) == 3 and "the next try, in 3.6e+03 s, is after deadline_s = 30" in output.errors[0]
-    with faults.running(lambda nth, question: faults.slow(2.0)) as server:
-        output = ask(question(server, deadline_s=0.3))
-        assert len(output.errors) == 3 and "no answer within deadline_s = 0.3" in output.errors[0]
-
-
-def test_nobody_there_is_an_error_and_a_service_that_comes_back_is_found():
-    with faults.running() as server:
-        port = server.server_address[1]
-    reward = JudgeScore(url=f"http://127.0.0.1:{port}/v1", question="Is it red?", **{**QUICK, "retries": 3})
-    output = ask(reward)
-    assert len(output.errors) == 3 and "no connection to http://127.0.0.1" in output.errors[0]
-    reward.retries, reward.deadline_s = 100, 20.0
-    with ExitStack() as later:
-        start = threading.Timer(0.3, lambda: later.enter_context(faults.running(port=port)))
-        start.start()
-        assert ask(reward).values == pytest.approx(SHARES, abs=1e-6)
-        start.join()
-
-
-def test_an_outage_costs_few_requests():
-    with faults.running(lambda nth, question: faults.status(500)) as server:
-        output = ask(exam(server, retries=100, deadline_s=0.6), [RED] * 40)
-        assert len(output.errors) == 40 and len(server.requests) < 60
-        server.fault = lambda nth, question: None
-        assert not ask(exam(server, retries=100, deadline_s=30), [RED] * 40).errors
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -208,6 +80,10 @@ def test_a_second_run_asks_nothing_and_failures_are_asked_again(tmp_path):
 WRITER = """
 import sys
 from unigrpo.rewards.judge_cache import Cache
+from unigrpo.rewards.judge_points import points_of
+sys.stdin.read()  # until all are there
+for number in range(20):
+    Cache(sys.argv[1] + str(number)).put("made at once", [1.0])
 cache = Cache(sys.argv[1])
 for number in range(200):
     cache.put(str(number), [number / 200])
@@ -217,9 +93,57 @@ for number in range(200):
 
 def test_processes_share_a_cache(tmp_path):
     path = str(tmp_path / "cache.sqlite")
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path]) for _ in range(3)]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE) for _ in range(3)]
+    for writer in writers:
+        writer.stdin.close()
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
     assert sqlite3.connect(path).execute("SELECT count(*) FROM answers").fetchone() == (200,)
+
+
+def test_another_programs_database_is_told_and_left_as_it_is(tmp_path):
+    path = tmp_path / "notes.sqlite"
+    with sqlite3.connect(path) as notes:
+        notes.execute("CREATE TABLE notes (text)")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"another program, with a table 'notes'\): name a file that a judge made"):
+        Cache(str(path))
+    assert path.read_bytes() == before
+
+
+def damaged(path):
+    """A cache whose first half is sound, and whose second is not."""
+    cache = Cache(str(path))
+    for number in range(500):
+        cache.put(f"{number:064}", [0.5])
+    cache._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"\x77" * (len(content) - len(content) // 2))
+    return cache
+
+
+def test_a_damaged_cache_is_told(tmp_path):
+    damaged(tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"c' cannot be used \(.*\): name a file that a judge made, or a new one"):
+        Cache(str(tmp_path / "c"))
+
+
+def test_a_cache_that_breaks_in_a_run_ends_the_call_with_a_sentence(tmp_path):
+    with faults.running() as server:
+        reward = exam(server, cache=str(tmp_path / "c"))
+        reward._asker.cache._file.execute("DROP TABLE answers")
+        with pytest.raises(RewardFault, match=r"cache '.*' of the judge cannot be used any more: no such table"):
+            ask(reward)
+
+
+def test_a_picture_without_values_is_an_error_of_that_picture(tmp_path):
+    with faults.running() as server:
+        given = RewardInput(pictures(BLUE, RED), ["a"] * 2, [{"points": EXAM}] * 2, [None] * 2)
+        given.images[0, 1, 2, 3] = float("nan")
+        for reward in (exam(server, cache=str(tmp_path / "c")), question(server), exam(server, mode="batch")):
+            output = call("judge", reward, given, strict=False)
+            assert list(output.errors) == [0] and "the picture holds NaN or infinity" in output.errors[0]
+            assert output.values[1] == pytest.approx(1.0)
+        assert len(server.requests) == 4
 
 
 def test_a_file_that_is_no_cache_is_told(tmp_path):
@@ -246,6 +170,13 @@ def test_the_probe_asks_of_a_red_square_once_in_a_process():
         for mode in ("points", "batch", "points"):
             exam(server, mode=mode, probe=True)
         assert len(server.requests) == 4 and all("picture" in words for words in server.asked)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_the_probe_forgives_one_answer_that_is_none(nth):
+    with faults.running(lambda n, q: faults.no_choices if n == nth else None) as server:
+        exam(server, probe=True)
+        assert len(server.requests) == 4
 
 
 PROBES = {
@@ -283,14 +214,20 @@ def test_no_service_and_no_shades():
     ("args", "said"),
     [
         ({"url": "127.0.0.1:8000"}, "is no address of a service"),
-        ({"url": "http://me:pass@host/v1"}, "holds a user or a password"),
+        ({"url": "http://me:pass@host/v1"}, "holds a user, a password or a query"),
         ({"url": ""}, "url is ''"),
         ({"key_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
-        ({"concurrency": 0}, "concurrency is 0: write a number, at least 1"),
+        ({"concurrency": 0}, "concurrency is 0: write a whole number, at least 1"),
         ({"deadline_s": "long"}, "deadline_s is 'long'"),
         ({"mode": "all"}, "mode is 'all': write points or batch"),
         ({"extra": {"temperature": 1}}, "extra has 'temperature', which the judge sets itself"),
         ({"extra": 3}, "extra has 3"),
+        ({"extra": {"day": date(2026, 1, 1)}}, "extra cannot be written as JSON"),
+        ({"extra": {"seed": float("nan")}}, "extra cannot be written as JSON"),
+        ({"retries": 2.5}, "retries is 2.5: write a whole number"),
+        ({"probe": "no"}, "probe is 'no': write true or false"),
+        ({"cache": True}, "cache is no text"),
+        ({"url": "http://host:port/v1"}, "is no address of a service"),
     ],
 )
 def test_settings_that_cannot_work_are_told(args, said):
@@ -313,44 +250,37 @@ def test_points_that_are_missing_are_a_fault_with_the_prompt():
         ask(exam(server), points=[])
 
 
-# ---------------------------------------------------------------- waiting
+# ---------------------------------------------------------------- the page
+
+PAGE = (Path(__file__).parents[2] / "docs/rewards-judge.md").read_text(encoding="utf-8")
+JUDGES = {"judge/exam": JudgeExam, "judge/score": JudgeScore}
 
 
-def test_what_retry_after_may_say():
-    assert retry_after({"retry-after": "2.5"}) == 2.5
-    assert retry_after({"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}) > 1e9
-    for said in ("", "soon", "-1", "nan", "inf", "Fri, 31 Dec 1999 23:59:59 GMT"):
-        assert retry_after({"retry-after": said}) == 0.0
+def test_the_entries_of_the_page_build_judges(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    monkeypatch.chdir(tmp_path)
+    blocks = [yaml.safe_load(block)["reward"] for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
+    entries = [entry for block in blocks for entry in (*block["train"], *block.get("validation", ()))]
+    assert {entry["name"] for entry in entries} == set(JUDGES)
+    for entry in entries:
+        assert JUDGES[entry["name"]](**entry["args"], probe=False)._asker.model
+        assert entry.get("value", "soft") in ("soft", "hard")
 
 
-def test_a_breaker_lets_one_try_and_is_not_stuck_when_that_is_cancelled():
-    import asyncio
-
-    async def lives():
-        breaker, entered = Breaker(limit=2, pause=0.01), []
-        for _ in range(2):
-            breaker.failed()
-
-        async def take(seconds, then):
-            async with breaker.turn():
-                entered.append(then)
-                await asyncio.sleep(seconds)
-                getattr(breaker, then)()
-
-        cancelled = asyncio.ensure_future(take(60, "failed"))
-        await asyncio.sleep(0.1)
-        others = [asyncio.ensure_future(take(0.0, "worked")) for _ in range(5)]
-        await asyncio.sleep(0.1)
-        assert entered == ["failed"] and breaker.is_open
-        cancelled.cancel()
-        await asyncio.gather(*others)
-        assert len(entered) == 6 and not breaker.is_open
-
-    asyncio.run(lives())
+def test_the_points_of_the_page_are_points():
+    (row,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.S))
+    there, red, second = points_of(row["prompt"], row)
+    assert (there.expected, red.depends_on, second.expected) == (True, (there.id,), False)
 
 
-def test_nothing_of_a_key_is_in_requests(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-somebody-elses")
-    with faults.running() as server:
-        ask(question(server))
-        assert server.keys == {"Bearer none"} and "sk-" not in json.dumps(server.requests)
+def test_the_page_names_every_argument_and_its_default():
+    told = {}
+    for line in PAGE.split("## Arguments")[1].split("## Keys")[0].splitlines()[3:]:
+        _, names, defaults, *_ = line.split("|") if "|" in line else ("", "", "")
+        both = defaults.split(",") * (1 if "," in defaults else 2)
+        told |= dict(zip(re.findall(r"`(\w+)`", names), both, strict=False))
+    fields = {f.name: f.default for judge in (JudgeExam, JudgeScore) for f in dataclasses.fields(judge)}
+    assert told.keys() == fields.keys()
+    for name, default in fields.items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert float(told[name]) == default, name

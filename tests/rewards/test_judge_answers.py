@@ -3,8 +3,12 @@
 import math
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from unigrpo.rewards.judge_answers import answers_in, first_message, from_logprobs, probability_of_yes, without_thinking
+
+NAMES = ["choices", "message", "content", "logprobs", "token", "logprob", "top_logprobs", "answer"]
 
 
 def token(word, **top):
@@ -89,6 +93,40 @@ def test_replies_without_a_choice_have_no_text():
     ):
         assert first_message(reply) == (None, ())
     assert first_message({"choices": [{"message": {"content": None}, "logprobs": {"content": None}}]}) == (None, ())
+
+
+def test_without_words_there_is_no_answer_whatever_the_log_probabilities_say():
+    place = token("No", No=0.9, Yes=0.1)
+    for content in (None, "", "  \n"):
+        reply = {"choices": [{"message": {"content": content}, "logprobs": {"content": [place]}}]}
+        assert first_message(reply) == (None, ())
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.sampled_from(["Yes", "No", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANY, ANY, ANY, ANY)
+@example(10**400, 0, 0, 0)
+@example(-(10**400), 0, 0, 0)
+@example(0, 3, 0, 0)
+def test_whatever_a_service_says_is_an_answer_between_no_and_yes_or_none(logprob, top, place, reply):
+    right = {"token": "yes", "logprob": logprob}
+    for tokens in (
+        [{"token": "Yes", "top_logprobs": [right, {"token": "No", "logprob": -1.0}]}],
+        [{"token": "Yes", "top_logprobs": top}],
+        [place, {"token": "Yes", "top_logprobs": [right]}],
+        place,
+    ):
+        logprobs = {"content": tokens}
+        for whole in (reply, {"choices": [{"message": {"content": "Hm"}, "logprobs": logprobs}]}):
+            text, found = first_message(whole)
+            yes = probability_of_yes(text, found)
+            assert yes is None or 0.0 <= yes <= 1.0
 
 
 def test_thinking_is_taken_away():

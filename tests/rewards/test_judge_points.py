@@ -49,3 +49,8 @@ def test_a_point_counts_nothing_where_what_it_depends_on_is_wrong():
     marks = grade(points, [0.9, 0.9, 0.3])
     assert marks.soft == pytest.approx(0.3 / 3) and marks.hard == 0 and marks.geometric == 0
     assert grade(points, [0.9, 0.9, 0.6]).soft == pytest.approx(0.8)
+
+
+def test_the_mean_of_many_small_shares_is_small_and_not_nothing():
+    points = [Point(str(number), "?") for number in range(100)]
+    assert grade(points, [1e-4] * 100).geometric == pytest.approx(1e-4)

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +33,7 @@ RANGES = {
     "max_tokens": Range(1, 1_000_000),
     "top_logprobs": Range(0, 100),
 }
+WHOLE = ("concurrency", "retries", "max_tokens", "top_logprobs")
 EXAM, SCORE = "judge/exam", "judge/score"
 OF_REQUESTS = ("model", "messages", "max_tokens", "temperature", "stream", "n", "logprobs", "top_logprobs")
 
@@ -73,24 +75,37 @@ class Judge:
     def _check(self) -> None:
         """ConfigError for what cannot work."""
         for key, allowed in RANGES.items():
-            value = asdict(self)[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value not in allowed:
-                raise ConfigError(f"{self.name}: {key} is {shown(value)}: write a number, {allowed}")
+            value, kinds = asdict(self)[key], int if key in WHOLE else int | float
+            if isinstance(value, bool) or not isinstance(value, kinds) or value not in allowed:
+                what = "a whole number" if key in WHOLE else "a number"
+                raise ConfigError(f"{self.name}: {key} is {shown(value)}: write {what}, {allowed}")
         for key in ("url", "model"):
             if not isinstance(text := asdict(self)[key], str) or not text.strip():
                 raise ConfigError(f"{self.name}: {key} is {shown(text)}: write the service's address and its model")
-        if not isinstance(self.extra, Mapping) or (taken := [key for key in self.extra if key in OF_REQUESTS]):
-            what = (
-                f"{taken[0]!r}, which the judge sets itself" if isinstance(self.extra, Mapping) else shown(self.extra)
-            )
-            raise ConfigError(f"{self.name}: extra has {what}: write further fields of a request, by name")
+        for key in ("key_env", "cache"):
+            if not isinstance(text := asdict(self)[key], str | None) or text == "":
+                raise ConfigError(f"{self.name}: {key} is no text: write one, or null")
+        if not isinstance(self.probe, bool):
+            raise ConfigError(f"{self.name}: probe is {shown(self.probe)}: write true or false")
+        self._check_extra()
+
+    def _check_extra(self) -> None:
+        where = f"{self.name}: extra"
+        if not isinstance(self.extra, Mapping) or not all(isinstance(key, str) for key in self.extra):
+            raise ConfigError(f"{where} has {shown(self.extra)}: write further fields of a request, by name")
+        if taken := [key for key in self.extra if key in OF_REQUESTS]:
+            raise ConfigError(f"{where} has {taken[0]!r}, which the judge sets itself: leave it out")
+        try:
+            json.dumps(self.extra, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{where} cannot be written as JSON ({error}): write texts, numbers and lists") from None
 
     def _parameters(self) -> dict[str, Any]:
         """Those of every request, which the key of the cache holds, too."""
         plain: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_tokens}
         if self.shades:
             plain |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return plain | {"extra_body": dict(self.extra)} if self.extra else plain
+        return plain | dict(self.extra)
 
     @property
     def lists(self) -> bool:
@@ -144,7 +159,7 @@ class JudgeExam(Judge):
         exams = [points_of(prompt, about) for prompt, about in zip(prompts, metadata, strict=True)]
         batch = self._batch()
         asked = zip(pictures(images), exams, strict=True)
-        answers = await asyncio.gather(*(self._answers(picture, points, batch) for picture, points in asked))
+        answers = await together(self._answers(picture, points, batch) for picture, points in asked)
         lacks = [_lack(points, said) for points, said in zip(exams, answers, strict=True)]
         parts: dict[str, list[float]] = {"soft": [], "hard": [], "geometric": [], "all": []}
         for points, said, lack in zip(exams, answers, lacks, strict=True):
@@ -157,7 +172,7 @@ class JudgeExam(Judge):
         """P(yes) of every point, or why it has none."""
         questions = [point.question for point in points]
         if self.mode == "points":
-            return list(await asyncio.gather(*(_or_why(self._asker.one(picture, q, batch)) for q in questions)))
+            return await together(_or_why(self._asker.one(picture, q, batch)) for q in questions)
         answers = await _or_why(self._asker.many(picture, questions, batch))
         return [answers] * len(points) if isinstance(answers, NoAnswer) else list(answers)
 
@@ -188,11 +203,21 @@ class JudgeScore(Judge):
         batch = self._batch()
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         asked = zip(pictures(images), questions, strict=True)
-        answers = await asyncio.gather(*(_or_why(self._asker.one(picture, q, batch)) for picture, q in asked))
+        answers = await together(_or_why(self._asker.one(picture, q, batch)) for picture, q in asked)
         errors = {index: str(answer) for index, answer in enumerate(answers) if isinstance(answer, NoAnswer)}
         soft = [answer if isinstance(answer, float) else math.nan for answer in answers]
         hard = [math.nan if math.isnan(answer) else float(answer > 0.5) for answer in soft]
         return RewardOutput(soft, {"soft": soft, "hard": hard}, errors)
+
+
+async def together(asked: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """What all of them give, in order; where one raises, the others are not left asking."""
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _or_why(answer: Any) -> Any:

@@ -12,6 +12,7 @@ THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 ANCHORED = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
 END = "</think>"
+LEAST = -10_000  # a log probability of nothing; JSON may hold integers that are no float
 
 
 def first_message(reply: Any) -> tuple[str | None, Sequence[Any]]:
@@ -23,7 +24,9 @@ def first_message(reply: Any) -> tuple[str | None, Sequence[Any]]:
     message, logprobs = choice.get("message"), choice.get("logprobs")
     text = message.get("content") if isinstance(message, Mapping) else None
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    return text if isinstance(text, str) else None, tokens if isinstance(tokens, list) else ()
+    if not isinstance(text, str) or not text.strip():  # cut in its thinking, which may begin with "No, ..."
+        return None, ()
+    return text, tokens if isinstance(tokens, list) else ()
 
 
 def probability_of_yes(text: str | None, tokens: Sequence[Any]) -> float | None:
@@ -49,10 +52,11 @@ def from_logprobs(tokens: Sequence[Any]) -> float | None:
     if place is None or _bare(place.get("token")) not in ("yes", "no"):
         return None
     mass = {"yes": 0.0, "no": 0.0}
-    for choice in place.get("top_logprobs") or ():
+    alternatives = place.get("top_logprobs")
+    for choice in alternatives if isinstance(alternatives, list) else ():
         word, logprob = (_bare(choice.get("token")), choice.get("logprob")) if isinstance(choice, Mapping) else ("", 0)
-        if word in mass and isinstance(logprob, int | float) and not math.isnan(logprob):
-            mass[word] += math.exp(min(float(logprob), 0.0))
+        if word in mass and isinstance(logprob, int | float) and logprob == logprob:  # no NaN
+            mass[word] += math.exp(max(min(logprob, 0), LEAST))
     both = mass["yes"] + mass["no"]
     return mass["yes"] / both if both > 0.0 else None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -28,19 +30,23 @@ AGAIN_MANY = 'That is not an answer. Answer with nothing but a JSON list of {cou
 WORDS_EACH = 8  # tokens of one answer in a list
 
 
+HERE = b"<picture>"
+"""Stands for the picture while a request is written as JSON; the first thing in it that may be so called."""
+
+
 class Picture:
     """One picture: its pixels' digest, and its PNG as a data URL, which is made once and only if it is asked about."""
 
-    def __init__(self, pixels: np.ndarray) -> None:
-        self._pixels = pixels
-        self._url: asyncio.Task[str] | None = None
+    def __init__(self, pixels: np.ndarray, *, readable: bool = True) -> None:
+        self._pixels, self.readable = pixels, readable
+        self._url: asyncio.Task[bytes] | None = None
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """The sha256 of size and pixels."""
         return hashlib.sha256(str(self._pixels.shape).encode() + self._pixels.tobytes()).hexdigest()
 
-    async def url(self) -> str:
+    async def url(self) -> bytes:
         """The picture as a data URL of a PNG."""
         if self._url is None:
             self._url = asyncio.ensure_future(asyncio.to_thread(_data_url, self._pixels))
@@ -49,13 +55,12 @@ class Picture:
 
 def pictures(images: Tensor) -> list[Picture]:
     """Pictures float [B, 3, H, W] in [0, 1], one by one."""
-    return [Picture(pixels) for pixels in as_bytes(images)]
+    finite = images.sum((1, 2, 3)).isfinite().tolist()  # six times as fast as looking at each value
+    return [Picture(pixels, readable=good) for pixels, good in zip(as_bytes(images), finite, strict=True)]
 
 
-def _data_url(pixels: np.ndarray) -> str:
-    import base64
-
-    return "data:image/png;base64," + base64.b64encode(as_png(pixels)).decode()
+def _data_url(pixels: np.ndarray) -> bytes:
+    return b"data:image/png;base64," + base64.b64encode(as_png(pixels))
 
 
 class Asker:
@@ -75,10 +80,15 @@ class Asker:
 
     async def shades(self, picture: Picture, question: str, batch: Batch) -> bool:
         """Whether the service gives log probabilities of its answers."""
-        _, tokens = await self._reply(await self._messages(picture, _one(question)), 1, batch)
-        return from_logprobs(tokens) is not None
+        for _ in range(2):  # one answer may be none
+            _, tokens = await self._reply(picture, _about(_one(question)), 1, batch)
+            if from_logprobs(tokens) is not None:
+                return True
+        return False
 
     async def _remembered(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
+        if not picture.readable:
+            raise NoAnswer("the picture holds NaN or infinity")
         if self.cache is None:
             return await self._asked(picture, how, questions, batch)
         key = self._key(picture, how, questions)
@@ -95,34 +105,38 @@ class Asker:
     async def _asked(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
         """Ask, and where the answer is none, once more with what was said before it."""
         count = len(questions)
-        messages = await self._messages(picture, _one(questions[0]) if how == "one" else _many(questions))
+        messages = _about(_one(questions[0]) if how == "one" else _many(questions))
         for last in (False, True):
-            text, tokens = await self._reply(messages, count, batch)
+            text, tokens = await self._reply(picture, messages, count, batch)
             answers = answers_in(text, count) if how == "many" else _single(probability_of_yes(text, tokens))
             if answers is not None:
                 return answers
             if last:
                 wanted = "yes nor no" if how == "one" else f"a list of {count} answers"
-                raise NoAnswer(f"asked twice, the judge gave no {wanted}: {(text or 'nothing')[-80:]!r}")
+                said = self.endpoint.clean(text or "nothing")[-80:]
+                raise NoAnswer(f"asked twice, the judge gave no {wanted}: {said!r}")
             if text:
                 again = AGAIN if how == "one" else AGAIN_MANY.format(count=count)
                 messages = [*messages, *texts([("assistant", text), ("user", again)])]
         raise AssertionError("unreachable")
 
-    async def _messages(self, picture: Picture, words: str) -> list[dict[str, Any]]:
-        shown = {"type": "image_url", "image_url": {"url": await picture.url()}}
-        return texts([("user", [shown, {"type": "text", "text": words}])])
-
     async def _reply(
-        self, messages: Sequence[Mapping[str, Any]], count: int, batch: Batch
+        self, picture: Picture, messages: Sequence[Mapping[str, Any]], count: int, batch: Batch
     ) -> tuple[str | None, Sequence[Any]]:
         room = self.parameters["max_tokens"] + WORDS_EACH * (count - 1)
-        request = {**self.parameters, "model": self.model, "messages": messages, "max_tokens": room}
-        return first_message(await self.endpoint.chat(request, batch))
+        request = {"messages": messages, "model": self.model, **self.parameters, "max_tokens": room}
+        body = json.dumps(request).encode().replace(HERE, await picture.url(), 1)  # a data URL needs no escapes
+        return first_message(await self.endpoint.chat(body, batch))
 
 
 def _single(yes: float | None) -> list[float] | None:
     return None if yes is None else [yes]
+
+
+def _about(words: str) -> list[dict[str, Any]]:
+    """The messages that show a picture and then say something."""
+    shown = {"type": "image_url", "image_url": {"url": HERE.decode()}}
+    return texts([("user", [shown, {"type": "text", "text": words}])])
 
 
 def _one(question: str) -> str:

@@ -100,4 +100,5 @@ def grade(points: Sequence[Point], yes: Sequence[float]) -> Grade:
     soft = [(y if p.expected else 1.0 - y) * stands(p.id) for p, y in zip(points, yes, strict=True)]
     hard = [float(right[p.id] and stands(p.id)) for p in points]
     count = len(points)
-    return Grade(math.fsum(soft) / count, math.fsum(hard) / count, math.prod(soft) ** (1.0 / count), min(hard))
+    geometric = math.exp(math.fsum(map(math.log, soft)) / count) if min(soft) > 0.0 else 0.0
+    return Grade(math.fsum(soft) / count, math.fsum(hard) / count, geometric, min(hard))

@@ -29,7 +29,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # nothing that is a date; one without a time zone
+        except (ValueError, TypeError, OverflowError):  # nothing that is a date; without a time zone; year 99999
             return 0.0
     return seconds if 0.0 < seconds < float("inf") else 0.0
 
@@ -43,7 +43,7 @@ class Breaker:
 
     def __init__(self, limit: int = 10, pause: float = 1.0, longest: float = 30.0) -> None:
         self.limit, self.first, self.longest = limit, pause, longest
-        self.failures, self.pause, self.until, self.trying = 0, pause, 0.0, False
+        self.failures, self.pause, self.until, self.held, self.trying = 0, pause, 0.0, 0.0, False
 
     @property
     def is_open(self) -> bool:
@@ -54,14 +54,18 @@ class Breaker:
     async def turn(self) -> AsyncIterator[None]:
         """Wait until a request may be made; it is made inside; :meth:`worked` or :meth:`failed` says how it went."""
         now = asyncio.get_running_loop().time
-        while self.is_open and (self.trying or now() < self.until):
-            await asyncio.sleep(max(0.02, min(1.0, self.until - now())))
+        while now() < self.held or (self.is_open and (self.trying or now() < self.until)):
+            await asyncio.sleep(max(0.02, min(1.0, max(self.held, self.until) - now())))
         trial = self.trying = self.is_open
         try:
             yield
         finally:
             if trial:  # cancelled ones, too
                 self.trying = False
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody ask for so long: the service has said that it wants this time (``Retry-After``)."""
+        self.held = max(self.held, asyncio.get_running_loop().time() + seconds)
 
     def worked(self) -> None:
         """The service answered."""
