@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 KEPT_S = 30
 """Seconds that a connection is kept open between requests; longer than clients keep theirs."""
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 AGAIN_S = 1.0
 """Seconds before a worker that died is started again."""
 
@@ -35,11 +37,11 @@ def run(served: Served, host: str, port: int, workers: int) -> None:
     """Serve until a signal; ConfigError where the reward cannot be built or the port cannot be had."""
     with contextlib.closing(bound(host, port)) as listener:
         if workers > 1:
-            _Workers(served, listener, workers).run(said(served, listener))
+            _Workers(served, listener, workers).run()
             return
         reward = built(served)
         server = server_of(served, reward)
-        print(said(served, listener), flush=True)
+        announce(served, listener)
         with _quietly():
             server.run(sockets=[listener])
 
@@ -91,10 +93,11 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def said(served: Served, listener: socket.socket) -> str:
-    """What is printed when a service is there."""
+def announce(served: Served, listener: socket.socket) -> None:
+    """Listen, and print where: whoever reads it can ask at once."""
+    listener.listen(BACKLOG)
     host, port = listener.getsockname()[:2]
-    return f"reward {served.name!r} answers at http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"reward {served.name!r} answers at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
 
 @contextlib.contextmanager
@@ -125,7 +128,7 @@ class _Workers:
         self.count, self.stop = count, threading.Event()
         self.workers: list[_Worker] = []
 
-    def run(self, sentence: str) -> None:
+    def run(self) -> None:
         """Start them, serve, and end them."""
         before = {number: signal.signal(number, lambda *_: self.stop.set()) for number in SIGNALS}
         try:
@@ -133,7 +136,7 @@ class _Workers:
             if all([self._is_ready(worker) for worker in self.workers]):
                 for worker in self.workers:
                     worker.pipe.send("go")
-                print(sentence, flush=True)
+                announce(self.served, self.listener)
                 self._watch()
         finally:
             self._end()
