@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class Faulty(ThreadingHTTPServer):
 
     def __init__(self, fault, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.fault, self.count, self.bodies = fault, 0, []
+        self.fault, self.count, self.bodies, self.connections = fault, 0, [], set()
         self.about = {"reward": "r", "version": "0", "differentiable": False, "limits": {"max_pictures": 64}}
 
     @property
@@ -91,6 +91,11 @@ class Faulty(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self):
+        super().setup()
+        self.server.connections.add(self.connection)
 
     def log_message(self, *given):
         pass
@@ -125,3 +130,6 @@ def faulty(fault=lambda nth: None, port=0):
     finally:
         server.shutdown()
         server.server_close()
+        for connection in server.connections:  # those that are kept open would be served on
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

@@ -13,11 +13,11 @@ import zlib
 from urllib.parse import urlsplit
 
 import pytest
+import reward_server
 import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-import reward_server
 from unigrpo import build  # noqa: F401 (makes names known)
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards import registry, serving
@@ -146,7 +146,7 @@ MALFORMED = {
     "no pixels": (400, with_(images=[coded(bomb(0, 5))]), "images[0] has 0 x 5 pixels"),
     "a bomb": (413, with_(images=[coded(bomb(60_000, 60_000))]), "images[0] with its 60000 x 60000 pixels makes"),
     "too few rows": (400, with_(images=[coded(bomb(30, 30))]), "images[0] is a broken PNG"),
-    "sizes": (400, {"images": [coded(png()), coded(png(size=(6, 8)))], "prompts": ["a"] * 2}, "different sizes (8 x 6, "),
+    "sizes": (400, {"images": [coded(png()), coded(png(size=(6, 8)))], "prompts": ["a"] * 2}, "different sizes (8 x 6"),
     "too many": (413, {"images": [coded(png())] * 5, "prompts": ["a"] * 5}, "images has 5 pictures: send 1 to 4"),
     "too large": (413, {"images": [coded(png(size=(20, 20)))] * 3, "prompts": ["a"] * 3}, "images[2] with its 20 x 20"),
     "too large a source": (413, with_(sources=[[coded(png(size=(31, 32)))]]), "sources[0][0] with its 31 x 32 pixels"),
@@ -323,7 +323,7 @@ def test_a_signal_lets_the_request_end_and_the_exit_code_is_0(tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         process = reward_server.Process("slow.py:slow", tmp_path)
         found = []
-        asker = threading.Thread(target=lambda url=process.url: found.append(post(url, GOOD)))
+        asker = threading.Thread(target=lambda url=process.url, found=found: found.append(post(url, GOOD)))
         asker.start()
         time.sleep(0.3)
         assert process.stop(number) == (0, "")
@@ -383,7 +383,10 @@ def test_a_reward_that_cannot_be_built_is_told_before_anything_listens(tmp_path,
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"host": "0.0.0.0"}, "host '0.0.0.0' can be reached from other machines, so a token is needed: export one as "),
+        (
+            {"host": "0.0.0.0"},
+            "host '0.0.0.0' can be reached from other machines, so a token is needed: export one as ",
+        ),
         ({"host": "::"}, "so a token is needed"),
         ({"token_env": "NO_SUCH"}, "the environment variable NO_SUCH is not set"),
         ({"workers": 0}, "workers is 0: write a number, at least 1"),
@@ -416,4 +419,4 @@ def test_a_port_that_is_taken_and_a_token_that_no_header_holds(monkeypatch):
 
 
 def test_what_ships_is_not_changed():
-    assert LIMITS == Limits(64, 2**26, 64) and "shapes/verifier" in registry.names()
+    assert Limits(64, 2**26, 64) == LIMITS and "shapes/verifier" in registry.names()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -51,20 +53,35 @@ def _as_here(action: Callable[[], _T]) -> Callable[[], _T]:
     return as_there
 
 
-_worker: list[Worker] = []
+_SHARED: list[Worker] = []
+_workers: ContextVar[list[Worker]] = ContextVar("workers", default=_SHARED)
+
+
+@contextmanager
+def apart(workers: list[Worker]) -> Iterator[None]:
+    """Inside, rewards are called in a thread that is kept in ``workers`` (at first empty), and not in everybody's.
+
+    A service that runs in the process of its client would else wait for the thread that waits for it.
+    """
+    token = _workers.set(workers)
+    try:
+        yield
+    finally:
+        _workers.reset(token)
 
 
 def within(name: str, seconds: float, action: Callable[[], _T]) -> _T:
     """What an action gives; RewardFault where it takes longer than ``seconds`` (its thread is left to itself)."""
-    if not _worker:
-        _worker.append(Worker("reward"))
-    future = _worker[0].submit(action)
+    workers = _workers.get()
+    if not workers:
+        workers.append(Worker("reward"))
+    future = workers[0].submit(action)
     try:
         return future.result(seconds)
     except TimeoutError as error:
         if future.done():  # it raised a TimeoutError itself
             raise
-        _worker.clear()  # the next call gets a new thread
+        workers.clear()  # the next call gets a new thread
         raise RewardFault(
             f"reward {name!r} did not answer within {seconds:g} s: does it hang? timeout_s of its entry in the "
             "recipe sets how long it may take",

@@ -24,6 +24,8 @@ AGAIN = (408, 409, 425)
 """Other statuses below 500 after which the same request may succeed."""
 LONGEST = 5.0
 """Seconds between two tries at most, unless a service asks for more."""
+PAUSE = 0.5
+"""Seconds for which a service that is down is left alone at first; twice as many after each try, up to LONGEST."""
 SHOWN = 500  # characters of what a service said
 
 
@@ -51,7 +53,7 @@ class Service:
         self.token = token
         self.client = _client(token, host, concurrency, connect_s, read_s)
         self.slots, self.busy = asyncio.Semaphore(concurrency), 0
-        self.breaker = Breaker(limit=3, pause=0.5, longest=LONGEST)
+        self.breaker = Breaker(limit=3, pause=PAUSE, longest=LONGEST)
 
     @property
     def is_out(self) -> bool:

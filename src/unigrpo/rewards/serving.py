@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unigrpo import version
 from unigrpo.ranges import ConfigError, Range, how_to_install, shown
 from unigrpo.rewards import wire
+from unigrpo.rewards.calling import Worker, apart
 from unigrpo.rewards.protocol import TIMEOUT, RewardFault, RewardFunction, RewardInput, RewardOutput, call
 from unigrpo.rewards.wire import Limits, Refused
 
@@ -91,6 +92,7 @@ class _Service:
         self.one_at_a_time = asyncio.Lock()
         self.unpacked = asyncio.Semaphore(UNPACKED)
         self.held = 0
+        self.worker: list[Worker] = []
 
     async def health(self, request: Request) -> Response:
         """What is served here; also while the reward is at work."""
@@ -131,7 +133,8 @@ class _Service:
 
     def _called(self, given: RewardInput) -> RewardOutput:
         served = self.served
-        return call(served.name, self.reward, given, value=served.value, timeout_s=served.timeout_s, strict=False)
+        with apart(self.worker):
+            return call(served.name, self.reward, given, value=served.value, timeout_s=served.timeout_s, strict=False)
 
     def _check_token(self, request: Request) -> None:
         if self.served.token is None:
