@@ -1,4 +1,4 @@
-"""Training with a reward behind HTTP whose server is killed: the run waits, or stops and goes on later; same weights."""
+"""Training with a reward behind HTTP whose server is killed: the run waits, or goes on later; the same weights."""
 
 import sys
 import threading
@@ -9,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "rewards"))
 import reward_server
+
 import tiny_runs
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 import threading
 from contextlib import ExitStack
 
@@ -94,6 +95,24 @@ def test_parts_errors_and_numbers_that_are_hard_to_write():
     assert set(output.errors) == {0, 2, 3} and output.errors[3] == "no → way" and math.isnan(output.values[3])
 
 
+@pytest.mark.parametrize("bad", [0.5, math.nan])
+def test_several_values_by_name(bad):
+    async def reward(images, prompts, metadata, thinking):
+        return {"a": [float(p) for p in prompts], "b": [bad if p == "3" else 2 * float(p) for p in prompts]}
+
+    with reward_server.serving(reward) as url:
+        there, asked = RemoteHttp(url=url, batch=2), given(5)
+        ours, theirs = (call("m", r, asked, value="b", strict=False) for r in (reward, there))
+        assert str((ours.values, ours.parts)) == str((theirs.values, theirs.parts)) and theirs.values[2] == 4.0
+        assert set(ours.errors) == set(theirs.errors) == (set() if math.isfinite(bad) else {3})
+        for one in (reward, there):
+            with pytest.raises(RewardFault, match="no value 'c'"):
+                call("m", one, asked, value="c", strict=False)
+        if math.isfinite(bad):
+            with pytest.raises(RewardFault, match=r"gives several values .a, b.: say which one counts"):
+                call("m", there, asked)
+
+
 def test_the_source_pictures_of_an_edit():
     shown = tuple(torch.randint(256, (3, h, w), dtype=torch.uint8) for h, w in ((5, 7), (9, 3)))
     prompts = [Prompt(0, "a", {"k": [1, 2.5]}, shown), Prompt(1, "b", {}), Prompt(2, "c", {}, shown[:1])]
@@ -162,6 +181,7 @@ ONCE = {
     "infinite": lambda handler: handler.answer(200, NAN.replace("NaN", "1e999")),
     "a long integer": lambda handler: handler.answer(200, NAN.replace("NaN", "1" + "0" * 400)),
     "null without an error": says([None, 1, 2, 3, 4]),
+    "neither values nor parts": lambda handler: handler.answer(200, {"values": None, "parts": {}, "errors": {}}),
     "texts": says(["0", 1, 2, 3, 4]),
     "verdicts": says([True, 1, 2, 3, 4]),
     "parts of another length": says(parts={"p": [1.0]}),
@@ -342,6 +362,12 @@ def test_settings_that_cannot_work_are_told(args, said):
     with pytest.raises(ConfigError) as caught:
         RemoteHttp(**{"url": "http://127.0.0.1:1", **QUICK, **args})
     assert said in str(caught.value) and "pass@" not in str(caught.value)
+
+
+def test_a_missing_package_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(ConfigError, match=r"need the package httpx: pip install '.\[serve\]'"):
+        RemoteHttp(url="http://127.0.0.1:1")
 
 
 def test_it_is_built_by_name_with_args(monkeypatch):

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -23,6 +24,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.rewards import registry, serving
 from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
 from unigrpo.rewards.serving import LIMITS, Limits, Served, app, serve
+from unigrpo.rewards.serving_processes import announce
 
 JSON = {"Content-Type": "application/json"}
 
@@ -223,9 +225,9 @@ def test_a_token():
 
 FAULTS = {
     "raised ZeroDivisionError": lambda *given: 1 / 0,
-    "gave 2 values for 1 pictures": lambda *given: [1.0, 2.0],
+    "reward 'r' gave 2 values for 1 pictures": lambda *given: [1.0, 2.0],
     "gave nothing (None; is a return missing?)": lambda *given: None,
-    "gives several values (a, b): say which one counts": lambda *given: {"a": [1.0], "b": [2.0]},
+    "gave 2 values for 1 pictures": lambda *given: {"a": [1.0, 2.0], "b": [2.0]},
     "did not answer within 0.2 s": lambda *given: time.sleep(1),
 }
 
@@ -238,12 +240,10 @@ def test_a_reward_that_fails_is_a_500_with_its_sentence(said):
     assert one.get("/health").status_code == 200
 
 
-def test_a_number_that_is_none_is_an_error_of_its_picture_and_one_of_several_values_counts():
+def test_a_number_that_is_none_is_an_error_of_its_picture():
     two = {"images": [coded(png())] * 2, "prompts": ["a"] * 2}
     said = client(lambda *given: [float("nan"), 0.5]).post("/score", json=two).json()
     assert said["values"] == [None, 0.5] and "gave nan" in said["errors"]["0"]
-    both = lambda *given: {"a": [1.0], "b": [2.0]}  # noqa: E731
-    assert client(both, value="b").post("/score", json=GOOD).json()["values"] == [2.0]
 
 
 def test_one_call_at_a_time_and_health_meanwhile():
@@ -416,6 +416,20 @@ def test_a_port_that_is_taken_and_a_token_that_no_header_holds(monkeypatch):
     monkeypatch.setenv(serving.TOKEN_ENV, "zwölf")
     with pytest.raises(ConfigError, match="has letters that no HTTP header can hold"):
         serve("shapes/verifier", {}, port=0)
+
+
+def test_two_that_start_on_one_port_at_the_same_time():
+    with reward_server.bound("127.0.0.1", 0) as one, reward_server.bound(*one.getsockname()) as two:
+        announce(Served(name="r", args={}), one)
+        with pytest.raises(ConfigError, match="cannot be had"):
+            announce(Served(name="r", args={}), two)
+
+
+def test_a_missing_package_is_told(monkeypatch):
+    for name, without in (("starlette", "starlette.applications"), ("uvicorn", "uvicorn")):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=f"need the package {name}.*serve"):
+            patch.setitem(sys.modules, without, None)
+            serve("shapes/verifier", {}, port=0)
 
 
 def test_what_ships_is_not_changed():

@@ -99,8 +99,11 @@ class RemoteHttp:
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
         thinking: Sequence[str | None],
-    ) -> RewardOutput:
-        """Ask for the rewards of pictures float [B, 3, H, W] in [0, 1]; those without an answer are in ``errors``."""
+    ) -> RewardOutput | Mapping[str, Sequence[float]]:
+        """Ask for the rewards of pictures float [B, 3, H, W] in [0, 1]; those without an answer are in ``errors``.
+
+        A reward that gives several values by name does so here, too: ``value`` of the recipe's entry says which counts.
+        """
         errors: dict[int, str] = {}
         for index in range(len(prompts)):
             try:
@@ -121,7 +124,8 @@ class RemoteHttp:
                 return RewardOutput([math.nan] * len(chunk), {}, dict.fromkeys(range(len(chunk)), str(error)))
 
         answers = await asyncio.gather(*(asked(chunk) for chunk in chunks))
-        return merged(len(prompts), chunks, answers, errors)
+        output = merged(len(prompts), chunks, answers, errors)
+        return output.parts if any(not said.values for said in answers) and not output.errors else output
 
 
 START_S = 5.0
@@ -137,7 +141,10 @@ def merged(
     failed = dict(errors)
     for chunk, said in zip(chunks, answers, strict=True):
         failed |= {chunk[index]: message for index, message in said.errors.items()}
-        for to, numbers in ((values, said.values), *((parts[name], part) for name, part in said.parts.items())):
+        for to, numbers in (
+            (values, said.values or [math.nan] * len(chunk)),
+            *((parts[name], part) for name, part in said.parts.items()),
+        ):
             for index, number in zip(chunk, numbers, strict=True):
                 to[index] = number
     return RewardOutput(values, parts, dict(sorted(failed.items())))

@@ -72,8 +72,7 @@ class Service:
                     self.breaker.worked()
                     raise _Again(self._clean(f"{self.url}: {error}")) from None
                 except _Again as fault:
-                    if fault.out:
-                        self.breaker.failed()
+                    self.breaker.failed() if fault.out else self.breaker.worked()
                     raise
                 except NoAnswer:
                     self.breaker.worked()

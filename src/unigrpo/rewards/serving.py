@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unigrpo import version
@@ -48,15 +49,13 @@ RANGES = {
 class Served:
     """What is served: the reward's name, how it is built, what a request may hold, and who may ask.
 
-    value: which of several named values is the answer's ``values``; token: None lets everybody ask; setup: a module to
-    import first, which makes names known.
+    token: None lets everybody ask; setup: a module to import first, which makes names known.
     """
 
     name: str
     args: Mapping[str, Any]
     limits: Limits = LIMITS
     token: str | None = None
-    value: str | None = None
     timeout_s: float = TIMEOUT
     setup: str | None = None
 
@@ -132,9 +131,10 @@ class _Service:
         return Response(wire.answer(output), media_type="application/json")
 
     def _called(self, given: RewardInput) -> RewardOutput:
-        served = self.served
+        asked = _Asked(self.reward)
         with apart(self.worker):
-            return call(served.name, self.reward, given, value=served.value, timeout_s=served.timeout_s, strict=False)
+            output = call(self.served.name, asked, given, timeout_s=self.served.timeout_s, strict=False)
+        return replace(output, values=[]) if asked.named else output
 
     def _check_token(self, request: Request) -> None:
         if self.served.token is None:
@@ -163,6 +163,24 @@ class _Service:
         except TimeoutError:
             raise Refused(408, f"the body has not arrived within {BODY_S:g} s", {"Connection": "close"}) from None
         return b"".join(parts)
+
+
+class _Asked:
+    """A reward that is asked once; ``named``: it gave several values by name; the recipe that asks says which counts."""
+
+    def __init__(self, reward: RewardFunction) -> None:
+        self.reward, self.named = reward, False
+
+    def __call__(self, images: Any, prompts: Any, metadata: Any, thinking: Any) -> Any:
+        answer = self.reward(images, prompts, metadata, thinking)
+        return self._awaited(answer) if inspect.isawaitable(answer) else self._noted(answer)
+
+    async def _awaited(self, answer: Any) -> Any:
+        return self._noted(await answer)
+
+    def _noted(self, answer: Any) -> Any:
+        self.named = isinstance(answer, Mapping) and len(answer) > 1
+        return RewardOutput(next(iter(answer.values())), answer) if self.named else answer
 
 
 def _json(status: int, value: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -197,7 +215,6 @@ def serve(
     max_pictures: int = LIMITS.max_pictures,
     max_pixels: int = LIMITS.max_pixels,
     max_body_mb: int = LIMITS.max_body_mb,
-    value: str | None = None,
     timeout_s: float = TIMEOUT,
     setup: str = "unigrpo.build",
 ) -> None:
@@ -219,7 +236,6 @@ def serve(
         args=dict(args),
         limits=Limits(max_pictures, max_pixels, max_body_mb),
         token=token(token_env),
-        value=value,
         timeout_s=timeout_s,
         setup=setup,
     )

@@ -86,17 +86,24 @@ def bound(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"port {port} of {host} cannot be had ({error.strerror}): choose another port, 0 for any that is free, or "
-            "end what has it"
-        ) from error
+        raise _taken(port, host, error) from error
     return listener
+
+
+def _taken(port: int, host: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"port {port} of {host} cannot be had ({error.strerror}): choose another port, 0 for any that is free, or end "
+        "what has it"
+    )
 
 
 def announce(served: Served, listener: socket.socket) -> None:
     """Listen, and print where: whoever reads it can ask at once."""
-    listener.listen(BACKLOG)
     host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # somebody else began to listen there meanwhile
+        raise _taken(port, host, error) from error
     print(f"reward {served.name!r} answers at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
 
@@ -134,9 +141,9 @@ class _Workers:
         try:
             self.workers = [self._started() for _ in range(self.count)]
             if all([self._is_ready(worker) for worker in self.workers]):
+                announce(self.served, self.listener)
                 for worker in self.workers:
                     worker.pipe.send("go")
-                announce(self.served, self.listener)
                 self._watch()
         finally:
             self._end()

@@ -240,9 +240,9 @@ def _unpacked(data: bytes, where: str) -> np.ndarray:
 
 
 def answer(output: RewardOutput) -> bytes:
-    """What a reward said, as ``protocol.call`` read it; pictures that it could not judge have null, and an error."""
+    """What a reward said; pictures that it could not judge have null, and an error. No values: only named ones."""
     said = {
-        "values": [_or_null(value) for value in output.values],
+        "values": [_or_null(value) for value in output.values] or None,
         "parts": {name: [_or_null(value) for value in part] for name, part in output.parts.items()},
         "errors": {str(index): message for index, message in output.errors.items()},
     }
@@ -254,7 +254,7 @@ def _or_null(value: float) -> float | None:
 
 
 def read_answer(body: bytes, count: int) -> RewardOutput:
-    """The answer of a service about ``count`` pictures; WrongAnswer says what is wrong with it."""
+    """The answer about ``count`` pictures; without values, it has only named ones. WrongAnswer where it is none."""
     try:
         said = json.loads(body.decode(), parse_constant=_no_number)
     except (ValueError, RecursionError):
@@ -269,7 +269,8 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
         raise WrongAnswer(f"it answered the parts {shown(parts)}, which are no object")
     failed = {int(index): message for index, message in errors.items()}
     numbers = {name: _numbers(part, f"the part {name!r}", count, failed) for name, part in parts.items()}
-    return RewardOutput(_numbers(said["values"], "values", count, failed), numbers, failed)
+    named = said["values"] is None and numbers
+    return RewardOutput([] if named else _numbers(said["values"], "values", count, failed), numbers, failed)
 
 
 def _is_message(value: Any) -> bool:
