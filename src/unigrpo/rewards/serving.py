@@ -166,7 +166,7 @@ class _Service:
 
 
 class _Asked:
-    """A reward that is asked once; ``named``: it gave several values by name; the recipe that asks says which counts."""
+    """A reward that is asked once; ``named``: it gave several values by name, of which a recipe chooses one."""
 
     def __init__(self, reward: RewardFunction) -> None:
         self.reward, self.named = reward, False
