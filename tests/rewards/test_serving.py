@@ -13,6 +13,7 @@ import time
 import zlib
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import reward_server
 import torch
@@ -61,6 +62,11 @@ def bomb(width, height, bytes_=100):
 
 
 GOOD = {"images": [coded(png())], "prompts": ["a"]}
+
+
+def png_size(data):
+    with Image.open(io.BytesIO(data)) as file:
+        return np.array(file).shape[1::-1]
 
 
 def with_(**other):
@@ -181,7 +187,8 @@ def test_a_malformed_request_is_told_why_and_the_service_lives_on(case, service)
 
 
 def test_a_second_header_does_not_hide_a_bomb(service):
-    small, large = bomb(8, 6), bomb(5000, 5000)
+    small, large = bomb(8, 6), bomb(40, 30, 30 * 121)
+    assert png_size(large) == (40, 30)  # it is whole
     both = small[:33] + large[8:]
     status, answer = post(service, with_(images=[coded(both)]))
     assert status == 400 and "images[0] is a broken PNG" in answer["error"]
@@ -286,6 +293,13 @@ def test_too_many_at_a_time_are_told_to_come_again(monkeypatch):
         go.set()
         first.join(20)
         assert post(url, GOOD)[0] == 200
+
+
+def test_who_waits_while_the_service_is_stopped_is_sent_away():
+    stopped = TestClient(app(Served(name="r", args={}), lengths, lambda: True))
+    answer = stopped.post("/score", json=GOOD)
+    assert (answer.status_code, answer.json()) == (503, {"error": "this service is being stopped"})
+    assert answer.headers["retry-after"] == "1" and stopped.get("/health").status_code == 200
 
 
 def test_who_hangs_up_while_waiting_costs_no_call():
