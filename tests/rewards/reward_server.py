@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Faulty(ThreadingHTTPServer):
     def __init__(self, fault, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.fault, self.count, self.bodies, self.connections = fault, 0, [], set()
-        self.about = {"reward": "r", "version": "0", "differentiable": False, "limits": {"max_pictures": 64}}
+        self.about = {"reward": "r", "version": "0", "differentiable": False, "limits": asdict(LIMITS)}
 
     @property
     def url(self):

@@ -13,10 +13,10 @@ import torch
 
 from unigrpo import build
 from unigrpo.ranges import ConfigError
-from unigrpo.rewards import registry, remote_service
+from unigrpo.rewards import registry, remote_service, wire
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call, metadata_of
-from unigrpo.rewards.remote import RemoteHttp
+from unigrpo.rewards.remote import RemoteHttp, weight
 from unigrpo.rewards.serving import Limits
 from unigrpo.trajectory import Prompt
 
@@ -334,10 +334,30 @@ def test_a_service_with_another_reward_in_its_place_is_an_error():
         assert "status 404: this service has the reward 'r', not 'q'" in ask(reward).errors[0]
 
 
+def test_requests_fit_into_what_the_services_take():
+    noisy = RewardInput(noise(24, 128, 128), [str(n) for n in range(24)], [{}] * 24, [None] * 24)
+    reward = lambda images, prompts, metadata, thinking: [float(p) for p in prompts]  # noqa: E731
+    with reward_server.serving(reward, limits=Limits(64, 2**26, 1)) as url:  # 24 of them are 1.6 MB
+        assert call("m", RemoteHttp(url=url, batch=64), noisy).values == list(range(24))
+    with reward_server.serving(reward, limits=Limits(64, 5 * 128**2, 64)) as url:
+        assert call("m", RemoteHttp(url=url), noisy).values == list(range(24))
+
+
+def test_a_body_is_never_larger_than_its_weight():
+    for height, width, thinking in ((1, 40, None), (40, 1, "\n" * 500), (64, 64, "\U0001f600" * 3000), (1, 1, "")):
+        shown = Prompt(0, "a", {"ö": ["\x01" * 50] * 9}, (torch.randint(256, (3, 31, 17), dtype=torch.uint8),))
+        asked = RewardInput(noise(3, height, width), ["ü" * 99] * 3, metadata_of([shown] * 3), [thinking] * 3)
+        weights = [
+            weight(*each) for each in zip(asked.images, asked.prompts, asked.metadata, asked.thinking, strict=True)
+        ]
+        assert len(wire.request(asked, "r")) <= sum(w.body for w in weights)
+        assert weights[0].pixels == height * width + 31 * 17
+
+
 def test_what_a_service_refuses_is_told_in_its_words():
-    with reward_server.serving(lambda *given: [1.0] * 5, limits=Limits(64, 30, 1)) as url:
+    with reward_server.serving(lambda *given: [1.0] * 5, limits=Limits(64, 15, 1)) as url:
         output = ask(RemoteHttp(url=url))
-    assert "status 413: images[1] with its 4 x 4 pixels makes a request of more than 30" in output.errors[0]
+    assert "status 413: images[0] with its 4 x 4 pixels makes a request of more than 15" in output.errors[0]
 
 
 @pytest.mark.parametrize(

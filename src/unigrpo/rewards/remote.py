@@ -6,6 +6,7 @@ Pictures go out in requests of a few; what a service cannot answer in time is an
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,9 +39,9 @@ class RemoteHttp:
 
     url: of the service, or of several that share the load, such as http://127.0.0.1:8765; reward: its name there (None:
     whichever it is); token_env: the NAME of the environment variable with the token (None: UNIGRPO_REWARD_TOKEN, where
-    that is set); batch: pictures of a request; concurrency: requests at a time to each service; retries: further tries
-    of a request that a service answered wrongly or not at all; connect_s, read_s: of one try; deadline_s: of one call
-    of the reward: so long it waits for services that are down.
+    that is set); batch: pictures of a request at most; concurrency: requests at a time to each service; retries:
+    further tries of a request that a service answered wrongly or not at all; connect_s, read_s: of one try; deadline_s:
+    of one call of the reward: so long it waits for services that are down.
     """
 
     url: str | Sequence[str]
@@ -60,7 +61,7 @@ class RemoteHttp:
         key = token(self.token_env)
         self._services = [Service(u, key, self.concurrency, self.connect_s, self.read_s) for u in urls]
         self._slots = asyncio.Semaphore(self.concurrency * len(urls))
-        self._served = wait_for(self._learnt())
+        self._served, self._room = wait_for(self._learnt())
 
     def _check(self) -> None:
         """ConfigError for what cannot work."""
@@ -76,8 +77,8 @@ class RemoteHttp:
             if not isinstance(text := asdict(self)[key], str | None) or text == "":
                 raise ConfigError(f"{NAME}: {key} is {shown(text)}: write a name, or leave it out")
 
-    async def _learnt(self) -> str:
-        """The name of the reward that all services have; ConfigError where one cannot be used."""
+    async def _learnt(self) -> tuple[str, Weight]:
+        """The reward that all services have, and what all take in a request; ConfigError where one cannot be used."""
         abouts = await asyncio.gather(*(health(service, min(self.deadline_s, START_S)) for service in self._services))
         wanted = abouts[0].reward if self.reward is None else self.reward
         for service, about in zip(self._services, abouts, strict=True):
@@ -91,7 +92,7 @@ class RemoteHttp:
                     f"{NAME}: batch is {self.batch}, and {service.url} takes {about.max_pictures} pictures in one "
                     "request: lower it, or serve with a higher --max-pictures"
                 )
-        return wanted
+        return wanted, Weight(min(a.max_pixels for a in abouts), min(a.max_body_mb for a in abouts) * 1_000_000)
 
     async def __call__(
         self,
@@ -105,14 +106,13 @@ class RemoteHttp:
         A reward that gives several values by name does so here, too: ``value`` of the recipe's entry says which counts.
         """
         errors: dict[int, str] = {}
-        for index in range(len(prompts)):
+        weights: dict[int, Weight] = {}
+        for index, image in enumerate(images):
             try:
-                wire.about(metadata[index])
-                wire.check(images[index])
+                weights[index] = weight(image, prompts[index], metadata[index], thinking[index])
             except wire.Unsendable as error:
                 errors[index] = f"cannot be sent: {error}"
-        good = [index for index in range(len(prompts)) if index not in errors]
-        chunks = [good[start : start + self.batch] for start in range(0, len(good), self.batch)]
+        chunks = portions(weights, self.batch, self._room)
         this = Round.within(self.deadline_s, self.retries)
 
         async def asked(chunk: Sequence[int]) -> RewardOutput:
@@ -130,6 +130,45 @@ class RemoteHttp:
 
 START_S = 5.0
 """Seconds that a service has at the start to be there."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What pictures take of a request: pixels, and bytes of its body at most."""
+
+    pixels: int
+    body: int
+
+    def __add__(self, other: Weight) -> Weight:
+        return Weight(self.pixels + other.pixels, self.body + other.body)
+
+    def fits(self, room: Weight) -> bool:
+        """Whether a request with so much room takes it."""
+        return self.pixels <= room.pixels and self.body <= room.body
+
+
+def weight(image: Tensor, prompt: str, metadata: Mapping[str, Any], thinking: str | None) -> Weight:
+    """What a picture takes of a request, were it noise; wire.Unsendable where it cannot be sent."""
+    wire.check(image)
+    row, sources = wire.about(metadata)
+    sizes = [picture.shape[1:] for picture in (image, *sources)]
+    unpacked = sum(height * (3 * width + 1) for height, width in sizes)  # a PNG has one more byte a line
+    letters = len(prompt) + len(thinking or "") + len(json.dumps(row))
+    told = 12 * letters + 1000 * len(sizes)  # a letter has at most two escapes
+    return Weight(sum(height * width for height, width in sizes), int(1.01 * unpacked * 4 / 3) + told)
+
+
+def portions(weights: Mapping[int, Weight], most: int, room: Weight) -> list[list[int]]:
+    """Pictures, by their places, in requests of at most ``most`` that fit; one that is too large goes alone."""
+    found: list[list[int]] = []
+    load = Weight(0, 0)
+    for index, own in weights.items():
+        if not found or len(found[-1]) == most or not (load + own).fits(room):
+            found.append([])
+            load = Weight(0, 0)
+        found[-1].append(index)
+        load = load + own
+    return found
 
 
 def merged(

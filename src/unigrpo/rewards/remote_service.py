@@ -225,6 +225,8 @@ class About:
 
     reward: str
     max_pictures: int
+    max_pixels: int
+    max_body_mb: int
 
 
 async def health(service: Service, seconds: float) -> About:
@@ -257,9 +259,10 @@ def _advice(said: str) -> str:
 def _about(body: bytes, url: str) -> About:
     try:
         said = json.loads(body)
-        about = About(said["reward"], said["limits"]["max_pictures"])
+        limits = [said["limits"][key] for key in ("max_pictures", "max_pixels", "max_body_mb")]
+        reward = said["reward"]
     except (ValueError, RecursionError, TypeError, KeyError):
-        about = None
-    if about is None or not isinstance(about.reward, str) or not isinstance(about.max_pictures, int):
+        reward, limits = None, []
+    if not isinstance(reward, str) or not all(isinstance(limit, int) and limit > 0 for limit in limits):
         raise ConfigError(f"remote/http: {url} is no service of unigrpo rewards serve: correct url")
-    return about
+    return About(reward, *limits)
