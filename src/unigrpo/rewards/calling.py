@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -82,27 +83,42 @@ def _as_here(action: Callable[[], _T]) -> Callable[[], _T]:
     return as_there
 
 
-_worker: list[Worker] = []
+_SHARED: list[Worker] = []
+_workers: ContextVar[list[Worker]] = ContextVar("workers", default=_SHARED)
+
+
+@contextmanager
+def apart(workers: list[Worker]) -> Iterator[None]:
+    """Inside, rewards are called in a thread that is kept in ``workers`` (at first empty), and not in everybody's.
+
+    A service that runs in the process of its client would else wait for the thread that waits for it.
+    """
+    token = _workers.set(workers)
+    try:
+        yield
+    finally:
+        _workers.reset(token)
 
 
 def abandon() -> None:
     """Leave the reward that is being asked to itself: coroutines are cancelled, the next call has a new thread."""
-    _worker.clear()
+    _workers.get().clear()
     stop_waiting()
 
 
 def within(name: str, seconds: float, action: Callable[[], _T]) -> _T:
     """What an action gives; RewardFault where it takes longer than ``seconds`` (its thread is left to itself)."""
-    if not _worker:
-        _worker.append(Worker("reward"))
-    worker = _worker[0]
+    workers = _workers.get()
+    if not workers:
+        workers.append(Worker("reward"))
+    worker = workers[0]
     future = worker.submit(action)
     try:
         return future.result(seconds)
     except TimeoutError as error:
         if future.done():  # it raised a TimeoutError itself
             raise
-        if _worker == [worker]:  # else somebody else gave up on it before
+        if workers == [worker]:  # else somebody else gave up on it before
             abandon()
         raise RewardFault(
             f"reward {name!r} did not answer within {seconds:g} s: does it hang? timeout_s of its entry in the "

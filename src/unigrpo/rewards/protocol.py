@@ -118,7 +118,7 @@ def read(name: str, answer: Any, count: int, value: str | None = None) -> Reward
     """Read what a reward gave for ``count`` pictures (see :func:`call`)."""
     output = answer if isinstance(answer, RewardOutput) else _named(name, answer, value)
     _check_form(name, output)
-    values, errors = read_numbers(f"reward {name!r}", _chosen(name, output, value), count)
+    values, errors = read_numbers(f"reward {name!r}", _chosen(name, output, value, count), count)
     parts = {}
     for part, given in output.parts.items():
         parts[part], wrong = read_numbers(f"part {part!r} of reward {name!r}", given, count)
@@ -151,8 +151,8 @@ def _named(name: str, answer: Any, value: str | None) -> RewardOutput:
     return RewardOutput(next(iter(answer.values())), answer)
 
 
-def _chosen(name: str, output: RewardOutput, value: str | None) -> Sequence[float]:
-    if value is None:
+def _chosen(name: str, output: RewardOutput, value: str | None, count: int) -> Sequence[float]:
+    if value is None or len(output.errors) == count:  # where none could be judged, there may be no parts
         return output.values
     if value not in output.parts:
         known, near = ", ".join(output.parts) or "none", did_you_mean(value, list(output.parts))
