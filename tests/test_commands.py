@@ -134,6 +134,7 @@ def make_with_stand_ins(folder, *words):
 TRAIN = shlex.join([*tiny_runs.overrides(model__path="MICRO", iterations=1, eval__limit=2, eval__compare_limit=2)])
 BAGEL = "tests/end_to_end/test_bagel.py"
 WORDS = "tests/end_to_end/test_words_world.py"
+SERVING = "tests/rewards/test_serving.py"
 DRAWN = "--size 64x48 --steps 2 --max-think-tokens 2"
 RULES = [
     (r"^make ", make),
@@ -166,7 +167,10 @@ RULES = [
     (r"^unigrpo generate .*--understand", small("--max-think-tokens 4")),
     (r"^unigrpo generate .*--model", small(DRAWN)),
     (r"^unigrpo generate ", small()),
-    (r"^unigrpo rewards serve ", covered(f"{SERVED}")),
+    (
+        r"^unigrpo rewards serve ",
+        covered(f"{SERVING}::test_workers_share_a_port_and_one_that_dies_is_replaced"),
+    ),
     (
         r"^unigrpo rewards try NAME",
         covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),

@@ -3,13 +3,14 @@
 import json
 import math
 import random
+import sys
 
 import pytest
 import torch
 from PIL import Image
 
 from unigrpo import build, cli
-from unigrpo.recipe import Scorer
+from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
 from unigrpo.rewards.protocol import DifferentiableReward, RewardInput
 from unigrpo.tools.tiny_bagel import make_tiny_bagel
@@ -17,8 +18,9 @@ from unigrpo.worlds import shapes
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two pictures of one size and one of another."""
+def pictures(tmp_path, monkeypatch):
+    """Two pictures of one size and one of another; what is imported from beside them is forgotten again."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     for name, size, colour in (("a", (32, 32), "red"), ("b", (32, 32), "black"), ("c", (48, 16), "red")):
         Image.new("RGB", size, colour).save(tmp_path / f"{name}.png")
     return tmp_path
@@ -37,7 +39,7 @@ def refused(capsys, *argv):
 
 
 def test_every_shipped_reward_is_listed_with_what_it_lacks(capsys, monkeypatch):
-    monkeypatch.setattr("unigrpo.build.rewards.find_spec", lambda name: None if name == "openai" else 1)
+    monkeypatch.setattr("unigrpo.build.rewards.find_spec", lambda name: None if name == "httpx2" else 1)
     rows = {row["name"]: row for row in said(capsys)["rewards"]}
     assert set(build.SHIPPED) <= set(rows)
     assert "pip install '.[judge]'" in rows["judge/exam"]["needs"] and rows["clip/score"]["needs"] is None
@@ -102,6 +104,16 @@ def test_a_world_reads_its_own_prompts(capsys, tmp_path):
     )
 
 
+def test_a_reward_of_several_values_is_told_which_counts(capsys, pictures):
+    (pictures / "mine.py").write_text(
+        "def both(images, prompts, metadata, thinking): return {'a': [1.0] * len(images), 'b': [2.0] * len(images)}\n"
+    )
+    words = ("try", f"{pictures}/mine.py:both", "--image", pictures / "a.png")
+    assert "say which one counts" in refused(capsys, *words)
+    assert said(capsys, *words, "--value", "b")["values"] == [2.0]
+    assert "--timeout-s 0: it must be above 0" in refused(capsys, *words, "--timeout-s", "0")
+
+
 WRONG = {
     "say which picture to score: --image FILE": ("image/jpeg-compressibility",),
     "there is no reward called 'image/jpg'": ("image/jpg", "--image", "a.png"),
@@ -124,8 +136,8 @@ def test_bagel_self_begins_from_the_model_that_draws(tmp_path):
     scorer = Scorer("bagel/self", args={"dtype": "float32"})
     with pytest.raises(ValueError, match="needs a model"):
         build.reward([scorer])
-    read = build.reward([scorer], model=str(tmp_path / "bagel"))
+    read = build.reward([scorer], model=Model(str(tmp_path / "bagel")))
     with pytest.raises(ValueError, match="no vision tower"):
-        build.reward([scorer], model="builtin:shapes-sft")
+        build.reward([scorer], model=Model("builtin:shapes-sft"))
     scored = read(RewardInput(torch.rand(2, 3, 32, 32), ["a red circle", "a cat"], [{}] * 2, [None] * 2))
     assert all(math.isfinite(value) and value < 0 for value in scored.values)

@@ -120,7 +120,14 @@ def test_with_one_reward_for_both_a_trajectory_has_one_advantage():
 
 def test_what_nobody_teaches_has_no_advantage():
     rows = [made(0, s, look=float(s)) for s in range(3)]
-    assert [a for a, _ in halves(EXACT.assign(rows, [Share("look", 1.0, "drawing")]))] == [0.0] * 3
+    assert [a for a, _ in halves(EXACT.assign(rows, [Share("look", 1.0, "drawing")]))] == [None] * 3
+
+
+def test_gdpo_gives_groups_of_equal_rewards_exactly_nothing():
+    """Rounding of the batch's mean must not become a gradient: Adam would make steps of it."""
+    rows = [made(g, s, look=v) for g, group in enumerate(((0.1, 0.2, 0.7), (5, 5, 5))) for s, v in enumerate(group)]
+    found = halves(replace(EXACT, combine="gdpo").assign(rows, [Share("look", 1.0)]))
+    assert [b for _, b in found[3:]] == [0.0] * 3 and all(b for _, b in found[:3])
 
 
 def test_a_thought_is_worth_the_mean_of_its_pictures():

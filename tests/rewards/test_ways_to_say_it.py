@@ -52,7 +52,9 @@ def test_a_column_that_is_not_there_is_named():
     def reward(prompts, completions, colour):
         return [0.0, 0.0]
 
-    with pytest.raises(RewardFault, match="asks for the column 'colour', and the prompts have: thinking, word, n"):
+    with pytest.raises(
+        RewardFault, match=r"'mine' asks for the column 'colour', and these 2 prompts have: thinking, word, n"
+    ):
         said(reward)
 
 

@@ -77,14 +77,14 @@ SHIPPED: Mapping[str, Shipped] = {
         "a model behind an OpenAI-compatible service marks exam points",
         False,
         "judge",
-        ("openai",),
+        ("httpx2",),
     ),
     "judge/score": Shipped(
         f"{_REWARDS}.judge:JudgeScore",
         "such a model answers one question about the picture",
         False,
         "judge",
-        ("openai",),
+        ("httpx2",),
     ),
     "remote/http": Shipped(
         f"{_REWARDS}.remote:RemoteHttp", "a reward that `unigrpo rewards serve` answers for", False, "serve", ("httpx",)
