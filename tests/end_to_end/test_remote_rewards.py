@@ -1,15 +1,11 @@
 """Training with a reward behind HTTP whose server is killed: the run waits, or goes on later; the same weights."""
 
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "rewards"))
 import reward_server
-
 import tiny_runs
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry
