@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 import torch
 
 from unigrpo import build  # noqa: F401 (makes names known)
@@ -154,7 +154,7 @@ def too_long(good: bytes) -> Iterator[tuple[str, str, bytes | Iterator[bytes], s
         yield "POST", "/score", json.dumps(many).encode(), "application/json"
 
 
-async def refused(client: httpx.AsyncClient, url: str, request: tuple, tally: Tally) -> None:
+async def refused(client: httpx2.AsyncClient, url: str, request: tuple, tally: Tally) -> None:
     """Send a bad request until the server is there to refuse it."""
     method, path, body, kind = request
     pieces = body if isinstance(body, bytes) else list(body)
@@ -163,7 +163,7 @@ async def refused(client: httpx.AsyncClient, url: str, request: tuple, tally: Ta
         try:
             answer = await client.request(method, url + path, content=content, headers={"Content-Type": kind})
             break
-        except httpx.TransportError:
+        except httpx2.TransportError:
             await asyncio.sleep(0.1)
     said = answer.json().get("error") if answer.headers["content-type"] == "application/json" else None
     if 400 <= answer.status_code < 500 and said:
@@ -196,7 +196,7 @@ async def measure(requests: int, workers: int, seed: int) -> dict:
     queue, at = iter(enumerate(kinds)), [requests * k // 4 for k in (1, 2, 3)]
     killing: list[asyncio.Task] = []
 
-    async def worker(client: httpx.AsyncClient) -> None:
+    async def worker(client: httpx2.AsyncClient) -> None:
         for number, kind in queue:
             if number in at:
                 killing.append(asyncio.create_task(server.killed()))
@@ -216,7 +216,7 @@ async def measure(requests: int, workers: int, seed: int) -> dict:
                 tally.wrong.append(f"{output} for {wanted}")
 
     began = time.perf_counter()
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         await asyncio.gather(*(worker(client) for _ in range(AT_A_TIME)))
         seconds = time.perf_counter() - began
         await asyncio.gather(*killing)

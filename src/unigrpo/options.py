@@ -183,12 +183,14 @@ class ServeReward:
     """Processes, each with the reward in its own memory."""
     token_env: str | None = None
     """NAME of the environment variable that holds the token which askers must show."""
-    max_pictures: int = 256
-    """Of one request."""
-    max_pixels: int = 4_194_304
-    """Of one picture."""
-    max_body_mb: int = 256
-    """Of one request."""
+    max_pictures: int = 64
+    """Pictures of one request."""
+    max_pixels: int = 67_108_864
+    """Pixels of one request, all its pictures together."""
+    max_body_mb: int = 64
+    """Megabytes of one request."""
+    timeout_s: float = 600.0
+    """Seconds that one call of the reward may take."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import fault_server as faults
 import pytest
-import reward_server
 import torch
 
+import reward_server
 from unigrpo import build
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards import registry, remote_service, wire
@@ -385,8 +385,8 @@ def test_settings_that_cannot_work_are_told(args, said):
 
 
 def test_a_missing_package_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(ConfigError, match=r"need the package httpx: pip install '.\[serve\]'"):
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(ConfigError, match=r"need the package httpx2: pip install '.\[serve\]'"):
         RemoteHttp(url="http://127.0.0.1:1")
 
 

@@ -87,7 +87,11 @@ SHIPPED: Mapping[str, Shipped] = {
         ("httpx2",),
     ),
     "remote/http": Shipped(
-        f"{_REWARDS}.remote:RemoteHttp", "a reward that `unigrpo rewards serve` answers for", False, "serve", ("httpx",)
+        f"{_REWARDS}.remote:RemoteHttp",
+        "a reward that `unigrpo rewards serve` answers for",
+        False,
+        "serve",
+        ("httpx2",),
     ),
     "think/format": Shipped(f"{_REWARDS}.thinking:ThinkFormat", "1 where the thinking has its tags and its pattern"),
     "think/length": Shipped(

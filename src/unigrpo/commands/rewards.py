@@ -127,5 +127,6 @@ def serve(asked: options.ServeReward) -> int:
         max_pictures=asked.max_pictures,
         max_pixels=asked.max_pixels,
         max_body_mb=asked.max_body_mb,
+        timeout_s=asked.timeout_s,
     )
     return 0

@@ -16,7 +16,7 @@ from unigrpo.rewards.retrying import Breaker, backoff, retry_after
 from unigrpo.rewards.serving import is_loopback, missing
 
 if TYPE_CHECKING:
-    from httpx import AsyncClient, Response
+    from httpx2 import AsyncClient, Response
 
 DOWN = (429, 502, 503, 504)
 """Statuses of a service, or a gateway before it, that is too busy or away: asked again until the deadline."""
@@ -88,20 +88,20 @@ class Service:
 
     async def _sent(self, method: str, path: str, body: bytes | None) -> Response:
         """An answer with status 200; NoAnswer for one that will not change, _Again else."""
-        import httpx
+        import httpx2
 
         headers = {} if body is None else {"Content-Type": "application/json"}
         limit = asyncio.timeout(self.connect_s + self.read_s)  # the client's own is for each piece of an answer
         try:
             async with limit:
                 answer = await self.client.request(method, self.url + path, content=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise _Again(self._clean(f"no connection to {self.url}: {_said(error)}"), counts=False) from None
-        except (httpx.TimeoutException, TimeoutError) as error:
+        except (httpx2.TimeoutException, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not limit.expired():
                 raise
             raise _Again(f"{self.url}: no answer within read_s = {self.read_s:g}") from None
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise _Again(self._clean(f"{self.url}: the connection broke: {_said(error)}")) from None
         return self._looked_at(answer)
 
@@ -141,13 +141,13 @@ def _checked(url: str) -> str:
 
 def _client(token: str | None, host: str, concurrency: int, connect_s: float, read_s: float) -> AsyncClient:
     try:
-        import httpx
+        import httpx2
     except ModuleNotFoundError as error:
         raise missing(error) from error
-    return httpx.AsyncClient(
+    return httpx2.AsyncClient(
         headers={} if token is None else {"Authorization": f"Bearer {token}"},
-        timeout=httpx.Timeout(read_s, connect=connect_s, pool=None),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
+        timeout=httpx2.Timeout(read_s, connect=connect_s, pool=None),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
         trust_env=not is_loopback(host),  # no proxy is asked for this machine
     )
 
