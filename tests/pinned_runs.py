@@ -23,6 +23,8 @@ TIMES = ("seconds", "samples_per_second")
 EVALUATION = ["--eval.limit", "3", "--eval.compare-limit", "3", "--eval.compare-samples", "1", "--eval.every", "2"]
 SMALL = [*EVALUATION, "--data.prompts-per-iteration", "2", "--data.group-size", "4", "--optimizer.micro-batch", "3"]
 SMALL += ["--iterations", "3", "--checkpoint.every", "2", "--rollout.max-think-tokens", "16"]
+DEMO = [*SMALL, "--method.text.kl-weight", "0", "--optimizer.lr-denoising", "5e-4"]
+DEMO += ["--method.regulariser.weight", "0.01"]  # what it was pinned with; the recipe may be tuned
 GIVEN = [*EVALUATION, "--data.batch-size", "6", "--optimizer.micro-batch", "4", "--iterations", "3"]
 GIVEN += ["--optimizer.warmup", "1", "--checkpoint.every", "2"]
 TINY = [
@@ -39,7 +41,7 @@ TINY += ["--data.prompts-per-iteration", "2", "--data.group-size", "2", "--model
 TINY += ["--eval.num-points", "4", "--checkpoint.every", "2"]
 
 CASES = {
-    "unigrpo": ("shapes/unigrpo", SMALL),
+    "unigrpo": ("shapes/unigrpo", DEMO),
     "text_grpo": ("paper/textgrpo", SMALL),
     "flow_grpo": ("paper/flowgrpo", SMALL),
     "fpo": ("paper/fpo", SMALL),
@@ -49,7 +51,7 @@ CASES = {
     "supervised": ("shapes/sft", GIVEN),
     "sliding window": ("shapes/mixgrpo", SMALL),
     "latent KL": ("paper/regulariser", [*SMALL, "--method.regulariser.kind", "latent_kl"]),
-    "guided": ("shapes/unigrpo", [*SMALL, "--rollout.guidance", "2"]),
+    "guided": ("shapes/unigrpo", [*DEMO, "--rollout.guidance", "2"]),
     "tiny BAGEL, full": ("bagel/unigrpo", [*TINY, "--model.dtype", "float32"]),
     "tiny BAGEL, LoRA": ("bagel/unigrpo-lora-1gpu", TINY),
 }

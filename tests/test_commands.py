@@ -149,7 +149,7 @@ RULES = [
         r"^unigrpo train RECIPE --dry-run",
         covered("tests/test_cli.py::test_a_dry_run_writes_nothing_and_prints_a_recipe"),
     ),
-    (r"^unigrpo rewards \[", usage),
+    (r"^unigrpo rewards (\[|serve)", covered(f"{SERVING}::test_workers_share_a_port_and_one_that_dies_is_replaced")),
     (r"\[-|\bRECIPE\b|\bFILE\b|\bDIR$", usage),
     (r"^unigrpo train bagel/\S+ --out .*--resume", covered(f"{BAGEL}::test_a_resumed_run_is_the_uninterrupted_one")),
     (r"^unigrpo train .*--dry-run", small()),
@@ -167,10 +167,6 @@ RULES = [
     (r"^unigrpo generate .*--understand", small("--max-think-tokens 4")),
     (r"^unigrpo generate .*--model", small(DRAWN)),
     (r"^unigrpo generate ", small()),
-    (
-        r"^unigrpo rewards serve ",
-        covered(f"{SERVING}::test_workers_share_a_port_and_one_that_dies_is_replaced"),
-    ),
     (
         r"^unigrpo rewards try NAME",
         covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),

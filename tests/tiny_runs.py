@@ -32,6 +32,7 @@ _RL = {
     "rollout.window": [0, 5],
     "rollout.window_size": 3,
     "method.regulariser": "{kind: velocity_mse, weight: 0.3}",
+    "method.text.kl_weight": 0.0,
     "optimizer.lr_reasoning": 2e-4,
     "optimizer.lr_denoising": 6e-5,
     "optimizer.ppo_epochs": 2,
