@@ -32,7 +32,6 @@ _RL = {
     "rollout.window": [0, 5],
     "rollout.window_size": 3,
     "method.regulariser": "{kind: velocity_mse, weight: 0.3}",
-    "method.text.kl_weight": 0.0,
     "optimizer.lr_reasoning": 2e-4,
     "optimizer.lr_denoising": 6e-5,
     "optimizer.ppo_epochs": 2,
@@ -62,6 +61,7 @@ def overrides(recipe=UNIGRPO, **other):
     chosen = {"iterations": ITERATIONS, "checkpoint.every": 1, **_EVALUATION}
     if recipe == UNIGRPO:
         chosen |= {"model.path": model_folder(), **_RL}
+        chosen |= {} if "method" in other else {"method.text.kl_weight": 0.0}
     else:
         chosen |= _SUPERVISED
     chosen |= {key.replace("__", "."): value for key, value in other.items()}
