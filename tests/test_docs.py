@@ -28,6 +28,7 @@ RUNS = {
         "data__group_size": 4,
         "reward__train": "[{name: tests/fails-one}]",
         "reward__on_error": "drop_sample",
+        "rollout__batch": 4,
     },
     "fpo": {"method": "{name: fpo, fpo: {pairs: 2}}"},
     "nft": {"method": "{name: diffusion_nft, nft: {pairs: 2}}"},

@@ -229,3 +229,16 @@ def test_the_category_is_the_metadatas() -> None:
         Prompt(2, "", {"category": None}),
     ]
     assert [category_of(p) for p in prompts] == ["a", "b", "all"]
+
+
+def test_samples_that_could_not_be_scored_are_told_and_drawn(tmp_path: Path) -> None:
+    """A run that left out a tenth of its samples does not look whole."""
+    build(tmp_path / "run", fixed(8))
+    lines = runlog.read_metrics(tmp_path / "run")
+    lines[2] |= {"failed_share": 0.4, "failures": ["4 of 10: reward 'judge': status 503"]}
+    runlog.write_records_atomic(tmp_path / "run" / runlog.METRICS, lines)
+    html.write_report(tmp_path / "run")
+    page = (tmp_path / "run" / runlog.REPORT).read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL))
+    assert "10.0% of the samples of training could not be scored and were left out (at most 40% in one" in text
+    assert "4 of 10: reward &#39;judge&#39;: status 503" in text and "Samples that could not be scored" in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from unigrpo.rewards.answers import RewardFault, read_numbers
+from unigrpo.rewards.answers import RewardFault, alike, commonest, read_numbers
 from unigrpo.rewards.protocol import RewardInput, RewardOutput, call
 
 PROMPTS = ["a", "b", "c"]
@@ -105,3 +105,10 @@ def test_outputs_of_the_wrong_form_are_refused_in_words(output, said):
 def test_values_and_parts_may_be_arrays():
     output = call("r", lambda *given: RewardOutput(torch.tensor(WANTED), {"x": np.array(WANTED)[:, None]}), GIVEN)
     assert output == RewardOutput(WANTED, {"x": WANTED})
+
+
+def test_failures_that_differ_in_names_and_numbers_alone_are_one_kind():
+    said = [f"reward 'judge': 1 of {n} points have no answer; 'Is there a {n}?': status 503" for n in range(2, 5)]
+    (commonest_one, rarer) = commonest([*said, "timed out"], 2)
+    assert commonest_one == (said[0], 3) and rarer == ("timed out", 1)
+    assert alike(said[0]) == alike(said[1]) != alike("timed out")

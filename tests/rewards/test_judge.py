@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import sqlite3
 import subprocess
@@ -14,12 +15,15 @@ import pytest
 import yaml
 from judge_asked import BLUE, EXAM, QUICK, RED, SHARES, ask, exam, pictures, question, quickly  # noqa: F401
 
+from unigrpo.build.checks import metadata_check
 from unigrpo.ranges import ConfigError
-from unigrpo.rewards import registry
+from unigrpo.recipe import Scorer
+from unigrpo.rewards import judge, registry
 from unigrpo.rewards.judge import JudgeExam, JudgeScore
 from unigrpo.rewards.judge_cache import Cache
 from unigrpo.rewards.judge_points import points_of
 from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call
+from unigrpo.worlds.prompt_files import Row
 
 # ---------------------------------------------------------------- answers
 
@@ -245,9 +249,22 @@ def test_it_is_built_by_name_with_args(monkeypatch):
         registry.build("judge/exam", {"ur": server.url, **QUICK})
 
 
-def test_points_that_are_missing_are_a_fault_with_the_prompt():
-    with faults.running() as server, pytest.raises(RewardFault, match="points of the prompt 'a cup': there are none"):
-        ask(exam(server), points=[])
+def test_points_that_are_missing_are_an_error_of_their_picture(monkeypatch):
+    """Two pictures, of which the second has no exam: the first is examined all the same."""
+    whole = judge.points_of
+    with faults.running() as server:
+        found = iter([whole, lambda prompt, about: whole(prompt, {})])
+        monkeypatch.setattr(judge, "points_of", lambda prompt, about: next(found)(prompt, about))
+        output = ask(exam(server), [RED, BLUE])
+    assert set(output.errors) == {1} and "there are none; give every prompt a list" in output.errors[1]
+    assert output.values[0] == output.values[0] and math.isnan(output.values[1])
+
+
+def test_rows_without_points_are_told_before_anything_is_drawn():
+    look = metadata_check([Scorer("judge/exam")])
+    look(Row("line 1", "a cup", {"points": ["Is there a cup?"]}))
+    with pytest.raises(ConfigError, match="line 2: judge/exam: points of the prompt 'of this row': there are none"):
+        look(Row("line 2", "a cup", {}))
 
 
 # ---------------------------------------------------------------- the page

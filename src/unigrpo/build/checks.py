@@ -20,6 +20,7 @@ from unigrpo.models.micro import micro_config, micro_tokenizer
 from unigrpo.policy import Reads, UnknownWords
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, PromptData, Recipe, Scorer
+from unigrpo.rewards.judge_points import EXAM, check_points
 from unigrpo.training.lora import CONFIG as ADAPTER
 from unigrpo.training.lora import Adapter
 from unigrpo.training.sinks import openers
@@ -114,6 +115,7 @@ def metadata_check(scorers: Sequence[Scorer]) -> Callable[[Row], None]:
     """What some rewards ask of the metadata of every row: a function that raises ConfigError."""
     judged = [(s.name, world) for s in scorers if (world := worlds.judging(s.name)) is not None]
     asked = tuple({world.name: world.required for name, world in judged if world.rewards[name]}.values())
+    asked += (check_points,) if any(s.name == EXAM for s in scorers) else ()
     return _Metadata(asked) if asked else any_metadata
 
 

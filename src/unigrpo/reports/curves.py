@@ -232,7 +232,17 @@ def _optimisation(lines: Lines) -> list[Chart]:
         *_chart(lines, {"groups": "zero_variance_share"}, name="zero-variance", section=section,
                 title="Groups that teach nothing", healthy="Well below 1: their samples all earned the same reward.",
                 unit="share of groups", share=True),
+        *_chart(_with_failures(lines), {"samples": "failed_share"}, name="failed", section=section,
+                title="Samples that could not be scored", healthy="0; they are left out of training.",
+                unit="share of samples", share=True),
     ]  # fmt: skip
+
+
+def _with_failures(lines: Lines) -> Lines:
+    """The lines with a share of failed samples in each, if any has one."""
+    if not any("failed_share" in line for line in lines):
+        return lines
+    return [{"failed_share": 0.0, **line} for line in lines]
 
 
 def _canaries(lines: Lines) -> list[Chart]:

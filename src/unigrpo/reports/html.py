@@ -152,7 +152,7 @@ def headline(before: Json, after: Json, paired: Json, lines: Sequence[Json] = ()
     called one. ``lines``: the run's metrics, whose last
     ``SILENT`` say where nothing is being learned.
     """
-    return " ".join(part for part in (_outcome(before, after, paired), _silence(lines)) if part)
+    return " ".join(part for part in (_outcome(before, after, paired), _silence(lines), _failures(lines)) if part)
 
 
 def _outcome(before: Json, after: Json, paired: Json) -> str:
@@ -186,6 +186,19 @@ def _silence(lines: Sequence[Json]) -> str:
     if len(reasons) < SILENT or not all(reasons):
         return ""
     return f"Something is not learning: {'; '.join(reasons[-1])}."
+
+
+def _failures(lines: Sequence[Json]) -> str:
+    """How many of the samples were left out because they could not be scored, and why in most cases; or nothing."""
+    shares = [float(line.get("failed_share") or 0.0) for line in lines]
+    reasons = [reason for line in lines for reason in line.get("failures") or []]
+    if not any(shares):
+        return ""
+    why = f" Most lately: {reasons[-1]}." if reasons else ""
+    return (
+        f"{sum(shares) / len(shares):.1%} of the samples of training could not be scored and were left out (at most "
+        f"{max(shares):.0%} in one iteration).{why}"
+    )
 
 
 def status(done: int, total: Any, before: Json, after: bool, lines: Sequence[Json]) -> str:

@@ -75,11 +75,14 @@ _SINGLE = [
     "advantage_std",
     "think_length",
     "think_cut_share",
+    "advantage_std_thinking",
+    "failed_share",
     "samples_per_second",
 ]
 _FLAT = [
     "reward_by_category",
     "reward_parts",
+    "reward_values",
     "text",
     "image",
     "loss",
@@ -98,6 +101,7 @@ METRICS = Schema(
         "flow": OBJECT,
         "validation": OBJECT,
         "no_signal": TEXTS,
+        "failures": TEXTS,
     },
     needed=("iteration",),
     inner={
@@ -118,7 +122,9 @@ RECORD = Schema(
         "prompt": TEXT,
         "thinking": WORDS,
         "category": TEXT,
-        **dict.fromkeys(("reward", "exam", "advantage"), NUMBER),
+        **dict.fromkeys(("reward", "exam", "advantage", "advantage_thinking"), NUMBER),
+        "values": NUMBERS,
+        "failure": WORDS,
         **dict.fromkeys(("correct", "parsable", "plan_right", "follow"), FLAG),
     }
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -30,6 +31,19 @@ class RewardFault(ValueError):
     def __init__(self, message: str, *, of_pictures: bool = False) -> None:
         super().__init__(message)
         self.of_pictures = of_pictures
+
+
+def alike(message: str) -> str:
+    """A failure's message without what differs from picture to picture: quoted texts and numbers."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d.]*", "...", message)
+
+
+def commonest(messages: Iterable[str], most: int) -> list[tuple[str, int]]:
+    """The commonest kinds of failure (:func:`alike`): the first message of each, and how often it was."""
+    kinds: dict[str, list[str]] = {}
+    for message in messages:
+        kinds.setdefault(alike(message), []).append(message)
+    return [(same[0], len(same)) for same in sorted(kinds.values(), key=len, reverse=True)[:most]]
 
 
 def read_numbers(what: str, answer: Any, count: int) -> tuple[list[float], dict[int, str]]:

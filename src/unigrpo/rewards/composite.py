@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
-from unigrpo.rewards.answers import RewardFault
+from unigrpo.rewards.answers import RewardFault, commonest
 from unigrpo.rewards.protocol import (
     TIMEOUT,
     DifferentiableReward,
@@ -116,7 +115,7 @@ class CompositeReward:
         """RewardFault where more pictures failed than ``max_failed_share`` of them; ``failures``: why, or None each."""
         failed = [failure for failure in failures if failure is not None]
         if len(failed) > self.max_failed_share * len(failures):
-            message, times = Counter(failed).most_common(1)[0]
+            ((message, times),) = commonest(failed, 1)
             raise RewardFault(
                 f"{len(failed)} of {len(failures)} pictures could not be scored ({len(failed) / len(failures):.0%}), "
                 f"more than reward.max_failed_share = {self.max_failed_share:g}; most often ({times} times): {message}"

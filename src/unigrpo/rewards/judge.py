@@ -20,7 +20,7 @@ from unigrpo.rewards.awaiting import wait_for
 from unigrpo.rewards.judge_asking import Asker, Picture, pictures
 from unigrpo.rewards.judge_cache import Cache
 from unigrpo.rewards.judge_endpoint import Batch, NoAnswer, Service, endpoint
-from unigrpo.rewards.judge_points import Point, grade, points_of
+from unigrpo.rewards.judge_points import EXAM, Point, grade, points_of
 from unigrpo.rewards.judge_probe import probe
 from unigrpo.rewards.protocol import RewardOutput
 
@@ -34,7 +34,7 @@ RANGES = {
     "top_logprobs": Range(0, 100),
 }
 WHOLE = ("concurrency", "retries", "max_tokens", "top_logprobs")
-EXAM, SCORE = "judge/exam", "judge/score"
+SCORE = "judge/score"
 OF_REQUESTS = ("model", "messages", "max_tokens", "temperature", "stream", "n", "logprobs", "top_logprobs")
 
 
@@ -156,14 +156,14 @@ class JudgeExam(Judge):
         thinking: Sequence[str | None],
     ) -> RewardOutput:
         """Examine pictures float [B, 3, H, W]; one with a point that has no answer is in ``errors``."""
-        exams = [points_of(prompt, about) for prompt, about in zip(prompts, metadata, strict=True)]
+        exams = [_exam(prompt, about) for prompt, about in zip(prompts, metadata, strict=True)]
         batch = self._batch()
         asked = zip(pictures(images), exams, strict=True)
-        answers = await together(self._answers(picture, points, batch) for picture, points in asked)
-        lacks = [_lack(points, said) for points, said in zip(exams, answers, strict=True)]
+        answers = await together(self._answers(picture, exam.points, batch) for picture, exam in asked)
+        lacks = [exam.fault or _lack(exam.points, said) for exam, said in zip(exams, answers, strict=True)]
         parts: dict[str, list[float]] = {"soft": [], "hard": [], "geometric": [], "all": []}
-        for points, said, lack in zip(exams, answers, lacks, strict=True):
-            marks = None if lack else asdict(grade(points, [yes for yes in said if isinstance(yes, float)]))
+        for exam, said, lack in zip(exams, answers, lacks, strict=True):
+            marks = None if lack else asdict(grade(exam.points, [yes for yes in said if isinstance(yes, float)]))
             for part, numbers in parts.items():
                 numbers.append(math.nan if marks is None else marks[part])
         return RewardOutput(parts["soft"], parts, {index: lack for index, lack in enumerate(lacks) if lack})
@@ -171,7 +171,7 @@ class JudgeExam(Judge):
     async def _answers(self, picture: Picture, points: Sequence[Point], batch: Batch) -> list[float | NoAnswer]:
         """P(yes) of every point, or why it has none."""
         questions = [point.question for point in points]
-        if self.mode == "points":
+        if self.mode == "points" or not points:
             return await together(_or_why(self._asker.one(picture, q, batch)) for q in questions)
         answers = await _or_why(self._asker.many(picture, questions, batch))
         return [answers] * len(points) if isinstance(answers, NoAnswer) else list(answers)
@@ -226,6 +226,21 @@ async def _or_why(answer: Any) -> Any:
         return await answer
     except NoAnswer as error:
         return error
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """The points of a prompt, or why there are none."""
+
+    points: Sequence[Point] = ()
+    fault: str | None = None
+
+
+def _exam(prompt: str, metadata: Mapping[str, Any]) -> _Exam:
+    try:
+        return _Exam(points_of(prompt, metadata))
+    except ConfigError as error:
+        return _Exam(fault=str(error))
 
 
 def _lack(points: Sequence[Point], said: Sequence[float | NoAnswer]) -> str | None:

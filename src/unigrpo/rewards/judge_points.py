@@ -9,6 +9,7 @@ from typing import Any
 
 from unigrpo.ranges import ConfigError, did_you_mean, shown
 
+EXAM = "judge/exam"
 KEYS = ("id", "question", "expected", "depends_on")
 MOST = 100
 """Points of one prompt."""
@@ -40,6 +41,11 @@ def points_of(prompt: str, metadata: Mapping[str, Any]) -> list[Point]:
     points = [_point(f"{where}, number {number + 1}", number, item) for number, item in enumerate(given)]
     _check(where, points)
     return points
+
+
+def check_points(metadata: Mapping[str, Any]) -> None:
+    """ConfigError where a row of prompts has no exam, or one that cannot be asked."""
+    points_of("of this row", metadata)
 
 
 def _point(where: str, number: int, item: Any) -> Point:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unigrpo import doing
 from unigrpo.objectives.advantage import Advantage, Share, advantage_statistics
 from unigrpo.policy import Policy
-from unigrpo.rewards.answers import RewardFault
+from unigrpo.rewards.answers import RewardFault, commonest
 from unigrpo.rewards.calling import Worker, abandon
 from unigrpo.rewards.composite import Scored
 from unigrpo.rewards.protocol import RewardInput, metadata_of
@@ -170,11 +170,11 @@ def _valid(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 
 def failures(scored: Sequence[Trajectory]) -> dict[str, Any]:
     """The share of samples that could not be scored, and the commonest reasons; nothing where all could."""
-    found = Counter(t.failure for t in scored if t.failure is not None)
+    found = [t.failure for t in scored if t.failure is not None]
     if not found:
         return {}
-    reasons = [f"{count} of {len(scored)}: {reason}" for reason, count in found.most_common(3)]
-    return {"failed_share": found.total() / len(scored), "failures": reasons}
+    reasons = [f"{count} of {len(scored)}: {reason}" for reason, count in commonest(found, 3)]
+    return {"failed_share": len(found) / len(scored), "failures": reasons}
 
 
 def _timed_score(reward: Scorer, drawn: Drawn) -> tuple[list[Trajectory], float]:

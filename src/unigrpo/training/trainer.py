@@ -18,6 +18,7 @@ from unigrpo.policy import Policy, Scorer
 from unigrpo.recipe import Recipe
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import settle_metrics
+from unigrpo.rewards.answers import alike
 from unigrpo.training.clock import Clock
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
@@ -252,7 +253,7 @@ class Trainer:
         if sentence := self.watch.note(line.get("no_signal", []), line["iteration"]):
             progress.note(sentence)
         for reason in line.get("failures", []):
-            kind = reason.partition(": ")[2]
+            kind = alike(reason.partition(": ")[2])
             if kind not in self.warned:
                 self.warned.add(kind)
                 progress.note(f"warning: samples that could not be scored are left out of training, {reason}")
