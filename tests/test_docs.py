@@ -28,6 +28,7 @@ RUNS = {
         "data__group_size": 4,
         "reward__train": "[{name: tests/fails-one}]",
         "reward__on_error": "drop_sample",
+        "reward__max_failed_share": 0.5,
         "rollout__batch": 4,
     },
     "fpo": {"method": "{name: fpo, fpo: {pairs: 2}}"},
