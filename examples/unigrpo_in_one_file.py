@@ -2,8 +2,7 @@
 
     J = J_Text + λ J_Flow            (eq. 7: one advantage per sample, for its tokens and for its denoising steps)
 
-Model, rollout, losses and update stand here, in the order of the paper; the toy world (prompts and their judge) and the
-seeds are the library's. A test holds this file to the library: the same samples, losses, gradients and weights.
+The toy world (prompts, judge) and the seeds are the library's, and a test finds the same losses, gradients and weights.
 
     python examples/unigrpo_in_one_file.py [--iterations 150] [--model FOLDER]
 
@@ -47,12 +46,13 @@ class Settings:
     max_think_tokens: int = 32
     lambda_flow: float = 1.0  # λ
     clip_text: float = 0.2  # ε
+    kl_weight: float = 0.15  # β
     clip_flow: float = 3.2e-5  # ε: 5.12e-4 / √D, which is the paper's 1e-6 at its D = 262,144; here D = 256
-    mse_weight: float = 0.01  # w
+    mse_weight: float = 0.003  # w
     advantage_epsilon: float = 1e-4
     advantage_clip: float = 5.0
     lr_reasoning: float = 3e-4
-    lr_denoising: float = 5e-4
+    lr_denoising: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     eps_reasoning: float = 1e-8
     eps_denoising: float = 1e-15
@@ -316,9 +316,10 @@ def advantages(reward: Tensor, s: Settings) -> Tensor:
 
 
 # ---- 5. Losses
+Replay = tuple[Tensor, Tensor]
 
 
-def replay(model: Model, r: Rollout, s: Settings) -> tuple[Tensor, Tensor]:
+def replay(model: Model, r: Rollout, s: Settings) -> Replay:
     """What the model says now of what it did then: log π(y_k | c, y_<k) [B, T] and v(x_k, t_k) [B, K, n, d]."""
     hidden, context = model.read(model.nothing(len(r.ids)), r.ids, r.held)
     end, t = r.begin + r.written.shape[1], timesteps(s)[r.steps]
@@ -333,15 +334,16 @@ def surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return advantage + torch.minimum(excess * advantage, excess.clamp(-clip, clip) * advantage)
 
 
-def losses(model: Model, r: Rollout, advantage: Tensor, v_ref: Tensor, s: Settings) -> tuple[Tensor, Tensor]:
-    """-J_Text and -λ J_Flow, means over the samples.
+def losses(model: Model, r: Rollout, advantage: Tensor, ref: Replay, s: Settings) -> tuple[Tensor, Tensor]:
+    """-J_Text and -λ J_Flow, means over the samples; ref: what the start checkpoint says of the same (replay).
 
-    J_Text = mean over y of surrogate(log π(y_k | c, y_<k) - log π_old(y_k | c, y_<k))                           (eq. 2)
+    J_Text = mean over y of surrogate(log π(y_k | c, y_<k) - log π_old(y_k | c, y_<k)) - β k3(log π_ref - log π) (eq. 2)
     J_Flow = mean over the K steps of surrogate(mean over D of (x_{k+1} - μ_old) / std · (μ - μ_old))       (eq. 4 to 6)
              - w |v - v_ref|² / D                                                                                (eq. 8)
     """
-    log_probs, v = replay(model, r, s)
-    text = surrogate(log_probs - r.log_probs, advantage[:, None], s.clip_text)
+    (log_probs, v), (log_p_ref, v_ref) = replay(model, r, s), ref
+    gap = (log_p_ref - log_probs).double()  # k3 = e^gap - gap - 1
+    text = surrogate(log_probs - r.log_probs, advantage[:, None], s.clip_text) - s.kl_weight * (torch.expm1(gap) - gap)
     j_text = (text * r.written).sum(1) / r.written.sum(1)  # long thinking weighs no more than short
     mean, std = transition(r.x, v, r.steps, s)
     log_ratio = ((r.x_next - r.mean) / std * (mean - r.mean)).mean((2, 3))  # RatioNorm
@@ -360,13 +362,12 @@ def make_optimizer(model: Model, s: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW([reasoning, denoising], betas=s.betas, weight_decay=s.weight_decay)
 
 
-def update(model: Model, adam: torch.optim.AdamW, r: Rollout, advantage: Tensor, v_ref: Tensor, s: Settings) -> None:
+def update(model: Model, adam: torch.optim.AdamW, r: Rollout, advantage: Tensor, ref: Replay, s: Settings) -> None:
     """Climb J; in the first epoch every ratio is 1, in later ones the clips keep it near."""
     for _ in range(s.ppo_epochs):
         adam.zero_grad()
-        text_loss, flow_loss = losses(model, r, advantage, v_ref, s)
-        # to the image loss, the weights that think are constants
-        flow_loss.backward(inputs=model.expert(draws=True), retain_graph=True)
+        text_loss, flow_loss = losses(model, r, advantage, ref, s)
+        flow_loss.backward(inputs=model.expert(draws=True), retain_graph=True)  # it holds the thinking constant
         text_loss.backward()
         for expert in adam.param_groups:
             nn.utils.clip_grad_norm_(expert["params"], s.max_grad_norm)
@@ -388,8 +389,7 @@ def main() -> None:
         began, prompts = time.perf_counter(), stream.batch(iteration, s.prompts)
         r = rollout(model, prompts, iteration, s)
         reward = rewards(model, r, prompts, s)
-        _, v_ref = replay(reference, r, s)
-        update(model, adam, r, advantages(reward, s), v_ref, s)
+        update(model, adam, r, advantages(reward, s), replay(reference, r, s), s)
         now, seconds = float(reward.mean()), time.perf_counter() - began
         average = now if average is None else 0.9 * average + 0.1 * now
         print(f"{iteration:4d}   reward {now:.3f}   running average {average:.3f}   {seconds:.1f} s", flush=True)

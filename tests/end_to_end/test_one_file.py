@@ -65,6 +65,7 @@ def test_settings_are_those_of_the_recipe():
         max_think_tokens=rollout.max_think_tokens,
         lambda_flow=method.lambda_flow,
         clip_text=method.text.clip_range,
+        kl_weight=method.text.kl_weight,
         clip_flow=resolve_clip_range(method.flow.clip_range, 256),
         mse_weight=method.regulariser.weight,
         advantage_epsilon=method.advantage.epsilon,
@@ -91,7 +92,7 @@ def test_the_recipe_asks_for_nothing_that_the_file_leaves_out():
     assert [(scorer.name, scorer.weight) for scorer in RECIPE.reward.train] == [("shapes/verifier", 1.0)]
     assert (rollout.guidance, rollout.sde, rollout.think, rollout.same_initial_noise) == (1.0, "flow", True, False)
     assert rollout.image_size is None
-    assert (method.name, method.image_grad_through_context, method.text.kl_weight) == ("unigrpo", False, 0.0)
+    assert (method.name, method.image_grad_through_context) == ("unigrpo", False)
     assert (method.flow.ratio_norm, method.flow.grad_reweight) == (True, "none")
     assert method.regulariser.kind == "velocity_mse"
     assert (optimizer.minibatches, optimizer.warmup, optimizer.decay) == (1, 0, 0.0)
@@ -151,22 +152,22 @@ def run_example(folder, library):
     reward = ONE.rewards(model, r, prompts, s)
     # the library's rewards: where 1e-7 moves a pixel to its next step of 1/255, the losses should still be comparable
     advantage = ONE.advantages(torch.tensor([t.reward for t in library.trajectories], dtype=torch.float64), s)
-    _, v_ref = ONE.replay(reference, r, s)
-    assert not v_ref.requires_grad
+    ref = ONE.replay(reference, r, s)
+    assert not any(said.requires_grad for said in ref)
     epochs, free = [], replace(s, ppo_epochs=1, max_grad_norm=1e9)
     for _ in range(s.ppo_epochs):
         with torch.no_grad():
-            text, image = ONE.losses(model, r, advantage, v_ref, s)
+            text, image = ONE.losses(model, r, advantage, ref, s)
         kept = {n: w.detach().clone() for n, w in model.weights.items()}
-        ONE.update(model, ONE.make_optimizer(model, s), r, advantage, v_ref, free)  # leaves whole gradients behind
+        ONE.update(model, ONE.make_optimizer(model, s), r, advantage, ref, free)  # leaves whole gradients behind
         gradients = {n: w.grad.clone() for n, w in model.weights.items() if w.grad is not None}
         with torch.no_grad():
             for name, weight in model.weights.items():
                 weight.copy_(kept[name])
-        ONE.update(model, adam, r, advantage, v_ref, replace(s, ppo_epochs=1))
+        ONE.update(model, adam, r, advantage, ref, replace(s, ppo_epochs=1))
         epochs.append(SimpleNamespace(text=float(text), image=float(image), gradients=gradients))
     weights = {n: w.detach() for n, w in model.weights.items()}
-    return SimpleNamespace(r=r, reward=reward, advantage=advantage, v_ref=v_ref, epochs=epochs, weights=weights)
+    return SimpleNamespace(r=r, reward=reward, advantage=advantage, v_ref=ref[1], epochs=epochs, weights=weights)
 
 
 @pytest.fixture(scope="module")
