@@ -32,17 +32,24 @@ COLOURS = {
     "colours, bits": ("after", "canaries", "colour_diversity"),
     "plans, bits": ("after", "canaries", "plan_diversity"),
 }
+FASTER = {"optimizer.lr-denoising": "1e-3", "method.regulariser.weight": "0.003"}
 RISES = {"score": "score", "plan right": "plan_right", "follow": "follow"}
+BEFORE = {"method.text.kl-weight": "0", "optimizer.lr-denoising": "5e-4", "method.regulariser.weight": "0.01"}
+"""The demo's recipe as it was until the study of diversity."""
 TWO = "[{name: shapes/verifier}, {name: shapes/preference, weight: 0.25}]"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the recipe that answers it, and the keys of its variants; others are compared with the first."""
+    """A question, the recipe that answers it, and the keys of its variants; others are compared with the first.
+
+    ``common``: keys of all variants, before their own.
+    """
 
     question: str
     recipe: str
     variants: Mapping[str, Mapping[str, str]]
+    common: Mapping[str, str] = field(default_factory=dict)
     measures: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {**MEASURES, **COLOURS})
 
 
@@ -57,6 +64,7 @@ STUDIES = {
             "K = 3, within group": {"rollout.images-per-thinking": "3"},
             "K = 3, within thought": {"rollout.images-per-thinking": "3", "method.advantage.within": "thought"},
         },
+        common=BEFORE,
     ),
     "advantages": Study(
         "Two rewards, the exact verifier and a quarter of the learned judge: which advantages teach best?",
@@ -68,22 +76,25 @@ STUDIES = {
             "sum, no std": {"reward.train": TWO, "method.advantage.scale": "none"},
             "sum, leave one out": {"reward.train": TWO, "method.advantage.baseline": "leave_one_out"},
         },
+        common=BEFORE,
     ),
     "words": Study(
         "Does the words world learn from a real OCR? (score: held-out pictures that say the word and no more)",
         "words/unigrpo",
         {"as shipped": {}},
-        MEASURES,
+        measures=MEASURES,
     ),
     "diversity": Study(
         "What keeps the colours of pictures whose prompt leaves them open?",
         "shapes/unigrpo",
         {
-            "as it was": {"method.text.kl-weight": "0"},
+            "as it was": {},
             "text KL 0.03": {"method.text.kl-weight": "0.03"},
             "text KL 0.1": {"method.text.kl-weight": "0.1"},
-            "text KL 0.3": {"method.text.kl-weight": "0.3"},
+            "text KL 0.1, faster": {"method.text.kl-weight": "0.1", **FASTER},
+            "text KL 0.15, faster": {"method.text.kl-weight": "0.15", **FASTER},
         },
+        common=BEFORE,
     ),
 }
 
@@ -130,7 +141,8 @@ def page(study: str, runs: Mapping[str, Mapping[int, dict[str, Any]]], command: 
     lines += ["After training, mean over seeds and Student's 95 % interval:", "", *_means(asked, runs), ""]
     lines += _gaps(asked, runs, seeds)
     lines += ["Rise during training, seed by seed (paired 95 % bootstrap interval over prompts):", ""]
-    lines += [*_rises(runs), "", f"Keys: {_keys(asked, runs)}.", ""]
+    common = f"All with {_written(asked.common)}. " if asked.common else ""
+    lines += [*_rises(runs), "", f"{common}Keys: {_keys(asked, runs)}.", ""]
     return "\n".join(lines)
 
 
@@ -174,10 +186,11 @@ def _paired(run: Mapping[str, Any]) -> list[Mapping[str, float]]:
 
 
 def _keys(asked: Study, runs: Mapping[str, Any]) -> str:
-    def of(variant: str) -> str:
-        return " ".join(f"--{key} {value!r}" for key, value in asked.variants[variant].items()) or "as shipped"
+    return "; ".join(f"{variant}: {_written(asked.variants[variant]) or 'as shipped'}" for variant in runs)
 
-    return "; ".join(f"{variant}: {of(variant)}" for variant in runs)
+
+def _written(keys: Mapping[str, str]) -> str:
+    return " ".join(f"--{key} {value!r}" for key, value in keys.items())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -195,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [(variant, seed) for seed in range(asked.seeds) for variant in chosen]
     with ThreadPoolExecutor(asked.jobs) as pool:
         futures = [
-            pool.submit(make, folder(asked.work, asked.study, v, s), study.recipe, study.variants[v], s)
+            pool.submit(
+                make, folder(asked.work, asked.study, v, s), study.recipe, {**study.common, **study.variants[v]}, s
+            )
             for v, s in todo
         ]
         for future in futures:
