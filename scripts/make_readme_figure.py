@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,17 @@ def show(axes: Axes, one: Shown, title: str) -> None:
     axes.set_xlabel("\n".join(lines), fontsize=7, color=colour)
 
 
-def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: str) -> None:
+def rises(summary: Mapping[str, Any], keys: Mapping[str, str]) -> str:
+    """What the evaluations before and after say of some measures, with the 95 % interval of the rise."""
+    told = []
+    for measure in (key.rpartition(".")[2] for key in keys):
+        start, end, paired = summary["before"][measure], summary["after"][measure], summary["paired"][measure]
+        interval = f"95 %: {paired['low']:+.2f} to {paired['high']:+.2f}"
+        told.append(f"{measure.replace('_', ' ')} {start:.3f} → {end:.3f} ({interval})")
+    return "\n".join(told)
+
+
+def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: str, ends: str = "") -> None:
     """Lines over iterations; figures of every iteration are smoothed, with the raw ones behind. Titles say the ends."""
     for (key, label), colour in zip(keys.items(), ("#0969da", "#bc4c00"), strict=False):
         x, y = series(lines, key)
@@ -76,7 +87,7 @@ def curve(axes: Axes, lines: list[dict[str, Any]], keys: dict[str, str], title: 
         else:
             axes.plot(x, y, "o-", color=colour, markersize=3.5, label=label)
     found = {label: series(lines, key) for key, label in keys.items()}
-    axes.set_title(f"{title}\n" + course(found).replace("; ", "\n"), fontsize=9, color=INK, loc="left")
+    axes.set_title(f"{title}\n" + (ends or course(found).replace("; ", "\n")), fontsize=9, color=INK, loc="left")
     axes.set_xlabel("iteration", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
@@ -94,8 +105,11 @@ def main() -> None:
     summary = runlog.read_json(args.run_dir / runlog.SUMMARY)
     pairs = chosen_pairs(args.run_dir, args.columns)
     lines = [*start(summary["before"]), *runlog.read_metrics(args.run_dir)]
-    figure = plt.figure(figsize=(13, 8.2), dpi=110)
-    rows = figure.add_gridspec(3, 1, height_ratios=(1, 1, 1.05), hspace=0.5)
+    height, width = pairs[0][0].tile.picture.shape[:2]
+    tall = 1.6 * min(1.0, height / width * 7 / args.columns) + 0.5  # inches of a picture and its words
+    figure = plt.figure(figsize=(13, 2 * tall + 3.9), dpi=110)
+    shown_pictures, curves = figure.add_gridspec(2, 1, height_ratios=(2 * tall, 2.6), hspace=0.42)
+    rows = shown_pictures.subgridspec(2, 1, hspace=0.3)
     for row, name in enumerate(("before", "after")):
         cells = rows[row].subgridspec(1, args.columns, wspace=0.12)
         for column, pair in enumerate(pairs):
@@ -103,15 +117,12 @@ def main() -> None:
             show(axes, pair[row], pair[0].tile.caption if row == 0 else "")
             if column == 0:
                 axes.set_ylabel(f"{name}\ntraining", fontsize=11, color=INK, rotation=0, ha="right", va="center")
-    cells = rows[2].subgridspec(1, 3, wspace=0.22)
+    cells = curves.subgridspec(1, 3, wspace=0.22)
     curve(figure.add_subplot(cells[0]), lines, {"reward_mean": "training reward"}, "Training reward")
-    curve(
-        figure.add_subplot(cells[1]),
-        lines,
-        {"validation.plan_right": "plan right", "validation.follow": "picture follows plan"},
-        "Thinking and drawing",
-    )
-    curve(figure.add_subplot(cells[2]), lines, {"validation.score": "held-out score"}, "Score on held-out prompts")
+    halves = {"validation.plan_right": "plan right", "validation.follow": "picture follows plan"}
+    curve(figure.add_subplot(cells[1]), lines, halves, "Thinking and drawing", rises(summary, halves))
+    score = {"validation.score": "held-out score"}
+    curve(figure.add_subplot(cells[2]), lines, score, "Score on held-out prompts", rises(summary, score))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, bbox_inches="tight", facecolor="white")
     print(f"wrote {args.out}")

@@ -47,12 +47,20 @@ def course_of(y: np.ndarray) -> Course:
     """The course of the points [n >= 1] of a curve.
 
     The noise of a point is the standard deviation of successive differences over the square root of 2, which a steady
-    trend leaves alone; fewer than 4 points do not show it, and their way is that of their ends.
+    trend leaves alone; fewer than 4 points do not show it, and their way is that of their ends. Of 6 or 7 points one
+    step may be most of the course: there the spread is that of the differences' median deviation.
     """
     points, averaged = (smooth(y), _half(y) + 1) if len(y) >= MANY else (y, 1)
     start, end = float(points[0]), float(points[-1])
-    error = float(np.std(np.diff(y), ddof=1)) / averaged**0.5 if len(y) >= 4 else 0.0
+    error = _spread(np.diff(y)) / averaged**0.5 if len(y) >= 4 else 0.0
     return Course(start, end, 0 if abs(end - start) <= NOISE * error else int(np.sign(end - start)))
+
+
+def _spread(steps: np.ndarray) -> float:
+    """The standard deviation of a curve's steps [n]; of 5 or 6 by their median deviation, for normal ones the same."""
+    if not 5 <= len(steps) < MANY - 1:
+        return float(np.std(steps, ddof=1))
+    return 1.4826 * float(np.median(np.abs(steps - np.median(steps))))
 
 
 def course(found: Mapping[str, Series]) -> str:
