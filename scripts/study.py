@@ -76,7 +76,7 @@ STUDIES = {
             "sum, no std": {"reward.train": TWO, "method.advantage.scale": "none"},
             "sum, leave one out": {"reward.train": TWO, "method.advantage.baseline": "leave_one_out"},
         },
-        common=BEFORE,
+        common={**BEFORE, "iterations": "60"},
     ),
     "words": Study(
         "Does the words world learn from a real OCR? (score: held-out pictures that say the word and no more)",
