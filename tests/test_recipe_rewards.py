@@ -1,5 +1,8 @@
 """What a recipe says of rewards and cannot mean is refused before anything is built; what it can is not."""
 
+import json
+import sys
+
 import pytest
 
 import tiny_runs
@@ -48,6 +51,10 @@ CANNOT = {
         "rollout__batch": 1,
         "rollout__images_per_thinking": 3,
         "data__group_size": 6,
+    },
+    "method.advantage.combine = gdpo: refl compares no rewards": {
+        "train": "[{name: shapes/preference}]",
+        "method": "{name: refl, advantage: {combine: gdpo}}",
     },
     "all pictures of a thought would be the same": {
         "method": "{name: diffusion_nft, nft: {pairs: 2}}",
@@ -98,3 +105,28 @@ def test_bagel_self_takes_path_and_device_of_the_model(monkeypatch):
     )
     build.reward([Scorer("bagel/self", args={"batch": 2})], model=recipe().model)
     assert asked == {"model": str(tiny_runs.model_folder()), "device": recipe().model.device, "batch": 2}
+
+
+def test_eval_takes_a_reward_as_a_recipe_writes_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine.py").write_text(
+        "class Both:\n"
+        "    def __init__(self, up): self.up = up\n"
+        "    def __call__(self, images, prompts, metadata, thinking):\n"
+        "        return {'a': [0.0] * len(images), 'b': [self.up] * len(images)}\n"
+    )
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ("eval", "--suite", "p.txt", "--samples", 1, "--model", tiny_runs.model_folder(), "--json", "--reward")
+    assert tiny_runs.unigrpo(*words, "{name: mine.py:Both, value: b, args: {up: 0.25}}") == 0
+    assert json.loads(capsys.readouterr().out)["reward"] == 0.25
+    assert tiny_runs.unigrpo(*words, "{nam: mine.py:Both}") == 2
+    assert "--reward[0]" in capsys.readouterr().err
+
+
+def test_a_suite_of_another_world_than_the_default_model_is_told(capsys):
+    assert tiny_runs.unigrpo("eval", "--suite", "words", "--limit", 2) == 2
+    assert (
+        "--suite words with the default model builtin:shapes-sft: give --model builtin:words-sft"
+        in capsys.readouterr().err
+    )

@@ -121,6 +121,22 @@ WRONG = {
     "32x32 pixels and c.png 48x16": ("image/jpeg-compressibility", "--image", "a.png", "--image", "c.png"),
     "--args is '[3]': write a mapping": ("think/length", "--image", "a.png", "--args", "[3]"),
     "args has 'lo' (did you mean low?)": ("think/length", "--image", "a.png", "--args", "{lo: 3}"),
+    "'judge/score' needs url and model: set its args, {url: ..., model: ...}": ("judge/score", "--image", "a.png"),
+    "judges pictures of 16 x 48 pixels, and these have 32 x 32: is it a sheet": (
+        "words/ocr",
+        "--image",
+        "a.png",
+        "--prompt",
+        "write the word cab",
+    ),
+    "judges pictures of 32 x 32 pixels, and these have 16 x 48": (
+        "shapes/verifier",
+        "--image",
+        "c.png",
+        "--prompt",
+        "a red circle",
+    ),
+    "there is no folder ./none: correct the path": ("clip/score", "--image", "a.png", "--args", "{model: ./none}"),
     "it has no thinking": ("think/length", "--image", "a.png"),
 }
 

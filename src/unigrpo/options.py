@@ -112,7 +112,8 @@ class Eval(Drawing):
     samples: int = 4
     """Pictures per prompt."""
     reward: str | None = None
-    """The reward that judges prompts outside shapes and words, for example image/jpeg-compressibility."""
+    """The reward that judges prompts outside shapes and words, for example image/jpeg-compressibility; with arguments
+    as in a recipe: "{name: ..., value: ..., args: {...}}"."""
     out: Path | None = None
     """A new folder for records.jsonl, summary.json and sheet.png (default: print only)."""
 

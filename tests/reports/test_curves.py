@@ -137,3 +137,12 @@ def test_a_caption_takes_no_noise_for_a_change() -> None:
     assert [captions.course_of(y).way for y in (rising, falling, steady)] == [1, -1, 1]
     assert captions.course({"a": (x, 0.5 + 0.1 * rng.normal(size=100))}).endswith("(no change beyond noise)")
     assert captions.course({"a": (x, np.full(100, 106.6666) + 1e-9 * rng.normal(size=100))}) == "107"
+
+
+def test_each_reward_has_a_curve_where_there_are_several():
+    """Names may hold dots, as those of files do."""
+    lines = [{"iteration": i, "reward_values": {"mine.py:one": i, "two": -i}} for i in range(5)]
+    (chart,) = [chart for chart in curves.charts(lines) if chart.name == "each-reward"]
+    assert "mine.py:one 0 \u2192 4" in chart.caption and "two 0 \u2192 -4" in chart.caption
+    alone = [{"iteration": 0, "reward_values": {"two": 1.0}}]
+    assert not [chart for chart in curves.charts(alone) if chart.name == "each-reward"]

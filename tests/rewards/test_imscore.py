@@ -82,7 +82,7 @@ def test_a_scorer_that_gives_one_number_for_all_is_an_error(weights, monkeypatch
 def test_what_cannot_work_is_said_in_one_sentence(weights, tmp_path):
     with pytest.raises(ConfigError, match=r"no reward 'imscore:PickScore' \(did you mean PickScorer"):
         Imscore(scorer="PickScore")
-    with pytest.raises(ConfigError, match=r"the model .*nothing cannot be read"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nothing"):
         Imscore(scorer="ImageReward", weights=str(tmp_path / "nothing"))
 
 

@@ -264,3 +264,16 @@ def test_nothing_of_a_key_is_in_requests(monkeypatch):
     with faults.running() as server:
         ask(question(server))
         assert server.keys == {None} and "sk-" not in json.dumps(server.requests)
+
+
+def test_an_outage_is_said_once_and_its_end_too(capsys):
+    async def out_and_back():
+        breaker = Breaker(limit=2, name="http://there")
+        for _ in range(3):
+            breaker.failed()
+        breaker.worked()
+        breaker.worked()
+
+    asyncio.run(out_and_back())
+    waiting, back = capsys.readouterr().err.splitlines()
+    assert waiting.startswith("note: http://there does not answer") and back == "note: http://there answers again"

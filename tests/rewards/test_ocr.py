@@ -152,3 +152,8 @@ def test_a_missing_package_is_told_with_what_installs_it(monkeypatch: pytest.Mon
 def test_only_float_pictures_are_read(reader: OcrText):
     with pytest.raises(ValueError, match="reads float pictures"):
         reader.read(torch.zeros((1, 3, 16, 48), dtype=torch.uint8))
+
+
+def test_a_word_that_is_no_text_is_told():
+    output = OcrText(detect=False)(torch.zeros(1, 3, 16, 48), ["write it"], [{"word": 3}], [None])
+    assert output.errors == {0: "the word of its metadata is 3, which is no text: quote it"}

@@ -105,7 +105,7 @@ def test_what_needs_more_is_told_what_a_reward_takes():
             lambda images, prompts: [1.0],
             "there is nothing for images, prompts: a reward takes .images, prompts, metadata",
         ),
-        (NeedsMore, r"takes \(path\)"),
+        (NeedsMore, r"needs path: set its args, .path: "),
         ([1.0], "is an object of the type list, not a function"),
         (lambda: [1.0], "what its factory built is an object of the type list"),
         (lambda: lambda images: [1.0], r"what its factory built takes \(images\)"),

@@ -43,7 +43,12 @@ async def trl_later(completions, prompts):
     return [float(picture.getpixel((0, 0))[0] > 0) for picture in completions]
 
 
-@pytest.mark.parametrize("reward", [trl, flow_grpo, flow_grpo_later, trl_later])
+def trl_without_prompts(completions, word, **columns):
+    assert columns["prompts"] == ["dark", "light"] and word == ["a", "b"]
+    return [float(picture.getpixel((0, 0))[0] > 0) for picture in completions]
+
+
+@pytest.mark.parametrize("reward", [trl_without_prompts, trl, flow_grpo, flow_grpo_later, trl_later])
 def test_rewards_of_others_work_as_they_are(reward):
     assert said(reward).values == [0.0, 1.0]
 
@@ -53,15 +58,29 @@ def test_a_column_that_is_not_there_is_named():
         return [0.0, 0.0]
 
     with pytest.raises(
-        RewardFault, match=r"'mine' asks for the column 'colour', and these 2 prompts have: thinking, word, n"
+        RewardFault, match=r"'mine' asks for the column 'colour', and these 2 prompts have: prompts, thinking, word, n"
     ):
         said(reward)
 
 
+def test_a_misspelt_name_does_not_swap_the_others():
+    def swapped(prompts, images, meta, thinking):
+        return [float(len(prompt)) for prompt in prompts]
+
+    with pytest.raises(ConfigError, match=r"'meta' is none of images, .* .did you mean metadata"):
+        said(swapped)
+
+
+def test_a_reward_that_raises_what_ctrl_c_raises_is_named():
+    def stops(images, prompts, metadata, thinking):
+        raise KeyboardInterrupt
+
+    with pytest.raises(RewardFault, match="'mine' raised KeyboardInterrupt"):
+        said(stops)
+
+
 def test_what_fits_none_is_told_all_three():
-    with pytest.raises(
-        ConfigError, match=r"\(prompts, completions, \*\*columns\).*flow_grpo's \(images, prompts, metadata"
-    ):
+    with pytest.raises(ConfigError, match=r"\(completions, \*\*columns\).*flow_grpo's \(images, prompts, metadata"):
         said(lambda pictures, texts: [0.0, 0.0])
 
 
@@ -88,7 +107,7 @@ def test_arguments_build_a_class_and_set_a_functions_own():
 @pytest.mark.parametrize(
     ("thing", "args", "words"),
     [
-        (Power, {}, "there is nothing for power"),
+        (Power, {}, "needs power: set its args"),
         (Power, {"powr": 2}, r"args has 'powr' \(did you mean power\?\), which it does not take"),
         (scaled, {"to": 2}, "args has 'to', which it does not take"),
         (Power, {"power": 1, "images": 2}, "args has 'images'"),

@@ -124,7 +124,10 @@ def test_a_number_is_never_made_up():
         ({"reward__train": "[{name: shapes/verifier, teaches: words}]"}, "choose one of both, thinking, drawing"),
         ({"reward__train": "[{name: shapes/verifier, args: [1]}]"}, "is no mapping of names to values"),
         ({"reward__train": "[{name: shapes/verifier, args: {a b: 1}}]"}, "which no argument can have"),
-        ({"reward__train": "[{name: shapes/verifier, args: {power: 1}}]"}, "args has 'power', which it does not take"),
+        (
+            {"reward__train": "[{name: shapes/verifier, args: {power: 1}}]"},
+            "is a function without arguments of its own",
+        ),
         ({"reward__train": "[{name: shapes/verifier, value: exat}]"}, "has no value 'exat' (did you mean exam?)"),
         ({"rollout__images_per_thinking": 2}, "does not divide data.group_size = 3"),
         ({"rollout__images_per_thinking": 3}, "every prompt has one thought"),

@@ -85,7 +85,7 @@ def test_its_reward_asks_for_its_metadata(world):
 def test_a_world_is_drawn_at_its_own_size_alone(recipe, world):
     other = next(w for w in EMBEDDED.values() if w is not world)
     high, wide = world.image_size
-    with pytest.raises(ConfigError, match=f"the {world.name} world has {high} x {wide}"):
+    with pytest.raises(ConfigError, match=f"the {world.name} world, whose pictures have {high} x {wide}"):
         check_data([load_recipe(recipe, ["--model.path", other.start])])
 
 

@@ -22,11 +22,12 @@ from unigrpo.build.rewards import SHIPPED, reward
 from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
-from unigrpo.build.worlds import EmbeddedWorld, known_of
+from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, known_of
 from unigrpo.build.worlds import speaking as world_of
 
 __all__ = [
     "DTYPES",
+    "EMBEDDED",
     "SHIPPED",
     "EmbeddedWorld",
     "RecipeEvaluator",

@@ -271,15 +271,16 @@ def check_size(recipe: Recipe, image_size: tuple[int, int]) -> None:
     """ConfigError where a world is to be drawn at a size that it does not have."""
     given = recipe.data
     names = [given.demonstrations if isinstance(given, DemonstrationData) else given.prompts, recipe.eval.prompts]
-    used = [worlds.named(name) for name in names]
-    used += [worlds.judging(s.name) for s in (*recipe.reward.train, *recipe.reward.validation)]
+    used = [(name, worlds.named(name)) for name in names]
+    used += [(s.name, worlds.judging(s.name)) for s in (*recipe.reward.train, *recipe.reward.validation)]
     (height, width) = image_size
-    for world in used:
+    for name, world in used:
         if world is None or world.image_size == image_size:
             continue
         high, wide = world.image_size
-        change = f"rollout.image_size to {high}" if high == wide else "rollout.image_size to null"
+        back = "" if recipe.rollout.image_size is None else "leave out rollout.image_size, "
         raise ConfigError(
-            f"the model would draw {height} x {width} pixels, but the {world.name} world has {high} x {wide}: "
-            f"set {change}, or model.path to a model of that size"
+            f"{name} is of the {world.name} world, whose pictures have {high} x {wide} pixels, and the model would "
+            f"draw {height} x {width}: {back}name prompts and rewards of one world, or set model.path to a model of "
+            f"that world (builtin:{world.name}-sft)"
         )

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from unigrpo.build.worlds import PREFERENCE, READER, VERIFIER
+from unigrpo.build.worlds import PREFERENCE, READER, VERIFIER, check_pictures
 from unigrpo.loading import reference
 from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.ocr import PACKAGES as _OCR
 from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
-from unigrpo.worlds.shapes import tasks
+from unigrpo.worlds.shapes import IMAGE_SIZE, tasks
 from unigrpo.worlds.shapes.preference import load_preference
 
 SELF = "bagel/self"
@@ -112,6 +112,7 @@ def shapes_verifier(
     images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], thinking: Sequence[str | None]
 ) -> RewardOutput:
     """The shares of what prompts of the shapes world ask for, by its rules."""
+    check_pictures(VERIFIER, images, (IMAGE_SIZE, IMAGE_SIZE))
     values, parts = tasks.graded_reward(images, metadata)
     return RewardOutput(values, parts)
 

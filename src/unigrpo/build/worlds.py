@@ -12,7 +12,9 @@ from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
 from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.rewards.answers import RewardFault
 from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
+from unigrpo.rewards.protocol import RewardOutput
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
@@ -83,10 +85,38 @@ def _words_understood(text: str) -> tuple[str, Mapping[str, Any]]:
     return words_prompts.normalise_prompt(text), known
 
 
+class LineReader(OcrText):
+    """The OCR of the words world: every picture is one line of text, and has that world's size."""
+
+    def __init__(self) -> None:
+        super().__init__(detect=False)
+
+    def __call__(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        thinking: Sequence[str | None],
+    ) -> RewardOutput:
+        """Read pictures of the words world."""
+        check_pictures(READER, images, words_renderer.IMAGE_SIZE)
+        return super().__call__(images, prompts, metadata, thinking)
+
+
 @cache
 def line_reader() -> OcrText:
-    """The OCR of the words world, loaded when it is first asked: every picture is one line of text."""
-    return OcrText(detect=False)
+    """The OCR of the words world, loaded when it is first asked."""
+    return LineReader()
+
+
+def check_pictures(reward: str, images: Tensor, size: tuple[int, int]) -> None:
+    """RewardFault where pictures have another size than the world that a reward judges."""
+    (height, width), (high, wide) = images.shape[-2:], size
+    if (height, width) != size:
+        raise RewardFault(
+            f"reward {reward!r} judges pictures of {high} x {wide} pixels, and these have {height} x {width}: is it a "
+            "sheet? unigrpo generate --out FOLDER writes pictures one by one"
+        )
 
 
 def _read(images: Tensor) -> list[str]:

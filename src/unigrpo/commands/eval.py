@@ -14,7 +14,7 @@ from unigrpo.commands.drawing.sampling import (
 )
 from unigrpo.evaluation.evaluator import describe_summary, unjudged
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Model, Scorer
+from unigrpo.recipe import Model, Scorer, read_scorers
 from unigrpo.rollout.generate import EVALUATION
 from unigrpo.runs.evaluating import FILES, evaluated, figures, write
 from unigrpo.runs.folders import must_be_new
@@ -30,7 +30,8 @@ def run(verb: options.Eval) -> int:
         raise ConfigError(
             f"--suite {verb.suite} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
         )
-    scorers = () if verb.reward is None else (Scorer(verb.reward),)
+    scorers = () if verb.reward is None else _scorers(verb.reward)
+    _check_world(verb)
     reward = build.reward(scorers, model=Model(verb.model, device=verb.device)) if scorers else None
     if verb.out is not None:
         must_be_new(verb.out)
@@ -54,6 +55,20 @@ def run(verb: options.Eval) -> int:
         files = [str(verb.out / name) for name in FILES]
         output.result(f"wrote {verb.out}/{', '.join(FILES[:-1])} and {FILES[-1]}", wrote=files)
     return 0
+
+
+def _scorers(written: str) -> tuple[Scorer, ...]:
+    """The rewards of --reward: a name, or as in a recipe, {name: ..., value: ..., args: ...} or a list of these."""
+    if not written.lstrip().startswith(("{", "[")):
+        return (Scorer(written),)
+    return read_scorers(written, "--reward")
+
+
+def _check_world(verb: options.Eval) -> None:
+    """ConfigError where the default model is of another embedded world than the prompts."""
+    world = verb.suite.partition(":")[0]
+    if verb.model == options.Eval.model and world in build.EMBEDDED and world not in verb.model:
+        raise ConfigError(f"--suite {verb.suite} with the default model {verb.model}: give --model builtin:{world}-sft")
 
 
 def suite_of(name: str) -> build.Suite:

@@ -26,7 +26,7 @@ from unigrpo.recipe.keys import listing as keys_listing
 from unigrpo.recipe.keys import page as keys_page
 from unigrpo.recipe.notation import Dumper, parse
 from unigrpo.recipe.paths import absolute_overrides, split_path
-from unigrpo.recipe.reading import read_recipe
+from unigrpo.recipe.reading import read_recipe, read_scorers
 from unigrpo.recipe.schema import Recipe, trained_experts
 from unigrpo.recipe.sections import (
     BUILTIN_MODELS,
@@ -78,6 +78,7 @@ __all__ = [
     "load_recipe",
     "load_stages",
     "parse",
+    "read_scorers",
     "split_path",
     "stage_folders",
     "to_yaml",

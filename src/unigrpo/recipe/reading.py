@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from unigrpo.loading import reference
 from unigrpo.objectives.methods import METHODS
 from unigrpo.ranges import MOST_ITEMS, ConfigError, PathOrName, Range, Text, did_you_mean, shown
+from unigrpo.recipe.notation import parse
 from unigrpo.recipe.own_methods import method_class
 from unigrpo.recipe.schema import Recipe
-from unigrpo.recipe.sections import DATA
+from unigrpo.recipe.sections import DATA, Scorer
 
 _T = TypeVar("_T")
 _SCALAR_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text (quote it if need be)"}
@@ -68,6 +69,12 @@ def _section(cls: type[_T], written: Any, where: str, kinds: Mapping[str, Any] |
         if spec.name not in written and spec.default is MISSING and spec.default_factory is MISSING:
             raise ConfigError(f"{prefix}{spec.name} is missing: a recipe has no default for it, so set it")
     return cls(**{key: _value(hints[key], value, prefix + key) for key, value in written.items()})
+
+
+def read_scorers(written: str, where: str) -> tuple[Scorer, ...]:
+    """One reward or a list of them, written as in a recipe; ConfigError begins with ``where``."""
+    found = parse(written)
+    return _value(tuple[Scorer, ...], found if isinstance(found, list) else [found], where)
 
 
 def _value(kind: Any, written: Any, where: str) -> Any:

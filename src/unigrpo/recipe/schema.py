@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unigrpo.loading import reference
+from unigrpo.objectives.advantage import Advantage
 from unigrpo.objectives.method import Method
 from unigrpo.ranges import ConfigError, Count, Description, Name, PathOrName, Seed, did_you_mean, shown
 from unigrpo.recipe.demonstrations import check_teaches
@@ -62,6 +63,7 @@ class Recipe:
         if self.method.needs_thinking:
             _check_thinking(self)
         _check_thoughts(self)
+        _check_advantages(self)
         if self.method.learns_from == "prompts":
             _check_rates(self)
             _check_learns(self)
@@ -176,6 +178,18 @@ def _check_teaching(recipe: Recipe) -> None:
             raise ConfigError(
                 f"reward.train has a reward that teaches the {half} alone, which {method.name} does not train: leave "
                 "it out, or set its teaches to both"
+            )
+
+
+def _check_advantages(recipe: Recipe) -> None:
+    """Ways to compare rewards that a method does not use."""
+    if recipe.method.uses_advantages:
+        return
+    asked, plain = vars(recipe.method.advantage), vars(Advantage())
+    for key in ("combine", "scale", "baseline", "within"):
+        if asked[key] != plain[key]:
+            raise ConfigError(
+                f"method.advantage.{key} = {asked[key]}: {recipe.method.name} compares no rewards; leave it out"
             )
 
 

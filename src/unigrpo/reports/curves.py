@@ -130,6 +130,7 @@ def _progress(lines: Lines) -> list[Chart]:
     section = "Does it get better?"
     return [
         *_reward(lines, section),
+        *_each_reward(lines, section),
         *_chart(lines, {"plan right": "validation.plan_right", "follow": "validation.follow"},
                 name="halves", section=section, title="The two halves: planning and drawing",
                 healthy="Plan right rises, and follow does not pay for it.",
@@ -236,6 +237,20 @@ def _optimisation(lines: Lines) -> list[Chart]:
                 title="Samples that could not be scored", healthy="0; they are left out of training.",
                 unit="share of samples", share=True),
     ]  # fmt: skip
+
+
+def _each_reward(lines: Lines, section: str) -> list[Chart]:
+    """Every reward by itself, where there are several; their names may hold dots, so they go by number."""
+    names = keys(lines, "reward_values")
+    if len(names) < 2:
+        return []
+    found = [
+        {**line, **{f"reward {i}": (line.get("reward_values") or {}).get(name) for i, name in enumerate(names)}}
+        for line in lines
+    ]
+    return _chart(found, {name: f"reward {i}" for i, name in enumerate(names)}, name="each-reward",
+                  section=section, title="Each reward by itself, before weights",
+                  healthy="Those that are trained on rise, or stay while others rise.", unit="value")  # fmt: skip
 
 
 def _with_failures(lines: Lines) -> Lines:

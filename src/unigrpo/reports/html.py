@@ -197,7 +197,7 @@ def _failures(lines: Sequence[Json]) -> str:
     why = f" Most lately: {reasons[-1]}." if reasons else ""
     return (
         f"{sum(shares) / len(shares):.1%} of the samples of training could not be scored and were left out (at most "
-        f"{max(shares):.0%} in one iteration).{why}"
+        f"{max(shares):.1%} in one iteration).{why}"
     )
 
 

@@ -115,8 +115,9 @@ class CompositeReward:
         """RewardFault where more pictures failed than ``max_failed_share`` of them; ``failures``: why, or None each."""
         failed = [failure for failure in failures if failure is not None]
         if len(failed) > self.max_failed_share * len(failures):
-            ((message, times),) = commonest(failed, 1)
+            ((message, count),) = commonest(failed, 1)
+            times = "once" if count == 1 else f"{count} times"
             raise RewardFault(
                 f"{len(failed)} of {len(failures)} pictures could not be scored ({len(failed) / len(failures):.0%}), "
-                f"more than reward.max_failed_share = {self.max_failed_share:g}; most often ({times} times): {message}"
+                f"more than reward.max_failed_share = {self.max_failed_share:g}; most often ({times}): {message}"
             )

@@ -52,6 +52,8 @@ def reading(name: str, place: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if place.startswith(("./", "../", "~", "/")) and not Path(place).expanduser().exists():
+            raise ConfigError(f"reward {name!r}: there is no folder {place}: correct the path") from error
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"reward {name!r}: the model {place} cannot be read ({shown(said)}): "

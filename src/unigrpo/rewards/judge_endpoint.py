@@ -125,10 +125,11 @@ class Endpoint:
     service: Service
     key: str | None
     client: AsyncClient
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: Breaker = field(init=False)
     probed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.breaker = Breaker(name=self.service.url)
         self.slots = asyncio.Semaphore(self.service.concurrency)
 
     async def chat(self, body: bytes, batch: Batch) -> Mapping[str, Any]:

@@ -20,9 +20,10 @@ from unigrpo.rewards.png import as_bytes
 
 GIVEN = ("images", "prompts", "metadata", "thinking")
 FLOW_GRPO = ("images", "prompts", "metadata")
-TRL = ("prompts", "completions")
+COMPLETIONS = "completions"
+TRL = ("prompts", COMPLETIONS)
 NEEDED = (
-    "a reward takes (images, prompts, metadata, thinking), or as TRL's (prompts, completions, **columns), or as "
+    "a reward takes (images, prompts, metadata, thinking), or as TRL's (completions, **columns), or as "
     "flow_grpo's (images, prompts, metadata); a class or factory builds one, with args of its entry in the recipe"
 )
 Reward = Callable[..., Any]
@@ -32,6 +33,7 @@ NO_ARGS: Mapping[str, Any] = {}
 def made(name: str, thing: Any, args: Mapping[str, Any] = NO_ARGS) -> Reward:
     """The reward that ``thing`` is, or builds with ``args``; ConfigError where it is neither a reward nor a factory."""
     if takes_pictures(thing):
+        _check_places(name, thing)
         return _in_order(name, _with_settings(name, thing, args))
     if not callable(thing):
         raise ConfigError(f"reward {name!r} is an object of the type {type(thing).__name__}, not a function: {NEEDED}")
@@ -61,7 +63,7 @@ def takes_pictures(thing: Any) -> bool:
     for known in (GIVEN, FLOW_GRPO):
         if set(known) <= set(parameters):
             return set(required) <= set(known)
-    if set(TRL) <= set(parameters):
+    if COMPLETIONS in parameters:
         return True  # all others are columns
     if not required and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
         return False  # a factory, whatever settings it has
@@ -75,11 +77,30 @@ def takes_pictures(thing: Any) -> bool:
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+def _check_places(name: str, reward: Reward) -> None:
+    """ConfigError where a parameter is misspelt, and the others stand in another order than they are given."""
+    try:
+        parameters = inspect.signature(reward).parameters
+    except (TypeError, ValueError):
+        return
+    if COMPLETIONS in parameters or set(FLOW_GRPO) <= set(parameters):
+        return
+    for place, parameter in enumerate(list(parameters)[: len(GIVEN)]):
+        if parameter in GIVEN and GIVEN[place] != parameter:
+            odd = next((p for p in parameters if p not in GIVEN), parameter)
+            raise ConfigError(
+                f"reward {name!r} takes {_parameters(reward)}: {odd!r} is none of {', '.join(GIVEN)}"
+                f"{did_you_mean(odd, GIVEN)}, and without these names they are given in that order; correct it"
+            )
+
+
 def _with_settings(name: str, reward: Reward, args: Mapping[str, Any]) -> Reward:
     """A function with some of its own keyword parameters set."""
     if not args:
         return reward
     own = [n for n in inspect.signature(reward).parameters if n not in (*GIVEN, *TRL)]
+    if not own:
+        raise ConfigError(f"reward {name!r} is a function without arguments of its own: leave out args")
     _refuse_unknown(name, args, own, reward)
     return functools.partial(reward, **args)
 
@@ -97,6 +118,9 @@ def _check_arguments(name: str, factory: Callable[..., Any], args: Mapping[str, 
         signature.bind(**args)
     except TypeError:
         lacks = [p.name for p in parameters if p.default is p.empty and p.kind not in _ANY and p.name not in args]
+        if isinstance(factory, type):
+            example = ", ".join(f"{lack}: ..." for lack in lacks)
+            raise ConfigError(f"reward {name!r} needs {' and '.join(lacks)}: set its args, {{{example}}}") from None
         raise ConfigError(
             f"reward {name!r} takes {_parameters(factory)}, and there is nothing for {', '.join(lacks)}: {NEEDED}"
         ) from None
@@ -120,7 +144,7 @@ def _in_order(name: str, reward: Reward) -> Reward:
     if set(GIVEN) <= set(parameters):
         placed = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
         return reward if tuple(placed[: len(GIVEN)]) == GIVEN else _by_names(reward)
-    if set(TRL) <= set(parameters):
+    if COMPLETIONS in parameters:
         return _as_trl(name, reward, parameters)
     if set(FLOW_GRPO) <= set(parameters):
         return _as_flow_grpo(reward)
@@ -159,12 +183,12 @@ def _scores_of(answer: Any) -> Any:
 
 
 def _as_trl(name: str, reward: Reward, parameters: Mapping[str, inspect.Parameter]) -> Reward:
-    """(prompts, completions, **columns) as in TRL: completions are Pillow's pictures, columns what metadata hold."""
+    """(completions, **columns) as in TRL: completions are Pillow's pictures, columns prompts and what metadata hold."""
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     @functools.wraps(reward)
     def as_trl(images: Tensor, prompts: Any, metadata: Sequence[Mapping[str, Any]], thinking: Any) -> Any:
-        columns = {"thinking": thinking, **_columns(metadata)}
+        columns = {"prompts": prompts, "thinking": thinking, **_columns(metadata)}
         wanted = {n: column for n, column in columns.items() if takes_all or n in parameters}
         absent = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in _ANY]
         absent = [n for n in absent if n not in (*TRL, *wanted)]
@@ -172,7 +196,7 @@ def _as_trl(name: str, reward: Reward, parameters: Mapping[str, inspect.Paramete
             known = ", ".join(columns)
             said = f"reward {name!r} asks for the column {absent[0]!r}, and these {len(prompts)} prompts have: {known}"
             raise RewardFault(said, of_pictures=True)
-        return reward(prompts=prompts, completions=as_pictures(images), **wanted)
+        return reward(completions=as_pictures(images), **wanted)
 
     return as_trl
 

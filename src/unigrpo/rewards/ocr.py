@@ -67,6 +67,8 @@ class OcrText:
         """Read pictures float [B, 3, H, W] in [0, 1] and compare with their words."""
         wanted = [wanted_word(text, known) for text, known in zip(prompts, metadata, strict=True)]
         faults = {i: fault for i, fault in enumerate(map(_fault, images, wanted)) if fault is not None}
+        given = [known.get("word") for known in metadata]
+        faults |= {i: _no_text(w) for i, w in enumerate(given) if w is not None and not isinstance(w, str)}
         sound = [index for index in range(len(images)) if index not in faults]
         similarity, exact = [math.nan] * len(images), [math.nan] * len(images)
         for index, read in zip(sound, self.read(images[sound]), strict=True):
@@ -128,6 +130,10 @@ def _fault(image: Tensor, word: str | None) -> str | None:
     if not plain(word):
         return f"the word {word!r} is empty"
     return None if bool(torch.isfinite(image).all()) else "the picture holds NaN or infinity"
+
+
+def _no_text(word: object) -> str:
+    return f"the word of its metadata is {word!r}, which is no text: quote it"
 
 
 def plain(text: str) -> str:

@@ -103,8 +103,11 @@ def call(
     own = own_copy(given)
 
     def answered() -> Any:
-        answer = function(own.images, own.prompts, own.metadata, own.thinking)
-        return wait_for(answer) if inspect.isawaitable(answer) else answer
+        try:
+            answer = function(own.images, own.prompts, own.metadata, own.thinking)
+            return wait_for(answer) if inspect.isawaitable(answer) else answer
+        except KeyboardInterrupt as error:  # its own: Ctrl-C comes to the main thread, and this is another
+            raise RewardFault(f"reward {name!r} raised KeyboardInterrupt", of_pictures=True) from error
 
     with faults_of(name):
         answer = within(name, timeout_s, answered)

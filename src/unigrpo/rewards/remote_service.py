@@ -53,7 +53,7 @@ class Service:
         self.token = token
         self.client = _client(token, host, concurrency, connect_s, read_s)
         self.slots, self.busy = asyncio.Semaphore(concurrency), 0
-        self.breaker = Breaker(limit=3, pause=PAUSE, longest=LONGEST)
+        self.breaker = Breaker(limit=3, pause=PAUSE, longest=LONGEST, name=self.url)
 
     @property
     def is_out(self) -> bool:

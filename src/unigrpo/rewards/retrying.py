@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -41,8 +42,9 @@ class Breaker:
     outage costs a service a few requests, and those that wait no tries. One for an event loop.
     """
 
-    def __init__(self, limit: int = 10, pause: float = 1.0, longest: float = 30.0) -> None:
-        self.limit, self.first, self.longest = limit, pause, longest
+    def __init__(self, limit: int = 10, pause: float = 1.0, longest: float = 30.0, name: str = "") -> None:
+        """name: of the service, for notes on stderr: that it is waited for, and that it is back."""
+        self.limit, self.first, self.longest, self.name = limit, pause, longest, name
         self.failures, self.pause, self.until, self.held, self.trying = 0, pause, 0.0, 0.0, False
 
     @property
@@ -69,11 +71,19 @@ class Breaker:
 
     def worked(self) -> None:
         """The service answered."""
+        if self.is_open:
+            self._note("answers again")
         self.failures, self.pause = 0, self.first
 
     def failed(self) -> None:
         """The service was not there, or broken."""
         self.failures += 1
+        if self.failures == self.limit:
+            self._note("does not answer: it is asked again until it does, or until deadline_s")
         if self.trying or self.failures == self.limit:
             self.until = asyncio.get_running_loop().time() + self.pause
             self.pause = min(self.longest, 2.0 * self.pause)
+
+    def _note(self, text: str) -> None:
+        if self.name:
+            print(f"note: {self.name} {text}", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import hmac
 import inspect
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unigrpo import version
 from unigrpo.ranges import ConfigError, Range, how_to_install, shown
 from unigrpo.rewards import wire
+from unigrpo.rewards.answers import alike
 from unigrpo.rewards.calling import Worker, apart
 from unigrpo.rewards.protocol import TIMEOUT, RewardFault, RewardFunction, RewardInput, RewardOutput, call
 from unigrpo.rewards.wire import Limits, Refused
@@ -91,6 +93,7 @@ class _Service:
         self.one_at_a_time = asyncio.Lock()
         self.unpacked = asyncio.Semaphore(UNPACKED)
         self.held = 0
+        self.told: set[str] = set()
         self.worker: list[Worker] = []
 
     async def health(self, request: Request) -> Response:
@@ -127,8 +130,15 @@ class _Service:
         try:
             output = await asyncio.to_thread(self._called, given)
         except RewardFault as fault:
+            self._tell(str(fault))
             raise Refused(500, str(fault)) from None
         return Response(wire.answer(output), media_type="application/json")
+
+    def _tell(self, fault: str) -> None:
+        """Say on stderr what fails in the reward, every kind once."""
+        if (kind := alike(fault)) not in self.told:
+            self.told.add(kind)
+            print(fault, file=sys.stderr, flush=True)
 
     def _called(self, given: RewardInput) -> RewardOutput:
         asked = _Asked(self.reward)

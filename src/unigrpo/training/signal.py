@@ -68,7 +68,10 @@ def missing_signal(
     for key, what, names in CLIPS:
         share = sum(last.get(name, 0.0) for name in names)
         if share > CLIPPED:
-            reasons.append(f"{share:.0%} of the ratios of {what} are clipped: method.{key}.clip_range is too small")
+            reasons.append(
+                f"in the last update {share:.0%} of the ratios of {what} are clipped: method.{key}.clip_range is too "
+                "small"
+            )
     for expert in still:
         norm = updates[-1].grad_norm.get(expert, 0.0)
         why = (

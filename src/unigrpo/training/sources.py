@@ -156,7 +156,9 @@ class RolloutSource:
         alone = {position for position, count in left.items() if count < 2 <= size[position]}
         marked = [replace(t, failure=ALONE) if t.prompt.position in alone and not t.failure else t for t in scored]
         if not _valid(marked):
-            raise RewardFault("no prompt has two samples that could be scored: there is nothing to learn from")
+            reasons = commonest((t.failure for t in scored if t.failure is not None), 1)
+            why = "".join(f"; most often ({times} of {len(scored)}): {reason}" for reason, times in reasons)
+            raise RewardFault(f"no prompt has two samples that could be scored: there is nothing to learn from{why}")
         ready = iter(self.advantage.assign(_valid(marked), self.shares))
         return [next(ready) if t.failure is None else t for t in marked]
 
