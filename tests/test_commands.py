@@ -143,6 +143,7 @@ RULES = [
     (r"bagel_7b.py", script("--tiny --iterations 1 --prompts 1 --think-tokens 2")),
     (r"^python benchmarks/", script("--quick")),
     (r"^python scripts/(collect_results|write_recipe_keys).py", script()),
+    (r"^python scripts/study.py", covered("tests/test_study.py::test_runs_that_are_there_are_read_and_not_made_again")),
     (r"^unigrpo reproduce .*\|", usage),
     (r"^unigrpo reproduce ", covered("tests/end_to_end/test_reproduce.py::test_results_say_how_they_were_made")),
     (
@@ -168,7 +169,7 @@ RULES = [
     (r"^unigrpo generate .*--model", small(DRAWN)),
     (r"^unigrpo generate ", small()),
     (
-        r"^unigrpo rewards try NAME",
+        r"^unigrpo rewards try (NAME|words)",
         covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),
     ),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
