@@ -46,7 +46,7 @@ class Settings:
     max_think_tokens: int = 32
     lambda_flow: float = 1.0  # λ
     clip_text: float = 0.2  # ε
-    kl_weight: float = 0.15  # β
+    kl_weight: float = 0.1  # β
     clip_flow: float = 3.2e-5  # ε: 5.12e-4 / √D, which is the paper's 1e-6 at its D = 262,144; here D = 256
     mse_weight: float = 0.003  # w
     advantage_epsilon: float = 1e-4

@@ -92,7 +92,6 @@ STUDIES = {
             "text KL 0.03": {"method.text.kl-weight": "0.03"},
             "text KL 0.1": {"method.text.kl-weight": "0.1"},
             "text KL 0.1, faster": {"method.text.kl-weight": "0.1", **FASTER},
-            "text KL 0.15, faster": {"method.text.kl-weight": "0.15", **FASTER},
         },
         common=BEFORE,
     ),
