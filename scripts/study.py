@@ -185,7 +185,7 @@ def _paired(run: Mapping[str, Any]) -> list[Mapping[str, float]]:
 
 
 def _keys(asked: Study, runs: Mapping[str, Any]) -> str:
-    return "; ".join(f"{variant}: {_written(asked.variants[variant]) or 'as shipped'}" for variant in runs)
+    return "; ".join(f"{variant}: {_written(asked.variants[variant]) or 'nothing more'}" for variant in runs)
 
 
 def _written(keys: Mapping[str, str]) -> str:
@@ -217,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = {
         v: {s: read(folder(asked.work, asked.study, v, s), study.measures) for s in range(asked.seeds)} for v in chosen
     }
-    command = f"python scripts/study.py {asked.study} --seeds {asked.seeds}"
+    only = "".join(f' "{name}"' for name in asked.only or ())
+    command = f"python scripts/study.py {asked.study} --seeds {asked.seeds}{f' --only{only}' if only else ''}"
     write_json_atomic(RESULTS / f"study-{asked.study}.json", {"command": command, "runs": runs})
     write_text_atomic(RESULTS / f"study-{asked.study}.md", page(asked.study, runs, command))
     print(f"wrote {RESULTS / f'study-{asked.study}.md'}")

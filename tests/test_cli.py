@@ -101,7 +101,7 @@ REFUSED = [
     ((*TRAIN, "--model.path", "NO_CHECKPOINT"), "has no checkpoint yet"),
     ((*TRAIN, "--model.path", "BLIND"), "cannot draw: it has no autoencoder"),
     ((*TRAIN, "--model.path", "TORN"), "model.safetensors is not a readable safetensors file"),
-    ((*TRAIN, "--model.path", "MODEL", "--rollout.image_size", "64"), "set rollout.image_size to 32"),
+    ((*TRAIN, "--model.path", "MODEL", "--rollout.image_size", "64"), "leave out rollout.image_size"),
     (
         (*TRAIN, "--model.path", "MODEL", "--data.prompts", "shapes:trian"),
         "'shapes:trian': there are shapes:train",

@@ -51,7 +51,7 @@ def test_runs_that_are_there_are_read_and_not_made_again(study, monkeypatch, tmp
     page = (tmp_path / "results" / "study-tiny.md").read_text()
     assert page.startswith("# Is it so?") and "| twice | +0.000" in page
     assert "| plain | 0 | +0.100 (+0.050 to +0.150) |" in page
-    assert "Keys: plain: as shipped; twice: --optimizer.lr-denoising '2e-4'." in page
+    assert "Keys: plain: nothing more; twice: --optimizer.lr-denoising '2e-4'." in page
 
 
 def test_what_is_missing_is_made_with_the_keys_of_its_variant(study, monkeypatch, tmp_path):

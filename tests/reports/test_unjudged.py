@@ -240,5 +240,5 @@ def test_samples_that_could_not_be_scored_are_told_and_drawn(tmp_path: Path) -> 
     html.write_report(tmp_path / "run")
     page = (tmp_path / "run" / runlog.REPORT).read_text(encoding="utf-8")
     text = re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL))
-    assert "10.0% of the samples of training could not be scored and were left out (at most 40% in one" in text
+    assert "10.0% of the samples of training could not be scored and were left out (at most 40.0% in one" in text
     assert "4 of 10: reward &#39;judge&#39;: status 503" in text and "Samples that could not be scored" in page

@@ -93,7 +93,7 @@ def _with_evaluations(own: Mapping[str, Any], prompts: str) -> dict[str, Any]:
         made["eval"] = {"prompts": prompts, **own.get("eval", {})}
     watched = made.get("eval", {}).get("prompts")
     if watched is not None and names_records(str(watched)) and "train" in rewards and "validation" not in rewards:
-        made["reward"] = {**rewards, "validation": rewards["train"]}
+        made["reward"] = {**rewards, "validation": _watched(rewards["train"])}
     return made
 
 
@@ -195,3 +195,10 @@ def go_on(run_dir: Path, iterations: int | None) -> None:
     """Resume a run as it is, perhaps to more iterations."""
     own = {} if iterations is None else {"iterations": iterations}
     resumed_by(Call(RECIPE, None, None, None, own), run_dir)
+
+
+def _watched(train: Any) -> Any:
+    """Training rewards as those of a validation, from which nothing learns."""
+    if not isinstance(train, list | tuple):
+        return train
+    return [{k: v for k, v in one.items() if k != "teaches"} if isinstance(one, Mapping) else one for one in train]

@@ -194,7 +194,7 @@ def _failures(lines: Sequence[Json]) -> str:
     reasons = [reason for line in lines for reason in line.get("failures") or []]
     if not any(shares):
         return ""
-    why = f" Most lately: {reasons[-1]}." if reasons else ""
+    why = f" The latest: {reasons[-1]}." if reasons else ""
     return (
         f"{sum(shares) / len(shares):.1%} of the samples of training could not be scored and were left out (at most "
         f"{max(shares):.1%} in one iteration).{why}"
