@@ -130,6 +130,7 @@ def run_script(document: str, folder: Path) -> tuple[unigrpo.Run, str]:
     return unigrpo.Run(run_dir), done.stdout
 
 
+@pytest.mark.slow
 def test_the_script_of_the_index_page_runs_as_it_stands_there(tmp_path):
     run, said = run_script("docs/index.md", tmp_path)
     assert run.finished and len(run.metrics) == 20 and (run.path / "reward.png").is_file()
@@ -471,6 +472,7 @@ def test_an_interrupt_saves_says_how_to_go_on_and_is_raised(here, no_report, mon
     tiny_runs.assert_same_run(done.path, tiny_runs.finished_run())
 
 
+@pytest.mark.slow
 def test_a_script_that_trains_is_read_again_for_its_reward(here):
     """In the process of a resume, the script ends where it would train once more."""
     keys = tiny(iterations=1)

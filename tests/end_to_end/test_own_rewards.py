@@ -172,6 +172,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_the_printed_command_resumes_a_run_with_a_reward_that_a_script_registered(here, capsys, tmp_path):
     """The parts' names in the metrics stay, too: the reward is still called as it was registered."""
     script = write(here / "script.py", SCRIPT.replace("SCORER", VERIFIER.replace("FAILS", "3")))

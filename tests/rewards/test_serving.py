@@ -383,7 +383,7 @@ def test_workers_end_with_the_first_process():
     raise AssertionError("orphans still answer")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_reward_that_cannot_be_built_is_told_before_anything_listens(tmp_path, workers):
     process = reward_server.Process("shapes/verifer", tmp_path, workers=workers)
     code, err = process.ended()
