@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import reward_server
 import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+import reward_server
 from unigrpo import build  # noqa: F401 (makes names known)
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards import registry, serving
