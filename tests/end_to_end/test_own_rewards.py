@@ -212,6 +212,9 @@ def test_what_logs_call_rewards():
     assert found == [*names[:2], "mine.py:g", *names[3:5], "mine.py:g-2"]
     twice = [Scorer(name="a"), Scorer(name="a", value="x"), Scorer(name="a", value="y"), Scorer(name="a", value="y")]
     assert build.rewards.labels(twice) == ["a", "a:x", "a:y", "a:y-2"]
+    name = "/far/away/mine.py:red"
+    with registry.meaning({name: lambda images, prompts, metadata, thinking: []}):  # as Python's calls have them
+        assert build.rewards.labels([Scorer(name=name)]) == ["mine.py:red"]
 
 
 # ---------------------------------------------------------------- a program's or notebook's call

@@ -156,8 +156,8 @@ def labels(scorers: Sequence[Scorer]) -> list[str]:
 
     Of one reward that is there more than once, its value is named too, or its number.
     """
-    places = {s.name: reference(s.name) for s in scorers if s.name not in registry.names()}
-    short = {s.name: s.name if (place := places.get(s.name)) is None else place.label for s in scorers}
+    places = {s.name: reference(s.name) for s in scorers}
+    short = {name: name if place is None else place.label for name, place in places.items()}
     shared = Counter(short.values())
     named = [short[s.name] if shared[short[s.name]] == 1 else s.name for s in scorers]
     often = Counter(named)

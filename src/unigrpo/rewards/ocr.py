@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.rewards.png import as_bytes
 from unigrpo.rewards.protocol import RewardOutput
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class OcrText:
         pictures = images.detach().to("cpu", torch.float32)
         if self.upscale != 1 and len(pictures):
             pictures = F.interpolate(pictures, scale_factor=self.upscale, mode="bicubic", align_corners=False)
-        quantised = (pictures * 255.0).round().clamp(0, 255).byte()
-        return list(quantised.flip(1).permute(0, 2, 3, 1).contiguous().numpy())
+        return list(as_bytes(pictures.flip(1)))
 
 
 def _engine(*, detect: bool, threads: int, batch: int) -> RapidOCR:

@@ -20,6 +20,7 @@ from unigrpo.policy import Policy, ReplayItem
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards.frozen import check_whole
 from unigrpo.rewards.pixels import in_chunks
+from unigrpo.rewards.png import quantised
 from unigrpo.rewards.protocol import RewardOutput
 from unigrpo.rewards.written import Reader, rapidocr_reader, written
 from unigrpo.trajectory import Prompt, Segment, Text
@@ -85,7 +86,7 @@ class PromptLikelihood:
     @torch.no_grad()
     def read_back(self, images: Tensor, prompts: Sequence[str]) -> list[ReadBack]:
         """What pictures [B, 3, H, W] in [0, 1] say of their prompts, in one packed forward."""
-        pictures = (images.detach() * 255.0).round().clamp(0, 255).byte()
+        pictures = quantised(images)
         found: list[ReadBack | ReplayItem] = [self._item(*pair) for pair in zip(pictures, prompts, strict=True)]
         items = [one for one in found if isinstance(one, ReplayItem)]
         answers = iter(self.policy.replay(items) if items else [])
