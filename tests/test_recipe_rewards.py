@@ -93,7 +93,7 @@ def test_paths_in_args_are_relative_to_the_recipe(tmp_path):
 
 def test_a_world_whose_judge_is_not_installed_is_told_before_anything_is_drawn(monkeypatch):
     monkeypatch.setattr("unigrpo.build.worlds.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"the judge of the words world needs rapidocr: pip install"):
+    with pytest.raises(ConfigError, match=r"the judge of the words world needs the package rapidocr: pip install"):
         build.suite("words")
 
 

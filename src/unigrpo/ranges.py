@@ -33,6 +33,11 @@ def how_to_install(extra: str) -> str:
     return f"pip install '.[{extra}]' in the checkout of unigrpo"
 
 
+def lacking(what: str, package: str, extra: str) -> ConfigError:
+    """The error where an optional package is not installed: what needs it, and the command that brings it."""
+    return ConfigError(f"{what} needs the package {package}: {how_to_install(extra)}")
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: quoted, on one line, without control characters, and short."""
     text = repr(value[: 2 * SHOWN]) if isinstance(value, str) else repr(value)
@@ -67,6 +72,18 @@ class Range:
     def brief(self) -> str:
         """The range as tables show it."""
         return f"{'above ' * self.open_low}{_number(self.low)} to {'below ' * self.open_high}{_number(self.high)}"
+
+
+def check_numbers(
+    values: Mapping[str, Any], ranges: Mapping[str, Range], *, whole: Sequence[str], where: str = ""
+) -> None:
+    """ConfigError for the first of ``values`` that is no number of its range; those in ``whole`` are whole numbers."""
+    for key, allowed in ranges.items():
+        value = values[key]
+        number = isinstance(value, int if key in whole else int | float) and not isinstance(value, bool)
+        if not number or value not in allowed:
+            kind = "a whole number" if key in whole else "a number"
+            raise ConfigError(f"{where}{key} is {shown(value)}: write {kind}, {allowed}")
 
 
 def _number(end: float) -> str:

@@ -371,7 +371,7 @@ def test_what_a_service_refuses_is_told_in_its_words():
         ({"url": 3}, "url is 3"),
         ({"reward": ""}, "reward is ''"),
         ({"token_env": "NO_SUCH"}, "the environment variable NO_SUCH is not set"),
-        ({"batch": 0}, "batch is 0: write a number, at least 1"),
+        ({"batch": 0}, "batch is 0: write a whole number, at least 1"),
         ({"batch": 2.5}, "batch is 2.5"),
         ({"concurrency": True}, "concurrency is True"),
         ({"deadline_s": "long"}, "deadline_s is 'long'"),

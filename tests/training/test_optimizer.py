@@ -320,7 +320,7 @@ def test_the_kind_and_both_experts_settings_reach_bitsandbytes(bitsandbytes, kin
 @pytest.mark.parametrize("kind", EIGHT_BIT)
 def test_without_bitsandbytes_the_user_is_told_what_to_install(monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ValueError, match=rf"kind = {kind} needs bitsandbytes: pip install '.\[8bit\]'"):
+    with pytest.raises(ValueError, match=rf"kind = {kind} needs the package bitsandbytes: pip install '.\[8bit\]'"):
         ExpertOptimizer(small_policy(), eight_bit(kind), 1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
-from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.ranges import lacking
 from unigrpo.rewards.answers import RewardFault
 from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
 from unigrpo.rewards.protocol import RewardOutput
@@ -70,9 +70,7 @@ class EmbeddedWorld:
     def check_judge(self) -> None:
         """ConfigError where the judge lacks a package."""
         if self._lacks:
-            raise ConfigError(
-                f"the judge of the {self.name} world needs {self._lacks[0]}: {how_to_install(self.extra)}"
-            )
+            raise lacking(f"the judge of the {self.name} world", self._lacks[0], self.extra)
 
 
 def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unigrpo.ranges import ConfigError, how_to_install, shown
+from unigrpo.ranges import ConfigError, lacking, shown
 from unigrpo.rewards.pixels import in_chunks
 
 M = TypeVar("M", bound=nn.Module)
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=nn.Module)
 def needs(name: str, package: str, extra: str) -> None:
     """ConfigError where a package that a reward needs is not installed."""
     if find_spec(package) is None:
-        raise ConfigError(f"reward {name!r} needs the package {package}: {how_to_install(extra)}")
+        raise lacking(f"reward {name!r}", package, extra)
 
 
 def check_whole(name: str, key: str, value: Any, low: int = 1) -> int:

@@ -22,7 +22,7 @@ from unigrpo.rewards.protocol import DifferentiableReward
 
 
 @dataclass(frozen=True)
-class Scorer:
+class Place:
     """Where a scorer is in imscore, and the weights that its README names; ``alone``: one picture at a time."""
 
     module: str
@@ -30,19 +30,19 @@ class Scorer:
     alone: bool = False
 
 
-SCORERS: Mapping[str, Scorer] = {
-    "CLIPScore": Scorer("preference", "RE-N-Y/clipscore-vit-large-patch14"),
-    "SiglipPreferenceScorer": Scorer("preference", "RE-N-Y/pickscore-siglip"),
-    "PickScorer": Scorer("pickscore", "RE-N-Y/pickscore"),
-    "MPS": Scorer("mps", "RE-N-Y/mpsv1"),
-    "HPSv2": Scorer("hps", "RE-N-Y/hpsv21"),
-    "ImageReward": Scorer("imreward", "RE-N-Y/ImageReward"),
-    "CycleReward": Scorer("cyclereward", "NagaSaiAbhinay/CycleReward-Combo"),
-    "EvalMuse": Scorer("evalmuse", "RE-N-Y/evalmuse"),
+SCORERS: Mapping[str, Place] = {
+    "CLIPScore": Place("preference", "RE-N-Y/clipscore-vit-large-patch14"),
+    "SiglipPreferenceScorer": Place("preference", "RE-N-Y/pickscore-siglip"),
+    "PickScorer": Place("pickscore", "RE-N-Y/pickscore"),
+    "MPS": Place("mps", "RE-N-Y/mpsv1"),
+    "HPSv2": Place("hps", "RE-N-Y/hpsv21"),
+    "ImageReward": Place("imreward", "RE-N-Y/ImageReward"),
+    "CycleReward": Place("cyclereward", "NagaSaiAbhinay/CycleReward-Combo"),
+    "EvalMuse": Place("evalmuse", "RE-N-Y/evalmuse"),
     # its score is the exponential of a loss that is the mean of the whole batch
-    "VQAScore": Scorer("vqascore", "RE-N-Y/clip-t5-xxl", alone=True),
-    "LAIONAestheticScorer": Scorer("aesthetic", "RE-N-Y/laion-aesthetic"),
-    "ShadowAesthetic": Scorer("aesthetic", "RE-N-Y/aesthetic-shadow-v2"),
+    "VQAScore": Place("vqascore", "RE-N-Y/clip-t5-xxl", alone=True),
+    "LAIONAestheticScorer": Place("aesthetic", "RE-N-Y/laion-aesthetic"),
+    "ShadowAesthetic": Place("aesthetic", "RE-N-Y/aesthetic-shadow-v2"),
 }
 
 

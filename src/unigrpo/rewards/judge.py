@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from unigrpo.ranges import ConfigError, Range, shown
+from unigrpo.ranges import ConfigError, Range, check_numbers, shown
 from unigrpo.rewards.awaiting import wait_for
 from unigrpo.rewards.judge_asking import Asker, Picture, pictures
 from unigrpo.rewards.judge_cache import Cache
@@ -74,11 +74,7 @@ class Judge:
 
     def _check(self) -> None:
         """ConfigError for what cannot work."""
-        for key, allowed in RANGES.items():
-            value, kinds = asdict(self)[key], int if key in WHOLE else int | float
-            if isinstance(value, bool) or not isinstance(value, kinds) or value not in allowed:
-                what = "a whole number" if key in WHOLE else "a number"
-                raise ConfigError(f"{self.name}: {key} is {shown(value)}: write {what}, {allowed}")
+        check_numbers(asdict(self), RANGES, whole=WHOLE, where=f"{self.name}: ")
         for key in ("url", "model"):
             if not isinstance(text := asdict(self)[key], str) or not text.strip():
                 raise ConfigError(f"{self.name}: {key} is {shown(text)}: write the service's address and its model")

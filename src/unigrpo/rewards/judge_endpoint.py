@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from unigrpo.ranges import ConfigError, how_to_install, shown
+from unigrpo.ranges import ConfigError, lacking, shown
 from unigrpo.rewards.retrying import Breaker, backoff, retry_after
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _endpoint(service: Service, key: str | None) -> Endpoint:
     try:
         import httpx2
     except ModuleNotFoundError as error:
-        raise ConfigError(f"a judge needs the package httpx2: {how_to_install('judge')}") from error
+        raise lacking("a judge", "httpx2", "judge") from error
     client = httpx2.AsyncClient(
         timeout=httpx2.Timeout(service.read_s, connect=service.connect_s),
         limits=httpx2.Limits(max_connections=service.concurrency, max_keepalive_connections=service.concurrency),

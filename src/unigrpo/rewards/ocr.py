@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.ranges import ConfigError
+from unigrpo.rewards.frozen import needs
 from unigrpo.rewards.png import as_bytes
 from unigrpo.rewards.protocol import RewardOutput
 
@@ -53,8 +53,7 @@ class OcrText:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{NAME}: {key} = {value!r} must be a whole number >= {least}")
         for package in PACKAGES:
-            if find_spec(package) is None:
-                raise ConfigError(f"reward {NAME!r} needs the package {package}: {how_to_install('ocr')}")
+            needs(NAME, package, "ocr")
         self.detect, self.upscale, self.contained = detect, float(upscale), contained
         self._engine = _engine(detect=detect, threads=threads, batch=batch)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from unigrpo.ranges import ConfigError, Range, shown
+from unigrpo.ranges import ConfigError, Range, check_numbers, shown
 from unigrpo.rewards import wire
 from unigrpo.rewards.awaiting import wait_for
 from unigrpo.rewards.protocol import RewardInput, RewardOutput
@@ -65,11 +65,7 @@ class RemoteHttp:
 
     def _check(self) -> None:
         """ConfigError for what cannot work."""
-        for key, allowed in RANGES.items():
-            value = asdict(self)[key]
-            number = isinstance(value, int) or (isinstance(value, float) and key not in WHOLE)
-            if isinstance(value, bool) or not number or value not in allowed:
-                raise ConfigError(f"{NAME}: {key} is {shown(value)}: write a number, {allowed}")
+        check_numbers(asdict(self), RANGES, whole=WHOLE, where=f"{NAME}: ")
         several = isinstance(self.url, list | tuple) and self.url and all(isinstance(u, str) for u in self.url)
         if not (isinstance(self.url, str) or several):
             raise ConfigError(f"{NAME}: url is {shown(self.url)}: write a service's address, or a list of them")

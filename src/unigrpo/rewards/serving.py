@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unigrpo import version
-from unigrpo.ranges import ConfigError, Range, how_to_install, shown
+from unigrpo.ranges import ConfigError, Range, check_numbers, lacking, shown
 from unigrpo.rewards import wire
 from unigrpo.rewards.answers import alike
 from unigrpo.rewards.calling import Worker, apart
@@ -82,7 +82,7 @@ def app(served: Served, reward: RewardFunction, stopping: Callable[[], bool] = l
 
 def missing(error: ModuleNotFoundError) -> ConfigError:
     """What to say where a package of the extra ``serve`` is not installed."""
-    return ConfigError(f"rewards over HTTP need the package {error.name}: {how_to_install('serve')}")
+    return lacking("a reward over HTTP", str(error.name), "serve")
 
 
 class _Service:
@@ -236,11 +236,9 @@ def serve(
     """
     from unigrpo.rewards import serving_processes
 
-    given: dict[str, Any] = {"port": port, "workers": workers, "max_pictures": max_pictures, "max_pixels": max_pixels}
-    for key, number in (given | {"max_body_mb": max_body_mb, "timeout_s": timeout_s}).items():
-        whole = isinstance(number, int) or key == "timeout_s"
-        if isinstance(number, bool) or not isinstance(number, int | float) or not whole or number not in RANGES[key]:
-            raise ConfigError(f"{key} is {shown(number)}: write a number, {RANGES[key]}")
+    whole = {"port": port, "workers": workers, "max_pictures": max_pictures, "max_pixels": max_pixels}
+    whole["max_body_mb"] = max_body_mb
+    check_numbers({**whole, "timeout_s": timeout_s}, RANGES, whole=list(whole))
     served = Served(
         name=name,
         args=dict(args),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unigrpo import seeds
 from unigrpo.files import write_bytes_atomic, write_text_atomic
 from unigrpo.policy import Replayed, ReplayItem, Scorer
-from unigrpo.ranges import how_to_install
+from unigrpo.ranges import lacking
 from unigrpo.training.adapter_files import CONFIG, WEIGHTS, Base, read_config, read_weights
 
 NAME, PREFIX = "default", "base_model.model."  # peft's name of the only adapter, and of the module inside its wrapper
@@ -291,4 +291,4 @@ def _peft() -> Any:
     try:
         return import_module("peft")
     except ImportError as error:
-        raise ValueError(f"model.lora needs the package peft: {how_to_install('bagel')}") from error
+        raise lacking("model.lora", "peft", "bagel") from error

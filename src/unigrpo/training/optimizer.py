@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo.policy import Policy
-from unigrpo.ranges import how_to_install
+from unigrpo.ranges import lacking
 from unigrpo.recipe import Optimizer as OptimizerConfig
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
@@ -158,7 +158,7 @@ def build_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.o
     try:
         library: Any = import_module("bitsandbytes")
     except ImportError as error:
-        raise ValueError(f"optimizer.kind = {config.kind} needs bitsandbytes: {how_to_install('8bit')}") from error
+        raise lacking(f"optimizer.kind = {config.kind}", "bitsandbytes", "8bit") from error
     kinds = {"adamw_8bit": library.optim.AdamW8bit, "paged_adamw_8bit": library.optim.PagedAdamW8bit}
     return kinds[config.kind](groups, betas=config.betas, weight_decay=config.weight_decay)
 

@@ -55,7 +55,7 @@ class PromptSource(Protocol):
         ...
 
 
-class Scorer(Protocol):
+class Rewarding(Protocol):
     """Scores pictures, and says when too many of them failed (``rewards.composite.CompositeReward``)."""
 
     def __call__(self, given: RewardInput) -> Scored:
@@ -67,7 +67,7 @@ class Scorer(Protocol):
         ...
 
 
-def score(reward: Scorer, drawn: Drawn) -> list[Trajectory]:
+def score(reward: Rewarding, drawn: Drawn) -> list[Trajectory]:
     """Give every trajectory its reward, its values by name and the named parts of the verdict, or why it failed."""
     trajectories = drawn.trajectories
     given = RewardInput(
@@ -96,7 +96,7 @@ class RolloutSource:
     prompts: PromptSource
     episode: Episode
     sampling: Sampling
-    reward: Scorer
+    reward: Rewarding
     prompts_per_iteration: int
     group_size: int
     seed: int
@@ -179,7 +179,7 @@ def failures(scored: Sequence[Trajectory]) -> dict[str, Any]:
     return {"failed_share": len(found) / len(scored), "failures": reasons}
 
 
-def _timed_score(reward: Scorer, drawn: Drawn) -> tuple[list[Trajectory], float]:
+def _timed_score(reward: Rewarding, drawn: Drawn) -> tuple[list[Trajectory], float]:
     start = time.perf_counter()
     return score(reward, drawn), time.perf_counter() - start
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unigrpo.data_names import HUB
-from unigrpo.ranges import ConfigError, did_you_mean, how_to_install
+from unigrpo.ranges import ConfigError, did_you_mean, lacking
 from unigrpo.worlds.records import PROMPT, Record, Records, column_of, no_column
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def open_parquet(name: str, path: Path, rest: Sequence[str], plain: bool) -> Rec
 def _loaded(name: str, load: Callable[[Any], Any], otherwise: str) -> Any:
     """What the library reads; ConfigError in one sentence where it cannot, or where it is not installed."""
     if find_spec("datasets") is None:
-        raise ConfigError(f"{name} needs the package datasets: {how_to_install('bagel')}")
+        raise lacking(name, "datasets", "bagel")
     import datasets
     from datasets.exceptions import DatasetsError
 

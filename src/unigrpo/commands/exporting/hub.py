@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.ranges import ConfigError, lacking
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
@@ -22,7 +22,7 @@ def ready(name: str, *, public: bool) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ConfigError(f"--push-to-hub needs the package huggingface_hub: {how_to_install('bagel')}") from error
+        raise lacking("--push-to-hub", "huggingface_hub", "bagel") from error
     client = huggingface_hub.HfApi()
     try:
         client.whoami()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unigrpo.models.bagel.config import VisionConfig
-from unigrpo.ranges import how_to_install
+from unigrpo.ranges import lacking
 
 Grid = tuple[int, int]
 
@@ -61,7 +61,7 @@ def _encoder(config: VisionConfig) -> nn.Module:
         from transformers import SiglipVisionConfig
         from transformers.models.siglip.modeling_siglip import SiglipEncoder
     except ModuleNotFoundError as error:
-        raise ValueError(f"seeing pictures needs the package transformers: {how_to_install('bagel')}") from error
+        raise lacking("seeing pictures", "transformers", "bagel") from error
     settings = SiglipVisionConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel_files.tensor_files import Shape, require_fit
-from unigrpo.ranges import how_to_install
+from unigrpo.ranges import lacking
 
 Memory = Literal["whole", "sliced", "tiled"]
 GROUPS = 32
@@ -175,7 +175,7 @@ def _build(config: FluxConfig, tile: int) -> nn.Module:
     try:
         from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]  # lazy, but public
     except ImportError as error:
-        raise ValueError(f"the FLUX autoencoder needs the package diffusers: {how_to_install('bagel')}") from error
+        raise lacking("the FLUX autoencoder", "diffusers", "bagel") from error
     levels = len(config.multipliers)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,  # type: ignore[arg-type]  # annotated as tuples of one

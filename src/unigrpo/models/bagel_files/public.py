@@ -24,7 +24,7 @@ from unigrpo.models.bagel_files.public_config import LANGUAGE, read_public_confi
 from unigrpo.models.bagel_files.sound import require_sound
 from unigrpo.models.bagel_files.tensor_files import WEIGHTS, TensorFiles, load_into, write_stream
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
-from unigrpo.ranges import how_to_install
+from unigrpo.ranges import lacking
 
 AUTOENCODER = "ae.safetensors"
 HUB_ID = r"[\w.-]+/[\w.-]+"
@@ -133,9 +133,8 @@ def fetch(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ValueError(
-            f"there is no folder {name}, and to download it as a hub id needs the package huggingface_hub: "
-            + how_to_install("bagel")
+        raise lacking(
+            f"there is no folder {name}, and to download it as a hub id", "huggingface_hub", "bagel"
         ) from error
     try:
         wanted = [*SMALL_FILES, "ema*.safetensors", ADAPTER_FILES[1]]

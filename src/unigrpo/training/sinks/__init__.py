@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from PIL.Image import Image
 
 from unigrpo.loading import Reference, load, reference
-from unigrpo.ranges import ConfigError, how_to_install
+from unigrpo.ranges import ConfigError, lacking
 from unigrpo.training.sinks import kept
 
 METHODS = ("scalars", "pictures", "histogram", "close")
@@ -78,7 +78,7 @@ def openers(names: Sequence[str]) -> dict[str, Opener]:
 
 def _shipped(kind: str) -> Opener:
     if find_spec(kind) is None:
-        raise ConfigError(f"log: {kind} needs the package {kind}: {how_to_install(kind)}")
+        raise lacking(f"log: {kind}", kind, kind)
     return import_module(f"unigrpo.training.sinks.{kind}").open_sink
 
 
