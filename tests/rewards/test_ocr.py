@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from unigrpo.ranges import ConfigError
-from unigrpo.rewards import ocr
+from unigrpo.rewards import frozen
 from unigrpo.rewards.ocr import OcrText, closeness, edit_distance, wanted_word
 from unigrpo.rewards.protocol import RewardFault, RewardInput, call
 from unigrpo.worlds.words.renderer import render
@@ -144,7 +144,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(arguments: dict, named: str
 
 
 def test_a_missing_package_is_told_with_what_installs_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ocr, "find_spec", lambda name: None)
+    monkeypatch.setattr(frozen, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"reward 'ocr/text' needs the package rapidocr: pip install '.\[ocr\]'"):
         OcrText()
 

@@ -386,7 +386,7 @@ def test_settings_that_cannot_work_are_told(args, said):
 
 def test_a_missing_package_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx2", None)
-    with pytest.raises(ConfigError, match=r"need the package httpx2: pip install '.\[serve\]'"):
+    with pytest.raises(ConfigError, match=r"needs the package httpx2: pip install '.\[serve\]'"):
         RemoteHttp(url="http://127.0.0.1:1")
 
 

@@ -441,7 +441,7 @@ def test_two_that_start_on_one_port_at_the_same_time():
 
 def test_a_missing_package_is_told(monkeypatch):
     for name, without in (("starlette", "starlette.applications"), ("uvicorn", "uvicorn")):
-        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=f"need the package {name}.*serve"):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=f"needs the package {name}.*serve"):
             patch.setitem(sys.modules, without, None)
             serve("shapes/verifier", {}, port=0)
 
