@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unigrpo.files import write_json_atomic, write_records_atomic, write_text_atomic
-from unigrpo.reports import grids, runlog
+from unigrpo.reports import comparison, curves, grids, rendering, runlog
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.update import Updated
@@ -24,6 +24,15 @@ iterations: 120
 model: {path: builtin:shapes-sft, dtype: float32, lora: null}
 method: {name: unigrpo, lambda_flow: 1.0}  # <not markup> & "quoted"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def charts_are_drawn():
+    """As runs draw them: these tests look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (curves, comparison):
+            patch.setattr(module, "svg", rendering.svg)
+        yield
 
 
 def line_of(k: int, total: int = 120) -> dict[str, Any]:

@@ -44,11 +44,14 @@ class Chart:
 
 def svg(chart: Chart, width: float = 4.0, height: float = 2.7) -> str:
     """Render one chart, without its title, as an ``<svg>`` element that takes its ink from the page (currentColor)."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with _style(hashlib.sha256(chart.name.encode()).hexdigest()):
         figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)  # whose letters are measured
         _finish(figure.subplots(), chart)
+        _laid_out(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -80,6 +83,13 @@ def png(selected: Sequence[Chart], columns: int = 3, dpi: int = 110) -> bytes:
         return _png_bytes(figure, dpi)
 
 
+def _laid_out(figure: Figure) -> None:
+    """Lay a figure out once and for all: savefig would draw it twice, the first time for its layout alone."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
 def _png_bytes(figure: Figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
@@ -88,20 +98,34 @@ def _png_bytes(figure: Figure, dpi: int) -> bytes:
 
 def _finish(axes: Axes, chart: Chart) -> None:
     """Draw a chart and what all charts share: iteration axis, light grid, a legend (below, off the data)."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     chart.draw(axes)
     axes.set_xlabel("iteration")
     if chart.iterations > 1:
         axes.set_xlim(-0.02 * chart.iterations, chart.iterations * 1.02)  # a mark at 0 is whole
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value, axes.get_yticks().tolist())))
+    axes.yaxis.set_major_formatter(_tick_formatter())
     axes.grid(axis="y", alpha=0.18, color=INK, linewidth=0.7)
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         columns = max(1, LEGEND_LETTERS // (max(map(len, labels)) + 5))  # 5: the line's sample and the gap
         columns = min(len(handles), 3, columns)
         axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns)
+
+
+def _tick_formatter() -> Any:
+    """Labels of an axis that are told apart (:func:`tick_label`)."""
+    from matplotlib.ticker import Formatter
+
+    class Apart(Formatter):
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            return [tick_label(value, values) for value in values]
+
+        def __call__(self, value: float, pos: int | None = None) -> str:
+            return tick_label(value, [value])
+
+    return Apart()
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:
