@@ -117,10 +117,11 @@ def test_pandas_comes_with_the_package():
     assert '"pandas>=' in (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0]
 
 
-def run_script(document: str, folder: Path) -> tuple[unigrpo.Run, str]:
+def run_script(document: str, folder: Path, iterations: int = 20) -> tuple[unigrpo.Run, str]:
     """Run the one Python block of a document as a file with one thread; the run that it made, and what it printed."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.S)
-    (folder / "script.py").write_text(block)
+    assert block.count("iterations=20,") == 1
+    (folder / "script.py").write_text(block.replace("iterations=20,", f"iterations={iterations},"))
     environment = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(unigrpo.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
@@ -138,9 +139,10 @@ def test_the_script_of_the_index_page_runs_as_it_stands_there(tmp_path):
     assert re.search(r"it thought <think> \w+", said)
 
 
-def test_the_ten_lines_of_the_readme_run_as_they_stand_there(tmp_path):
-    run, _ = run_script("README.md", tmp_path)
-    assert run.finished and len(run.metrics) == 20
+@pytest.mark.parametrize("iterations", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_the_ten_lines_of_the_readme_run_as_they_stand_there(tmp_path, iterations):
+    run, _ = run_script("README.md", tmp_path, iterations)
+    assert run.finished and len(run.metrics) == iterations
 
 
 # ---------------------------------------------------------------- a run

@@ -26,9 +26,9 @@ method: {name: unigrpo, lambda_flow: 1.0}  # <not markup> & "quoted"
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def charts_are_drawn():
-    """As runs draw them: these tests look at them."""
+    """As runs draw them, for tests that look at them."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (curves, comparison):
             patch.setattr(module, "svg", rendering.svg)

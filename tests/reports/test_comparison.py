@@ -27,6 +27,7 @@ def runs(tmp_path_factory) -> list[Path]:
     return [folder / "first", folder / "second"]
 
 
+@pytest.mark.usefixtures("charts_are_drawn")
 def test_runs_stand_over_each_other_on_one_page(runs, tmp_path, capsys):
     page = tmp_path / "both.html"
     assert tiny_runs.unigrpo("compare", *runs, "--out", page) == 0

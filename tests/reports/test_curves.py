@@ -13,6 +13,8 @@ from unigrpo.reports import captions, curves, rendering
 
 Maker = Callable[..., dict[str, Any]]
 
+pytestmark = pytest.mark.usefixtures("charts_are_drawn")
+
 
 def without(line: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in names}

@@ -51,6 +51,7 @@ def page_of(run_dir: Path) -> Structure:
     return Structure(html.write_report(run_dir).read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("charts_are_drawn")
 def test_full_report(make_run: Callable[..., Path]) -> None:
     page = page_of(make_run(iterations=40))
     assert "Score 0.600 → 0.810 (+0.210, 95 % interval +0.150 to +0.270)" in page.text
@@ -61,6 +62,7 @@ def test_full_report(make_run: Callable[..., Path]) -> None:
     assert "<think> red square a2" in page.text
 
 
+@pytest.mark.usefixtures("charts_are_drawn")
 def test_report_needs_nothing_from_outside(make_run: Callable[..., Path]) -> None:
     run_dir = make_run(iterations=25)
     page = page_of(run_dir)

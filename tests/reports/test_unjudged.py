@@ -25,6 +25,8 @@ RECIPE = "name: bagel/unigrpo\niterations: 4\neval: {prompts: 'geneval:fixed'}\n
 THINKING = "<think> The picture should show it plainly, in soft light, on a wooden table. </think>"
 SIZE = 512
 
+pytestmark = pytest.mark.usefixtures("charts_are_drawn")
+
 
 def photographs(count: int, seed: int = 0, size: int = SIZE) -> torch.Tensor:
     """Make pictures that are as hard to compress as photographs: smooth blobs with some grain; uint8 [N, 3, H, W]."""
