@@ -171,7 +171,7 @@ def _number(category: str) -> int:
 
 
 class GenEval2Examiner(Judged):
-    """Asks a judge the questions of GenEval 2; exam is Soft-TIFA AM, correct is that all right answers are likeliest."""
+    """Asks a judge the questions of GenEval 2; exam is Soft-TIFA AM, correct is all answers likeliest."""
 
     def __init__(self, *, judge: Mapping[str, Any], path: str, any_judge: bool = False, batch: int = BATCH) -> None:
         """judge: url, model, key_env, ...; it must give log probabilities. path: the official file, beside which the

@@ -140,10 +140,11 @@ def _metadata(row: Row, exam: Row) -> dict[str, Any]:
 def strangers(prompts: Sequence[Prompt]) -> dict[str, int]:
     """By type, how many prompts share no word with any of their questions: lists that may belong to other rows.
 
-    They are asked all the same, as the official evaluation does; styles and short words make a few of them innocent.
+    They are asked all the same, as the official evaluation does. Styles, whose questions name nothing else, are not
+    looked at.
     """
     found: dict[str, int] = {}
-    for prompt in prompts:
+    for prompt in (one for one in prompts if one.metadata["category"] != "style"):
         asked = _words(" ".join(prompt.metadata["questions"])) - COMMON
         if prompt.metadata["length"] == "long" and asked and not asked & _words(prompt.text):
             found[prompt.metadata["category"]] = found.get(prompt.metadata["category"], 0) + 1

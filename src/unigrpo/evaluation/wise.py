@@ -82,7 +82,7 @@ def _files(path: str) -> list[Path]:
     if not place.is_dir():
         return [place]
     for edition in EDITIONS:
-        for folder in (place / edition.folder, place):
+        for folder in (place / edition.folder, place / Path(edition.folder).name, place):
             found = [folder / f"{name}{edition.suffix}" for name in FILES]
             if all(file.is_file() for file in found):
                 return found
