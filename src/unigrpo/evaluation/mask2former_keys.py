@@ -1,8 +1,8 @@
 """The weights of mmdet's Mask2Former under the names of transformers': every key mapped, every parameter filled.
 
-What differs beyond names: mmdet keeps q, k and v of an attention as one tensor, and merges patches with an unfold, whose
-channels run slower than its pixels. Same in both: windows and the index of their relative positions, levels from low
-to high resolution, the order of sampling offsets (head, level, point, xy), the classes.
+What differs beyond names: mmdet keeps q, k and v of an attention as one tensor, and merges patches with an unfold,
+whose channels run slower than its pixels. Same in both: windows and the index of their relative positions, levels from
+low to high resolution, the order of sampling offsets (head, level, point, xy), the classes.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _check_index(key: str, index: Tensor, where: str) -> None:
 
 
 def sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
-    """The arguments of transformers' Mask2FormerConfig (``backbone_config``: of its SwinConfig) that fit the tensors."""
+    """The arguments of transformers' Mask2FormerConfig (``backbone_config``: of SwinConfig) that fit the tensors."""
     try:
         return _sizes(state)
     except (KeyError, IndexError) as error:
@@ -206,7 +206,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def fill(network: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy converted tensors into a network; ConfigError unless every parameter gets one of its shape, and none is over.
+    """Copy converted tensors into a network; ConfigError unless each parameter gets one of its shape, and none is over.
 
     Parameters under :data:`UNUSED` stay as they are.
     """

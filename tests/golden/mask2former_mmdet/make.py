@@ -1,6 +1,6 @@
-"""Records what mmdet 2.28.2 itself makes of a small random Mask2Former: see README.md for the packages that this needs.
+"""Records what mmdet 2.28.2 itself makes of a small random Mask2Former (README.md: the packages that this needs).
 
-    PYTHONPATH=mmdet_wheel:mmcv_source python make.py mmdet_wheel/mmdet/.mim/configs/mask2former/NAME.py OUT [--official]
+    PYTHONPATH=MMDET:MMCV:REST python make.py MMDET/mmdet/.mim/configs/mask2former/NAME.py OUT [--official]
 
 ``--official``: the sizes of the official config in place of the small ones, to compare once by hand.
 """
