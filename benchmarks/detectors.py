@@ -1,12 +1,12 @@
-"""How much memory a folder of 553 x 4 pictures takes a detector: as much as its first hundred. Prints JSON; exits with 1
-where the limit is missed.
+"""How much memory a folder of 553 x 4 pictures takes a detector: as much as its first hundred. Prints JSON; exits with
+1 where the limit is missed.
 
     OMP_NUM_THREADS=1 python benchmarks/detectors.py [--prompts 553] [--samples 4] [--side 96] [--quick]
 
-Pictures lie in GenEval's layout (00000/samples/0000.png) and are read, detected in and coloured one by one. The detector
-is a random Mask2Former and a random CLIP of the sizes of a toy, so the seconds say nothing of the real one; what grows
-with the number of pictures grows here too. peak_mb_first: the largest resident set until a hundred pictures are done,
-peak_mb_all: until all are; ratio: the second over the first; coloured: detections that got a colour.
+Pictures lie in GenEval's layout (00000/samples/0000.png) and are read, detected in and coloured one by one. The
+detector is a random Mask2Former and a random CLIP of the sizes of a toy, so the seconds say nothing of the real one;
+what grows with the number of pictures grows here too. peak_mb_first: the largest resident set until a hundred pictures
+are done, peak_mb_all: until all are; ratio: the second over the first; coloured: detections that got a colour.
 """
 
 from __future__ import annotations
@@ -136,9 +136,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="6 pictures, and no limit to miss")
     arguments = parser.parse_args()
     if arguments.prompts < 1 or arguments.samples < 1 or arguments.side < 64:
-        parser.error(
-            f"--prompts {arguments.prompts} --samples {arguments.samples} --side {arguments.side}: >= 1, 1, 64"
-        )
+        parser.error("--prompts and --samples are at least 1, --side at least 64")
     prompts, samples = (3, 2) if arguments.quick else (arguments.prompts, arguments.samples)
     figures = measure(prompts, samples, arguments.side)
     missed = [name for name, limit in LIMITS.items() if figures[name] > limit]
