@@ -145,6 +145,17 @@ REFUSED = {
         "has what the network does not take",
     ),
     "another size": (_replace("backbone.norm2.bias", lambda t: t[:5]), r"other sizes .*stage3.bias \[5\]"),
+    "heads that share no channels": (
+        _replace("backbone.stages.1.blocks.0.attn.w_msa.relative_position_bias_table", lambda t: t[:, :1].repeat(1, 3)),
+        "has sizes that make no network",
+    ),
+    "heads of the decoder": (
+        _replace(
+            "panoptic_head.pixel_decoder.encoder.layers.0.attentions.0.sampling_offsets.bias",
+            lambda _: torch.zeros(120),
+        ),
+        "has sizes that make no network",
+    ),
     "another index": (_replace(INDEX, lambda t: t.T), "orders the relative positions of a window in another way"),
     "NaN": (_replace("backbone.norm2.bias", lambda t: t * float("nan")), "norm2.bias holds NaN or infinity"),
     "other classes": (_replace("panoptic_head.cls_embed.weight", lambda t: t[:54]), "tells 53 classes apart"),

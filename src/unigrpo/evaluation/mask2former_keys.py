@@ -160,12 +160,20 @@ def _check_index(key: str, index: Tensor, where: str) -> None:
 def sizes(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     """The arguments of transformers' Mask2FormerConfig (``backbone_config``: of SwinConfig) that fit the tensors."""
     try:
-        return _sizes(state)
+        found = _sizes(state)
     except (KeyError, IndexError) as error:
         raise ConfigError(
             f"{where} has no key {error}, so it is not mmdet's Mask2Former with a Swin backbone: give the weights of "
             "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
         ) from error
+    swin = found["backbone_config"]
+    channels = [swin["embed_dim"] * 2**stage for stage in range(4)] + [found["hidden_dim"]]
+    heads = [*swin["num_heads"], found["num_attention_heads"]]
+    if any(not few or many % few for many, few in zip(channels, heads, strict=True)):
+        raise ConfigError(
+            f"{where} has sizes that make no network ({channels} channels for {heads} heads): give the official weights"
+        )
+    return found
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def from_mmdet(path: Path, where: str) -> tuple[nn.Module, Mapping[str, Any]]:
         check_labels(labels, where)
     sizes = mask2former_keys.sizes(held.tensors, where)
     if sizes["num_labels"] != len(CLASSES):
-        raise ConfigError(f"{where} tells {sizes['num_labels']} classes apart, but GenEval needs COCO's 80")
+        raise ConfigError(
+            f"{where} tells {sizes['num_labels']} classes apart, but GenEval needs COCO's 80: give the official weights"
+        )
     check_finite(held.tensors, where)
     tensors = mask2former_keys.converted(held.tensors, where)
     backbone = SwinConfig(**sizes["backbone_config"])
