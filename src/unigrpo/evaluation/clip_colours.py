@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from unigrpo.evaluation.weight_files import UNREADABLE, check_finite, first_line
+from unigrpo.geneval_names import COLOURS
 from unigrpo.ranges import ConfigError, shown
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 BACKGROUND = (0x99, 0x99, 0x99)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's

@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
 from unigrpo.evaluation import geneval_rules as rules
+from unigrpo.evaluation.detectors import Detector
 from unigrpo.evaluation.geneval_metadata import EXAMPLE, Asked, check
 from unigrpo.evaluation.geneval_rules import DetectionError, Found, judge, kept, uncoloured
 from unigrpo.geneval_names import TAGS
@@ -23,25 +24,6 @@ from unigrpo.trajectory import Prompt
 METADATA = ("tag", "include", "exclude")
 _ASKED = "10ac1eb1892e645c"
 _WORDED = "55cc214a81ab0201"
-
-
-class Detector(Protocol):
-    """Finds objects in a picture.
-
-    about is plain JSON: name, weights, versions, thresholds.
-    """
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        """Which detector it is."""
-        ...
-
-    def __call__(self, picture: Tensor, wanted: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-        """A picture uint8 [3, H, W] -> all that was found in it, unfiltered: ``{"class", "box", "score", "color"}``.
-
-        wanted: the classes whose colour matters; color is None for others, and for scores of 0.3 and less.
-        """
-        ...
 
 
 class Geneval:
