@@ -30,7 +30,9 @@ class Examiner(Protocol):
     """
 
     @property
-    def about(self) -> Mapping[str, Any]: ...
+    def about(self) -> Mapping[str, Any]:
+        """Who examines."""
+        ...
 
     def __call__(
         self, pictures: Sequence[Tensor], prompts: Sequence[Prompt], thinking: Sequence[str | None]
@@ -69,7 +71,7 @@ def no_answer(category: str, why: str, *, detail: Any = None) -> Record:
     return {**answer(category, detail=detail), "failed": why or "no answer"}
 
 
-Figures = Callable[[Sequence[Record]], Mapping[str, Any]]
+Figures = Callable[[Sequence[Any]], Mapping[str, Any]]
 """Further figures of a suite, from the records of its pictures: a pure function."""
 
 
