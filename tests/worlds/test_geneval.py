@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from unigrpo import geneval_names
 from unigrpo.worlds import geneval
 from unigrpo.worlds.geneval import CATEGORIES, CLASSES, COLOURS, MAKERS, PLURALS, PromptStream, fixed, one
 
@@ -111,3 +112,8 @@ def test_the_fixed_list_is_genevals_wording_without_repeats():
 def test_training_words_vary():
     starts = {p.text.split()[:2][0] + " " + p.text.split()[1] for p in PromptStream(0).batch(0, 200)}
     assert {"a photo", "a picture", "an image", "a photograph"} <= starts
+
+
+def test_names_are_those_that_the_rules_know():
+    assert tuple(PLURALS) == CLASSES == geneval_names.CLASSES
+    assert tuple(geneval.RELATIONS) == geneval_names.RELATIONS and CATEGORIES == geneval_names.TAGS

@@ -93,6 +93,13 @@ SHIPPED: Mapping[str, Shipped] = {
         "serve",
         ("httpx2",),
     ),
+    "geneval_soft": Shipped(
+        "unigrpo.evaluation.geneval_soft:GenevalSoft",
+        "flow_grpo's reward for GenEval's prompts: a detector's objects, partial credit; not the GenEval score",
+        False,
+        "clip",
+        ("transformers",),
+    ),
     "think/format": Shipped(f"{_REWARDS}.thinking:ThinkFormat", "1 where the thinking has its tags and its pattern"),
     "think/length": Shipped(
         f"{_REWARDS}.thinking:ThinkLength", "up to 1; less where the thinking is too short or long"

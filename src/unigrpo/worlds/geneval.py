@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from unigrpo import seeds
+from unigrpo.geneval_names import CLASSES, COLOURS, TAGS
 from unigrpo.trajectory import Prompt
 
-CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+CATEGORIES = TAGS
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 PLURALS = {
     "person": "people", "bicycle": "bicycles", "car": "cars", "motorcycle": "motorcycles", "airplane": "airplanes",
@@ -40,10 +40,9 @@ PLURALS = {
     "scissors": "pairs of scissors", "teddy bear": "teddy bears", "hair drier": "hair driers",
     "toothbrush": "toothbrushes",
 }  # fmt: skip
-"""COCO's 80 classes by GenEval's names (it renames mouse, remote and keyboard), and several of them in words."""
+"""COCO's 80 classes by GenEval's names, and several of them in words."""
 MEASURES = {"skis": "pair of", "scissors": "pair of", "broccoli": "head of"}
 """How one of what has no plain singular is said: a pair of red skis."""
-CLASSES = tuple(PLURALS)
 COUNTED = tuple(name for name in CLASSES if name not in MEASURES)  # what is one pair for us may be two for a detector
 COLOURED = tuple(name for name in CLASSES if name != "person")
 RELATIONS = {
