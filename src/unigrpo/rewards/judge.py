@@ -17,10 +17,10 @@ from torch import Tensor
 
 from unigrpo.ranges import ConfigError, Range, shown
 from unigrpo.rewards.awaiting import wait_for
-from unigrpo.rewards.judge_asking import Asker, Picture, pictures
+from unigrpo.rewards.judge_asking import Asker, Chat, Picture, pictures
 from unigrpo.rewards.judge_cache import Cache
 from unigrpo.rewards.judge_endpoint import Batch, NoAnswer, Service, endpoint
-from unigrpo.rewards.judge_points import EXAM, Point, grade, points_of
+from unigrpo.rewards.judge_points import EXAM, Grade, Point, grade, points_of
 from unigrpo.rewards.judge_probe import probe
 from unigrpo.rewards.protocol import RewardOutput
 
@@ -68,7 +68,7 @@ class Judge:
         self._check()
         service = Service(self.url.rstrip("/"), self.key_env, self.concurrency, self.connect_s, self.read_s)
         cache = None if self.cache is None else Cache(self.cache)
-        self._asker = Asker(endpoint(service), self.model, self._parameters(), cache)
+        self._asker = Asker(endpoint(service), self.model, self.parameters(), cache)
         if self.probe:
             wait_for(self._probe())
 
@@ -100,7 +100,7 @@ class Judge:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{where} cannot be written as JSON ({error}): write texts, numbers and lists") from None
 
-    def _parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         """Those of every request, which the key of the cache holds, too."""
         plain: dict[str, Any] = {"temperature": 0, "max_tokens": self.max_tokens}
         if self.shades:
@@ -118,13 +118,23 @@ class Judge:
         return self.top_logprobs > 0 and not self.lists
 
     async def _probe(self) -> None:
-        done, this = self._asker.endpoint.probed, f"{self.model} {self._parameters()} {self.lists}"
+        done, this = self._asker.endpoint.probed, f"{self.model} {self.parameters()} {self.lists}"
         if this not in done:  # once in a process: a run builds its rewards twice
             await probe(self.name, self._asker, shades=self.shades, lists=self.lists)
             done.add(this)
 
     def _batch(self) -> Batch:
         return Batch.within(self.deadline_s, self.retries)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One picture's exam: P(yes) of each point, or why it has none; the marks, or why there are none."""
+
+    points: Sequence[Point]
+    answers: Sequence[float | NoAnswer]
+    grade: Grade | None
+    failure: str | None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -156,17 +166,23 @@ class JudgeExam(Judge):
         thinking: Sequence[str | None],
     ) -> RewardOutput:
         """Examine pictures float [B, 3, H, W]; one with a point that has no answer is in ``errors``."""
+        sat = await self.examined(pictures(images), prompts, metadata)
+        parts: dict[str, list[float]] = {"soft": [], "hard": [], "geometric": [], "all": []}
+        for one in sat:
+            for part, numbers in parts.items():
+                numbers.append(math.nan if one.grade is None else asdict(one.grade)[part])
+        errors = {index: one.failure for index, one in enumerate(sat) if one.failure is not None}
+        return RewardOutput(parts["soft"], parts, errors)
+
+    async def examined(
+        self, shown: Sequence[Picture], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[Examined]:
+        """Examine pictures of any sizes; each with what was said of its points."""
         exams = [_exam(prompt, about) for prompt, about in zip(prompts, metadata, strict=True)]
         batch = self._batch()
-        asked = zip(pictures(images), exams, strict=True)
+        asked = zip(shown, exams, strict=True)
         answers = await together(self._answers(picture, exam.points, batch) for picture, exam in asked)
-        lacks = [exam.fault or _lack(exam.points, said) for exam, said in zip(exams, answers, strict=True)]
-        parts: dict[str, list[float]] = {"soft": [], "hard": [], "geometric": [], "all": []}
-        for exam, said, lack in zip(exams, answers, lacks, strict=True):
-            marks = None if lack else asdict(grade(exam.points, [yes for yes in said if isinstance(yes, float)]))
-            for part, numbers in parts.items():
-                numbers.append(math.nan if marks is None else marks[part])
-        return RewardOutput(parts["soft"], parts, {index: lack for index, lack in enumerate(lacks) if lack})
+        return [_examined(exam, said) for exam, said in zip(exams, answers, strict=True)]
 
     async def _answers(self, picture: Picture, points: Sequence[Point], batch: Batch) -> list[float | NoAnswer]:
         """P(yes) of every point, or why it has none."""
@@ -210,6 +226,16 @@ class JudgeScore(Judge):
         return RewardOutput(soft, {"soft": soft, "hard": hard}, errors)
 
 
+@dataclass(kw_only=True, eq=False)
+class JudgeReader(Judge):
+    """A judge that is asked in words of the caller's own, as benchmarks of others do; for evaluations, no reward."""
+
+    async def read(self, asked: Sequence[tuple[Picture, Chat]]) -> list[list[float] | NoAnswer]:
+        """The answer to each, or why there is none; all within ``deadline_s``."""
+        batch = self._batch()
+        return await together(_or_why(self._asker.read(picture, chat, batch)) for picture, chat in asked)
+
+
 async def together(asked: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """What all of them give, in order; where one raises, the others are not left asking."""
     tasks = [asyncio.ensure_future(one) for one in asked]
@@ -241,6 +267,12 @@ def _exam(prompt: str, metadata: Mapping[str, Any]) -> _Exam:
         return _Exam(points_of(prompt, metadata))
     except ConfigError as error:
         return _Exam(fault=str(error))
+
+
+def _examined(exam: _Exam, said: Sequence[float | NoAnswer]) -> Examined:
+    failure = exam.fault or _lack(exam.points, said)
+    marks = None if failure else grade(exam.points, [yes for yes in said if isinstance(yes, float)])
+    return Examined(exam.points, said, marks, failure)
 
 
 def _lack(points: Sequence[Point], said: Sequence[float | NoAnswer]) -> str | None:

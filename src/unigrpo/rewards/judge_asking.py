@@ -7,13 +7,20 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from unigrpo.rewards.judge_answers import answers_in, first_message, from_logprobs, probability_of_yes
+from unigrpo.rewards.judge_answers import (
+    answers_in,
+    first_message,
+    from_logprobs,
+    probability_of_yes,
+    without_thinking,
+)
 from unigrpo.rewards.judge_cache import Cache
 from unigrpo.rewards.judge_endpoint import Batch, Endpoint, NoAnswer, texts
 from unigrpo.rewards.png import as_bytes, as_png
@@ -30,8 +37,10 @@ AGAIN_MANY = 'That is not an answer. Answer with nothing but a JSON list of {cou
 WORDS_EACH = 8  # tokens of one answer in a list
 
 
-HERE = b"<picture>"
-"""Stands for the picture while a request is written as JSON; the first thing in it that may be so called."""
+HERE = "<picture>"
+"""Stands for the picture while a request is written as JSON."""
+PLACE = b'"url": "%s"'
+"""Where it stands; no text can hold this, because the quotes in texts are escaped."""
 
 
 class Picture:
@@ -63,6 +72,24 @@ def _data_url(pixels: np.ndarray) -> bytes:
     return b"data:image/png;base64," + base64.b64encode(as_png(pixels))
 
 
+@dataclass(frozen=True)
+class Chat:
+    """Words of the caller's own about a picture, and how their answer is read.
+
+    words: the user's; system: of a message before them; first: whether the picture comes before the words. read: values
+    in [0, 1] of an answer's text (without its thinking) and log probabilities, None for no answer; kind: stands for
+    ``read`` in what is remembered; wanted: what an answer is, in words; again: what is said where there was none.
+    """
+
+    words: str
+    read: Callable[[str, Sequence[Any]], list[float] | None]
+    kind: str
+    wanted: str
+    again: str
+    system: str | None = None
+    first: bool = True
+
+
 class Asker:
     """Asks one model of a service; ``parameters`` are those of the request beside model and messages."""
 
@@ -78,6 +105,25 @@ class Asker:
         """1 or 0 for each of several questions in one request; NoAnswer where a second try gives no such list."""
         return await self._remembered(picture, "many", questions, batch)
 
+    async def read(self, picture: Picture, chat: Chat, batch: Batch) -> list[float]:
+        """What is read in the answer to a chat; NoAnswer where a second try gives none."""
+        asked = [chat.kind, chat.system or "", chat.words, chat.first]
+        return await self._known(picture, asked, lambda: self._chatted(picture, chat, batch))
+
+    async def _chatted(self, picture: Picture, chat: Chat, batch: Batch) -> list[float]:
+        system = texts([("system", chat.system)]) if chat.system else []
+        messages = [*system, *_about(chat.words, first=chat.first)]
+        text, tokens = await self._reply(picture, messages, 1, batch)
+        if (found := chat.read(without_thinking(text or ""), tokens)) is not None:
+            return found
+        if text:
+            messages = [*messages, *texts([("assistant", text), ("user", chat.again)])]
+        text, tokens = await self._reply(picture, messages, 1, batch)
+        if (found := chat.read(without_thinking(text or ""), tokens)) is not None:
+            return found
+        said = self.endpoint.clean(text or "nothing")[-80:]
+        raise NoAnswer(f"asked twice, the judge did not give {chat.wanted}: {said!r}")
+
     async def shades(self, picture: Picture, question: str, batch: Batch) -> bool:
         """Whether the service gives log probabilities of its answers."""
         for _ in range(2):  # one answer may be none
@@ -87,20 +133,28 @@ class Asker:
         return False
 
     async def _remembered(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
+        answer = lambda: self._asked(picture, how, questions, batch)  # noqa: E731
+        known = await self._known(picture, [how, list(questions)], answer)
+        return known if len(known) == len(questions) else await answer()
+
+    async def _known(
+        self, picture: Picture, asked: Sequence[Any], answer: Callable[[], Awaitable[list[float]]]
+    ) -> list[float]:
+        """What is remembered of what was asked of a picture, or else the answer, which is remembered then."""
         if not picture.readable:
             raise NoAnswer("the picture holds NaN or infinity")
         if self.cache is None:
-            return await self._asked(picture, how, questions, batch)
-        key = self._key(picture, how, questions)
-        if (known := self.cache.get(key)) is not None and len(known) == len(questions):
+            return await answer()
+        key = self._key(picture, asked)
+        if (known := self.cache.get(key)) is not None:
             return known
-        answers = await self._asked(picture, how, questions, batch)
+        answers = await answer()
         self.cache.put(key, answers)
         return answers
 
-    def _key(self, picture: Picture, how: str, questions: Sequence[str]) -> str:
-        asked = [VERSION, self.model, how, list(questions), self.parameters, picture.digest]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    def _key(self, picture: Picture, asked: Sequence[Any]) -> str:
+        whole = [VERSION, self.model, *asked, self.parameters, picture.digest]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     async def _asked(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
         """Ask, and where the answer is none, once more with what was said before it."""
@@ -125,7 +179,8 @@ class Asker:
     ) -> tuple[str | None, Sequence[Any]]:
         room = self.parameters["max_tokens"] + WORDS_EACH * (count - 1)
         request = {"messages": messages, "model": self.model, **self.parameters, "max_tokens": room}
-        body = json.dumps(request).encode().replace(HERE, await picture.url(), 1)  # a data URL needs no escapes
+        here = PLACE % HERE.encode()
+        body = json.dumps(request).encode().replace(here, PLACE % await picture.url(), 1)  # a data URL needs no escapes
         return first_message(await self.endpoint.chat(body, batch))
 
 
@@ -133,10 +188,11 @@ def _single(yes: float | None) -> list[float] | None:
     return None if yes is None else [yes]
 
 
-def _about(words: str) -> list[dict[str, Any]]:
-    """The messages that show a picture and then say something."""
-    shown = {"type": "image_url", "image_url": {"url": HERE.decode()}}
-    return texts([("user", [shown, {"type": "text", "text": words}])])
+def _about(words: str, *, first: bool = True) -> list[dict[str, Any]]:
+    """The messages that show a picture, first or last, and say something."""
+    shown = {"type": "image_url", "image_url": {"url": HERE}}
+    said = {"type": "text", "text": words}
+    return texts([("user", [shown, said] if first else [said, shown])])
 
 
 def _one(question: str) -> str:
