@@ -97,7 +97,7 @@ SHIPPED: Mapping[str, Shipped] = {
         "unigrpo.evaluation.geneval_soft:GenevalSoft",
         "flow_grpo's reward for GenEval's prompts: a detector's objects, partial credit; not the GenEval score",
         False,
-        "clip",
+        "geneval",
         ("transformers",),
     ),
     "think/format": Shipped(f"{_REWARDS}.thinking:ThinkFormat", "1 where the thinking has its tags and its pattern"),
