@@ -221,7 +221,7 @@ def _record(prompt: Prompt, answer: list[float] | NoAnswer) -> dict[str, Any]:
         return record(prompt, correct=None, exam=None, values=values, failed=str(answer), detail=detail)
     scores = {name: half * (2 if edition == "legacy" else 1) for name, half in zip(names, answer, strict=True)}
     low = [f"{name} {score:g} of {2 if edition == 'legacy' else 1}" for name, score in scores.items()]
-    exam = sum(SCORES[name] * scores[name] for name in names) / 2 if edition == "legacy" else scores["score"]
+    exam = sum(SCORES[name] * scores[name] for name in names) / 20 if edition == "legacy" else scores["score"]
     correct = answer[0] == 1.0
     reasons = [line for line, half in zip(low, answer, strict=True) if half < 1.0]
     return record(prompt, correct=correct, exam=exam, values=scores, reasons=reasons, detail=detail)

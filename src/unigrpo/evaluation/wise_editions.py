@@ -18,7 +18,8 @@ NAMED = {
 }
 """The categories as the files name them, in small letters."""
 KEYS = ("Prompt", "Explanation", "Category", "Subcategory", "prompt_id")
-SCORES = {"consistency": 0.7, "realism": 0.2, "aesthetic quality": 0.1}
+SCORES = {"consistency": 7, "realism": 2, "aesthetic quality": 1}
+"""The three scores of the legacy edition, with their weights in tenths."""
 FILES = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
 ASKED = "build_evaluation_messages"
 Which = Literal["verified", "legacy"]
