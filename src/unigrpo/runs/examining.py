@@ -108,9 +108,10 @@ def _examined(suite: Suite, some: Sequence[tuple[Found, Tensor | None, str]]) ->
 
 
 def _line(found: Found, record: Record, sha256: str, folder: Path) -> dict[str, Any]:
-    """A record with whose it is."""
+    """A record with whose it is; its category is its prompt's, whoever answered."""
     who = {"position": found.prompt.position, "sample": found.sample, "prompt": found.prompt.text}
-    return {**who, "thinking": found.thinking, "picture": _name(found.path, folder), "sha256": sha256, **record}
+    who |= {"thinking": found.thinking, "picture": _name(found.path, folder), "sha256": sha256}
+    return {**who, **record, "category": category_of(found.prompt)}
 
 
 def _name(path: Path, folder: Path) -> str:
