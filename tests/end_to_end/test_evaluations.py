@@ -16,7 +16,12 @@ sys.path += [str(Path(__file__).parents[1] / "evaluation"), str(Path(__file__).p
 import fault_server as faults
 from test_tiif import EXAMS, ROWS
 
+from unigrpo import build
+from unigrpo.recipe import Model
+from unigrpo.rollout.generate import EVALUATION, how_to_draw
 from unigrpo.runs import eval_folder, examining
+from unigrpo.runs.eval_ranks import Ranks
+from unigrpo.runs.evaluating import Drawing, draw
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("--model", "builtin:shapes-sft")
@@ -98,7 +103,7 @@ def suites(server):
     }
 
 
-@pytest.mark.parametrize("name", ["shapes", "geneval", "file-reward", "file-points"])
+@pytest.mark.parametrize("name", ["geneval", "file-points"])
 def test_a_suite_goes_on_after_being_killed_while_drawing_and_while_examining(here, judge, name, monkeypatch):
     words = (*suites(judge)[name], *MODEL, *QUICK)
     assert evaluate(*words, "--out", "whole") == 0
@@ -135,7 +140,12 @@ def dies_at(call, function):
 KILLS = """
 import os, signal, sys
 from unigrpo import cli
+from unigrpo import build
+from unigrpo.recipe import Model
+from unigrpo.rollout.generate import EVALUATION, how_to_draw
 from unigrpo.runs import eval_folder, examining
+from unigrpo.runs.eval_ranks import Ranks
+from unigrpo.runs.evaluating import Drawing, draw
 place, name, call = {"draw": (eval_folder, "write_picture", 5), "examine": (examining, "_line", 7)}[sys.argv[1]]
 function, calls = getattr(place, name), []
 def counted(*given):
@@ -205,6 +215,25 @@ def score_one(nth, words):
 # ---------------------------------------------------------------- several ranks
 
 
+def test_the_parts_of_two_ranks_are_those_of_one(here):
+    policy, suite = build.policy(Model("builtin:shapes-sft")), build.evaluation_suite("shapes", 5, build.Examining())
+    drawing = Drawing(how_to_draw(policy, EVALUATION, steps=3, max_think_tokens=6), 3, 0, True, 2)
+    for size in (1, 2):
+        out = Path(f"of-{size}")
+        eval_folder.write_prompts(out, suite.prompts)
+        made = [draw(policy, suite, drawing, out, Alone(rank, size)) for rank in range(size)]
+        assert made == ([15] if size == 1 else [10, 5])  # a group is cut into 2 and 1, and its parts are dealt in turn
+    assert pictures("of-1") == pictures("of-2") and len(pictures("of-1")) == 30
+
+
+class Alone(Ranks):
+    """A rank that waits for nobody."""
+
+    def together(self):
+        pass
+
+
+@pytest.mark.slow
 def test_two_ranks_draw_what_one_draws(here):
     words = ["eval", *MODEL, *map(str, QUICK), "--limit", "6", "--out"]
     assert tiny_runs.unigrpo(*words, "one") == 0
@@ -245,6 +274,10 @@ def test_another_plan_is_refused_and_names_the_key(here, capsys):
     assert evaluate(*words[:-1], "mine") == 2 and "is there and not empty" in capsys.readouterr().err
 
 
+NOBODY = "{url: 'http://127.0.0.1:9/v1', model: m, connect_s: 0.2, retries: 0}"
+MMDET = ("--detector", "{name: mask2former-mmdet, weights: x, clip: y}")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -252,9 +285,9 @@ def test_another_plan_is_refused_and_names_the_key(here, capsys):
         (("--suite", "tiif"), "tiif:PATH"),
         (("--suite", "wise:nowhere", "--judge", "{url: x, model: y}"), "nowhere"),
         (("--suite", "geneval:geneval.jsonl"), "needs a detector"),
-        (("--suite", "geneval:geneval.jsonl", "--detector", "{name: mask2former-mmdet, weights: x, clip: y}"), "is not there"),
+        (("--suite", "geneval:geneval.jsonl", *MMDET), "is not there"),
         (("--suite", "geneval", "--detector", "corner.py:Nobody"), "there is no Nobody in"),
-        (("--suite", "points.jsonl", "--judge", "{url: 'http://127.0.0.1:9/v1', model: m, connect_s: 0.2, retries: 0}"), "127.0.0.1:9"),
+        (("--suite", "points.jsonl", "--judge", NOBODY), "127.0.0.1:9"),
         (("--suite", "words.jsonl", "--judge", "{url: u, model: m}"), "points of the prompt 'a red circle'"),
         (("--suite", "shapes", "--judge", "{url: u, model: m}"), "has no use for a judge"),
         (("--suite", "ocr", "--detector", "corner.py:Corner"), "has no use for a detector"),

@@ -1,4 +1,4 @@
-"""From records to figures: a failed answer is never a zero, and there are no intervals and headlines without grounds."""
+"""From records to figures: a failed answer is never a zero, and no interval or headline is without grounds."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 
 from unigrpo.evaluation.results import differences, figures
 from unigrpo.evaluation.statistics import interval, judged_interval, paired_difference
-from unigrpo.evaluation.suites import Suite, answer, checked, no_answer, version_of
+from unigrpo.evaluation.suites import UNSEEN, Suite, answer, checked, no_answer, version_of
 from unigrpo.trajectory import Prompt
 
 
@@ -59,6 +59,16 @@ def test_values_are_figures_too_and_further_figures_are_asked():
     found = figures(records, headline="exam", average="pictures", further=lambda r: {"n": len(r)})
     assert found["figures"]["soft"]["value"] == pytest.approx(0.1) and "none" not in found["figures"]
     assert found["further"] == {"n": 3} and found["headline"]["name"] == "exam score"
+
+
+def test_further_figures_are_of_what_the_examiner_was_shown():
+    failed = checked([{**answer("a", values={"soft": 0.5}), "failed": "down"}], 1, "it")[0]
+    assert failed["values"] == {"soft": None}
+    records = [line(0, **failed), line(1, **no_answer("a", "damaged", detail=UNSEEN))]
+    found = figures(
+        records, headline="exam", average="pictures", further=lambda r: {"n": [x["values"]["soft"] for x in r]}
+    )
+    assert found["further"] == {"n": [None]} and found["failed"]["count"] == 2
 
 
 def test_nothing_at_all():

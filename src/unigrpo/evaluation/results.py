@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unigrpo.evaluation.statistics import judged_difference, judged_interval
-from unigrpo.evaluation.suites import Average, Figures
+from unigrpo.evaluation.suites import UNSEEN, Average, Figures
 
 MAX_FAILED_SHARE = 0.2
 """Share of pictures without an answer above which there is no headline: the rest may be the easy ones."""
@@ -62,6 +62,7 @@ def figures(
     """
     asked, first = max(len(records), expected or 0), Measure(headline, average)
     failed = [r["failed"] for r in records if r["failed"] is not None]
+    seen = [r for r in records if r["detail"] != UNSEEN]
     lacking = len(failed) + asked - len(records)
     quoted = {"name": first.name, "key": headline, "average": average, **_interval(first, records)}
     if asked and lacking > MAX_FAILED_SHARE * asked:
@@ -73,7 +74,7 @@ def figures(
         "headline": quoted,
         "categories": _by_category(first, records),
         "figures": {m.key: {"name": m.name, **_interval(m, records)} for m in measures(records, headline, average)},
-        "further": dict(further(records)) if further is not None and records else {},
+        "further": dict(further(seen)) if further is not None and seen else {},
         "pictures": len(records),
         "prompts": len({r["position"] for r in records}),
         "missing": asked - len(records),

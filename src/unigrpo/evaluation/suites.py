@@ -71,8 +71,10 @@ def no_answer(category: str, why: str, *, detail: Any = None) -> Record:
     return {**answer(category, detail=detail), "failed": why or "no answer"}
 
 
+UNSEEN = {"unseen": True}
+"""The detail of a picture that could not be read, which no examiner was shown."""
 Figures = Callable[[Sequence[Any]], Mapping[str, Any]]
-"""Further figures of a suite, from the records of its pictures: a pure function."""
+"""Further figures of a suite, from the records of the pictures that its examiner was shown: a pure function."""
 
 
 @dataclass(frozen=True)
@@ -150,4 +152,5 @@ def _checked(record: Record, who: str) -> Record:
     if record["failed"] is None and not wrong:
         return record
     why = record["failed"] or f"{wrong[0]} is {numbers[wrong[0]]}"
-    return no_answer(record["category"], str(why), detail=record["detail"])
+    unknown = dict.fromkeys(record["values"])  # by their names, which further figures may ask for
+    return {**record, "correct": None, "exam": None, "reasons": [], "failed": str(why), "values": unknown}

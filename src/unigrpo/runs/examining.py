@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unigrpo import doing
 from unigrpo.evaluation.results import figures
-from unigrpo.evaluation.suites import Record, Suite, category_of, checked, no_answer
+from unigrpo.evaluation.suites import UNSEEN, Record, Suite, category_of, checked, no_answer
 from unigrpo.files import json_line, read_json_object, write_json_atomic, write_records_atomic
 from unigrpo.pictures import read_picture
 from unigrpo.reports.evaluation_page import write_page
@@ -104,7 +104,7 @@ def _examined(suite: Suite, some: Sequence[tuple[Found, Tensor | None, str]]) ->
     answers = suite.examiner([p for _, p in good], [f.prompt for f, _ in good], [f.thinking for f, _ in good])
     records = iter(checked(answers, len(good), f"the examiner of {suite.name}"))
     for found, picture, why in some:
-        yield found, no_answer(category_of(found.prompt), why) if picture is None else next(records)
+        yield found, no_answer(category_of(found.prompt), why, detail=UNSEEN) if picture is None else next(records)
 
 
 def _line(found: Found, record: Record, sha256: str, folder: Path) -> dict[str, Any]:
