@@ -54,7 +54,11 @@ def page_content(result: Json, records: Sequence[Json], folder: Path) -> dict[st
         "categories": [_category(name, entry) for name, entry in result["categories"].items()],
         "without": _without(result),
         "figures": [_figure(entry) for key, entry in result["figures"].items() if key != headline["key"]],
-        "further": [(name.replace("_", " "), _plain(value)) for name, value in result["further"].items()],
+        "further": [
+            (name.replace("_", " "), _plain(value))
+            for name, value in result["further"].items()
+            if name not in result["figures"]  # where it has an interval
+        ],
         "paper": beside(result["suite"].get("paper")),
         "average": AVERAGES[headline["average"]],
         "verdicts": _verdicts(result),
