@@ -19,7 +19,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from torch.nn import functional
 
-from unigrpo.evaluation.weight_files import check_finite
+from unigrpo.evaluation.weight_files import UNREADABLE, check_finite, first_line
 from unigrpo.ranges import ConfigError, shown
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -101,6 +101,7 @@ def _middle(crop: Picture, side: int) -> Picture:
 
 def load(folder: Path, where: str, device: torch.device) -> ClipColours:
     """The classifier of a folder that holds a CLIP of transformers' and its tokenizer; else ConfigError."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
 
     try:
@@ -116,9 +117,10 @@ def load(folder: Path, where: str, device: torch.device) -> ClipColours:
         )
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = shown((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise ConfigError(f"{where} cannot be read ({said}): copy the whole folder of the CLIP again") from error
+    except (*UNREADABLE, StrictDataclassError) as error:
+        raise ConfigError(
+            f"{where} cannot be read ({first_line(error)}): copy the whole folder of the CLIP again"
+        ) from error
     model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         odd = next(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))

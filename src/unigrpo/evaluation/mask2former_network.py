@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unigrpo.evaluation import mask2former_keys
 from unigrpo.evaluation.coco_classes import CLASSES, check_labels
-from unigrpo.evaluation.weight_files import check_finite, read_state
+from unigrpo.evaluation.weight_files import UNREADABLE, check_finite, first_line, read_state
 from unigrpo.ranges import ConfigError, shown
 
 OFFICIAL = {
@@ -69,12 +69,13 @@ def from_mmdet(path: Path, where: str) -> tuple[nn.Module, Mapping[str, Any]]:
 
 def from_transformers(folder: Path, where: str) -> tuple[nn.Module, Mapping[str, Any]]:
     """The network of a folder of transformers', and its sizes; its labels are checked before its weights are read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, Mask2FormerConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{where}: its config.json cannot be read ({_first_line(error)}): copy it again") from error
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ConfigError(f"{where}: its config.json cannot be read ({first_line(error)}): copy it again") from error
     if not isinstance(config, Mask2FormerConfig):
         raise ConfigError(
             f"{where} holds a model of the type {shown(config.model_type)}: give a folder of a Mask2Former, such as "
@@ -86,8 +87,8 @@ def from_transformers(folder: Path, where: str) -> tuple[nn.Module, Mapping[str,
         network, report = network_class().from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{where}: its weights cannot be read ({_first_line(error)}): copy them again") from error
+    except UNREADABLE as error:
+        raise ConfigError(f"{where}: its weights cannot be read ({first_line(error)}): copy them again") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(mask2former_keys.UNUSED))
     if missing or report["mismatched_keys"]:
         odd = (missing + [str(key) for key in report["mismatched_keys"]])[0]
@@ -102,7 +103,3 @@ def _sizes_of(config: Any) -> dict[str, Any]:
     backbone = {key: given["backbone_config"][key] for key in OFFICIAL["backbone_config"]}
     rest = {key: given[key] for key in OFFICIAL if key not in ("backbone_config", "num_labels")}
     return {"backbone_config": backbone, **rest, "num_labels": config.num_labels}
-
-
-def _first_line(error: Exception) -> str:
-    return shown((str(error).strip() or type(error).__name__).splitlines()[0])

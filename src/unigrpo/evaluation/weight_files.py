@@ -17,6 +17,13 @@ from unigrpo.ranges import ConfigError, shown
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 FOLDER_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
+"""What reading damaged or foreign files of weights raises."""
+
+
+def first_line(error: Exception) -> str:
+    """An error of a library, short enough for a sentence."""
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,9 @@ def read_state(path: Path, where: str) -> State:
     """
     try:
         held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        said = shown((str(error).strip() or type(error).__name__).splitlines()[0])
+    except UNREADABLE as error:
         raise ConfigError(
-            f"{where} cannot be read safely ({said}): download it again, or save only its tensors as "
+            f"{where} cannot be read safely ({first_line(error)}): download it again, or save only its tensors as "
             "docs/geneval-detectors.md shows"
         ) from error
     meta = held.get("meta") if isinstance(held, dict) else None
