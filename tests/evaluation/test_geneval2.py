@@ -8,6 +8,7 @@ from judging import NOWHERE, answers, examined, faults, first_token, judge, line
 
 from unigrpo.evaluation import geneval2
 from unigrpo.ranges import ConfigError
+from unigrpo.trajectory import Prompt
 
 OFFICIAL = "Qwen/Qwen3-VL-8B-Instruct"
 ROW = {
@@ -183,6 +184,15 @@ def test_a_judge_without_log_probabilities_scores_nothing(path):
     with faults.running(answers(["Yes"])) as server:
         found = examined(examiner(path, server), geneval2.prompts(str(path)))
     assert all(one["exam"] is None and "log probabilities" in one["failed"] for one in found)
+
+
+def test_pictures_whose_prompts_have_no_questions_are_refused_before_anything_is_asked(path):
+    with faults.running() as server:
+        asks = examiner(path, server)
+        prompts = [*geneval2.prompts(str(path)), Prompt(2, "a bare prompt", {"category": "all"})]
+        with pytest.raises(ConfigError, match="metadata of the prompt 'a bare prompt' have no vqa_list"):
+            examined(asks, prompts)
+        assert not server.requests
 
 
 def test_geometric_mean():

@@ -54,7 +54,7 @@ class ExamExaminer(Judged):
         words = [judge_asking.ONE, judge_asking.AGAIN, judge_asking.MANY, judge_asking.AGAIN_MANY]
         template = {"source": "unigrpo", "version": judge_asking.VERSION, "sha256": digest_of(words)}
         about = {**about_judge(NAME, self._judge, template, []), "mode": self._judge.mode}
-        super().__init__(about, batch)
+        super().__init__(about, batch, "points")
 
     async def examine(self, pictures: Sequence[Picture], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """The records of one batch."""

@@ -189,7 +189,7 @@ class GenEval2Examiner(Judged):
         wording = "our own wording of the question" if found is None else None
         template = {"source": source, "sha256": digest_of(self.template)}
         about = about_judge(NAME, self._judge, template, [other, wording])
-        super().__init__({**about, "files": digests([_file(path)])}, batch)
+        super().__init__({**about, "files": digests([_file(path)])}, batch, "vqa_list")
 
     async def examine(self, pictures: Sequence[Picture], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """The records of one batch."""

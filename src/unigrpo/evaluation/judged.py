@@ -121,13 +121,13 @@ def mean(numbers: Sequence[float | None]) -> float | None:
 class Judged(ABC):
     """An examiner that asks a judge about a batch of pictures at a time, on the one event loop of all rewards."""
 
-    def __init__(self, about: Mapping[str, Any], batch: int) -> None:
-        """about: what results say of it; batch: pictures at a time."""
+    def __init__(self, about: Mapping[str, Any], batch: int, *needs: str) -> None:
+        """about: what results say of it; batch: pictures at a time; needs: keys of the metadata of every prompt."""
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ConfigError(
                 f"{about['suite']}: batch is {shown(batch)}: write how many pictures, a whole number >= 1"
             )
-        self.about, self.batch = about, batch
+        self.about, self.batch, self.needs = about, batch, ("category", *needs)
 
     def __call__(
         self, pictures: Sequence[Tensor], prompts: Sequence[Prompt], thinking: Sequence[str | None]
@@ -135,12 +135,22 @@ class Judged(ABC):
         """One record for each picture uint8 [3, H, W], which may differ in size and are looked at batch by batch."""
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(pictures)} pictures and {len(prompts)} prompts: every picture needs its own")
+        self._check(prompts)
         records: list[dict[str, Any]] = []
         for start in range(0, len(prompts), self.batch):
             places = range(start, min(start + self.batch, len(prompts)))
             batch = [as_picture(pictures[place]) for place in places]
             records += wait_for(self.examine(batch, [prompts[place] for place in places]))
         return records
+
+    def _check(self, prompts: Sequence[Prompt]) -> None:
+        """ConfigError for the first prompt without what is to be asked of its picture, before any is asked about."""
+        for prompt in prompts:
+            if missing := [key for key in self.needs if key not in prompt.metadata]:
+                raise ConfigError(
+                    f"{self.about['suite']}: the metadata of the prompt {shown(prompt.text)} have no {missing[0]}, so "
+                    "its picture cannot be judged by this suite: take the prompts from the suite's own files"
+                )
 
     @abstractmethod
     async def examine(self, pictures: Sequence[Picture], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

@@ -202,7 +202,8 @@ class TiifExaminer(Judged):
         )
         suspects = strangers(prompts(path))
         about = {**about_judge(NAME, self._judge, template, [other, wording]), "official": official}
-        super().__init__({**about, "questions_without_a_word_of_their_prompt": suspects}, batch)
+        about |= {"questions_without_a_word_of_their_prompt": suspects}
+        super().__init__(about, batch, "questions", "answers", "length")
 
     async def examine(self, pictures: Sequence[Picture], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """The records of one batch."""

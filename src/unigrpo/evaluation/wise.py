@@ -185,7 +185,7 @@ class WiseExaminer(Judged):
         changed = "rewritten prompts" if any("_rewrite" in file.name for file in files) else None
         template = {"source": source, "sha256": digest_of([self.system, self.template])}
         about = about_judge(suite, self._judge, template, [changed, other, wording])
-        super().__init__({**about, "edition": own.name, "files": digests(files)}, batch)
+        super().__init__({**about, "edition": own.name, "files": digests(files)}, batch, "edition", "explanation")
 
     async def examine(self, pictures: Sequence[Picture], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """The records of one batch."""
