@@ -360,6 +360,8 @@ def test_a_missing_colour_is_told_from_a_wrong_one_where_it_matters():
         for n in (1, 2, 3)
     ]
     assert lacks == [None, "dog", None]  # the second dog is looked at only where two are asked for, and of three, none
+    unsure = kept("colors", [seen("dog", 0.9), seen("dog", 0.8, color="red")])
+    assert geneval_rules.uncoloured(geneval_metadata.read(RED), unsure) == "dog"
 
 
 def test_the_rules_need_no_torch():
