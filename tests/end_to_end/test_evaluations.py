@@ -265,8 +265,8 @@ def test_another_plan_is_refused_and_names_the_key(here, capsys):
     words = (*MODEL, *QUICK, "--limit", 2, "--out", "out")
     assert evaluate(*words) == 0
     before = pictures()
-    others = (("--seed", 1), "settings.seed"), (("--no-think",), "settings.think"), (("--suite", "shapes:train"), "suite")
-    for other, key in others:
+    train = (("--suite", "shapes:train"), "suite")
+    for other, key in ((("--seed", 1), "settings.seed"), (("--no-think",), "settings.think"), train):
         assert evaluate(*words, *other) == 2
         assert f"was written with {key}" in capsys.readouterr().err
     assert pictures() == before
