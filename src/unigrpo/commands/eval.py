@@ -68,14 +68,7 @@ def scales_of(written: str | None) -> list[float | None]:
 def _draw(verb: options.Eval, scales: Sequence[float | None], these: Ranks) -> int:
     """Draw and examine, once for every scale of guidance."""
     several = len(scales) > 1
-    if verb.out is None:
-        if verb.draw_only:
-            raise ConfigError("--draw-only leaves pictures in a folder: name it with --out")
-        evaluating.refuse_several(these, "they draw into one folder: name it with --out")
-    elif several:
-        guidance_gap.check_folder(verb.out)
-    else:
-        evaluating.check_folder(verb.out)
+    _check_out(verb, these, several=several)
     suite = suite_of(verb, examined=these.first and not verb.draw_only)
     _check_prompts(verb, suite)
     policy = load(verb)
@@ -93,6 +86,16 @@ def _draw(verb: options.Eval, scales: Sequence[float | None], these: Ranks) -> i
             told = guidance_gap.write(folder, dict(zip([f"{s:g}" for s in scales], done, strict=True)))
             output.result("\n".join(told.lines), result=told.result)
     return _end(done, verb.out)
+
+
+def _check_out(verb: options.Eval, these: Ranks, *, several: bool) -> None:
+    """ConfigError where the folder cannot be drawn into; the first rank looks, before any has written there."""
+    if verb.out is None:
+        if verb.draw_only:
+            raise ConfigError("--draw-only leaves pictures in a folder: name it with --out")
+        evaluating.refuse_several(these, "they draw into one folder: name it with --out")
+    elif these.first:
+        (guidance_gap if several else evaluating).check_folder(verb.out)
 
 
 def _one(
