@@ -695,10 +695,14 @@ def test_an_evaluation_is_that_of_the_command(here, capsys):
     assert tiny_runs.unigrpo("eval", *words) == 0
     theirs = json.loads(capsys.readouterr().out)
     ours = unigrpo.evaluate(tiny_runs.model_folder(), limit=3, samples=2, seed=1, out="judged")
+    result = theirs.pop("result")
     assert json.loads(json.dumps(ours.summary)) == theirs
+    assert json.loads(json.dumps(ours.result | {"times": 0})) == result | {"times": 0}
     assert len(ours.records) == len(ours.pictures) == 6 and isinstance(ours.pictures[0], Image.Image)
     assert ours.pictures[5].prompt == ours.records[5]["prompt"]
-    assert sorted(path.name for path in Path("judged").iterdir()) == ["records.jsonl", "sheet.png", "summary.json"]
+    assert Path("judged/00002/samples/0001.png").is_file() and Path("judged/report.html").is_file()
+    again = unigrpo.evaluate(tiny_runs.model_folder(), limit=3, samples=2, seed=1, out="judged")
+    assert again.records == ours.records  # it goes on: nothing is left to draw
     assert repr(ours).startswith("Evaluated(score ")
 
 

@@ -309,12 +309,17 @@ def test_eval_prints_and_writes(here, capsys):
     assert tiny_runs.listed(here) == []
     assert tiny_runs.unigrpo(*words, "--out", "judged") == 0
     assert capsys.readouterr().out.startswith(printed.rstrip("\n"))  # the same draws every time
-    assert tiny_runs.listed(here / "judged") == ["records.jsonl", "sheet.png", "summary.json"]
+    files = [path.name for path in sorted((here / "judged").iterdir()) if path.is_file()]
+    assert files == ["eval.json", "records.jsonl", "report.html", "result.json", "scoring.json"]
+    assert tiny_runs.listed(here / "judged/00005") == [
+        "metadata.jsonl", "samples", "samples/0000.png", "samples/0001.png",
+        "thinking", "thinking/0000.txt", "thinking/0001.txt",
+    ]  # fmt: skip
     records = runlog.read_records(here / "judged" / "records.jsonl")
     assert [(r["position"], r["sample"]) for r in records] == [(p, s) for p in range(6) for s in range(2)]
-    assert {"prompt", "thinking", "category", "correct", "exam", "reward", "points"} <= set(records[0])
-    summary = runlog.read_json(here / "judged" / "summary.json")
-    assert summary["n"] == 12 and summary["settings"]["model"] == str(tiny_runs.model_folder())
+    assert {"prompt", "thinking", "category", "correct", "exam", "reasons", "values", "detail"} <= set(records[0])
+    result = runlog.read_json(here / "judged" / "result.json")
+    assert result["pictures"] == 12 and result["settings"]["model"] == str(tiny_runs.model_folder())
 
 
 def test_eval_without_thinking_says_nothing_of_plans(capsys):

@@ -134,6 +134,7 @@ def make_with_stand_ins(folder, *words):
 SMALL = tiny_runs.overrides(model__path="MICRO", iterations=1, eval__limit=2, eval__compare_limit=2)
 AT = SMALL.index("--method.text.kl_weight")  # not every method that the documents name has one
 TRAIN = shlex.join([*SMALL[:AT], *SMALL[AT + 2 :]])
+EVALUATED = "tests/end_to_end/test_evaluations.py"
 SERVED = "tests/end_to_end/test_remote_rewards.py"
 BAGEL = "tests/end_to_end/test_bagel.py"
 WORDS = "tests/end_to_end/test_words_world.py"
@@ -163,6 +164,9 @@ RULES = [
     (r"^unigrpo train bagel/", covered(f"{BAGEL}::test_the_other_recipes_run")),
     (r"^unigrpo train .*--resume", small()),
     (r"--log ", small(TRAIN)),
+    (r"^unigrpo eval score ", covered(f"{EVALUATED}::test_anybodys_folder_is_scored_elsewhere_by_the_same_figures")),
+    (r"^unigrpo eval .*--guidance 1,", covered(f"{EVALUATED}::test_guidance_gap_is_a_table_with_paired_differences")),
+    (r"^unigrpo compare results/", covered(f"{EVALUATED}::test_what_was_measured_otherwise_is_marked_or_refused")),
     (r"^unigrpo compare ", covered("tests/reports/test_comparison.py::test_runs_stand_over_each_other_on_one_page")),
     (r"^unigrpo train words/", covered(f"{WORDS}::test_both_halves_are_trained_by_what_the_ocr_reads")),
     (r"^unigrpo train ", small(TRAIN)),

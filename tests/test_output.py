@@ -167,13 +167,12 @@ def only_object(capsys):
     return json.loads(shown.out), shown.err
 
 
-def test_json_of_eval_is_the_summary(tmp_path, capsys):
+def test_json_of_eval_is_the_summary_and_the_result(tmp_path, capsys):
     assert evaluate("--json", "--out", tmp_path / "out") == 0
     figures, notes = only_object(capsys)
     assert {"score", "by_category", "n", "settings", "wrote"} <= set(figures)
     assert figures["settings"]["num_points"] == 9 and "(8 forwards)" in notes
-    written = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert {key: figures[key] for key in written} == written
+    assert figures["result"] == json.loads((tmp_path / "out" / "result.json").read_text())
 
 
 def test_json_of_the_other_verbs(tmp_path, capsys, monkeypatch):

@@ -79,7 +79,7 @@ def test_it_resumes_is_evaluated_and_draws(here, capsys):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     trained = f"{TOYS}@run"
     assert command("eval", "--model", trained, "--suite", "prompts.txt", "--reward", REWARD, "--out", "eval") == 0
-    assert json.loads((here / "eval/summary.json").read_text())["n"] == 12
+    assert json.loads((here / "eval/result.json").read_text())["pictures"] == 12
     assert command("generate", "a red circle", "--model", trained, "--out", "a.png", "--size", "8x8") == 0
     assert Image.open(here / "a.png").size == (8, 8)
     assert command("train", "toys.yaml", "--dry-run") == 0

@@ -86,10 +86,12 @@ def _run(verb: Common, overrides: Sequence[str]) -> int:
     """Run a verb's command, which is imported only now: it takes torch along."""
     from unigrpo.runs.ranks import refuse_ranks
 
-    refuse_ranks()
+    if not isinstance(verb, Eval):  # whose ranks share the drawing
+        refuse_ranks()
     name = next(name for name, kind in VERBS.items() if type(verb) is kind)
     command = import_module(f"unigrpo.commands.{name.replace('-', '_')}")
-    with output.speaking(quiet=verb.quiet, json=verb.json):
+    first = os.environ.get("RANK", "0") == "0"  # of several processes of one job one speaks
+    with output.speaking(quiet=verb.quiet, json=verb.json and first):
         return command.run(verb, overrides) if isinstance(verb, WITH_OVERRIDES) else command.run(verb)
 
 

@@ -29,8 +29,6 @@ class Drawing(Common):
     """Draw without thinking first."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels, for example 1024x768 (default: the model's own; an edit keeps its picture's)."""
-    guidance: float | None = None
-    """Scale of classifier-free guidance on the words; 1 is none (generate: shapes 1, BAGEL 4; eval: 1)."""
     image_guidance: float | None = None
     """Scale of guidance on the given pictures; 1 is none (edits: 2)."""
     renorm: Literal["global", "channel", "text_channel"] | None = None
@@ -93,6 +91,8 @@ class Generate(Drawing):
     out: Path | None = None
     """A .png (one picture as it is, several as a grid), or a folder of pictures with results.jsonl; answers: a .jsonl.
     Default: generated.png, with --prompts the folder generated; answers are only printed."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance on the words; 1 is none (default: shapes 1, BAGEL 4)."""
     num: int | None = None
     """How many to draw of each prompt (default: shapes 4, BAGEL 1)."""
     go_on: Annotated[bool, arg(name="continue")] = False
@@ -103,19 +103,34 @@ class Generate(Drawing):
 
 @dataclass(frozen=True)
 class Eval(Drawing):
-    """Draw for held-out prompts and print score, exam score, plan right and follow."""
+    """Draw for a suite of prompts and examine the pictures; or examine a folder: unigrpo eval score FOLDER.
 
+    The same command goes on in its folder --out: what is there is not drawn or examined again.
+    """
+
+    words: Annotated[Positional[tuple[str, ...]], arg(metavar="[score FOLDER]")] = ()
+    """Nothing, or score and a folder with 00000/metadata.jsonl and 00000/samples/0000.png, whoever drew them."""
     suite: str = "shapes"
-    """Prompts: shapes, words (held-out), shapes:train, geneval, a file as generate --prompts, hf:owner/name, or -."""
-    limit: int = 504
-    """How many of these prompts, from the first."""
+    """shapes, words (held-out), shapes:train, geneval, exam, ocr; geneval, tiif, geneval2 or wise with the path of
+    their own file (wise:PATH); a file of prompts as generate --prompts, hf:owner/name, or -."""
+    limit: int | None = None
+    """How many of these prompts, from the first (default: all of a fixed list; 504 of others)."""
     samples: int = 4
     """Pictures per prompt."""
+    guidance: str | None = None
+    """Scale of classifier-free guidance on the words; 1 is none (default). Several (1,2,4) make a table of them."""
     reward: str | None = None
     """The reward that judges prompts outside shapes and words, for example image/jpeg-compressibility; with arguments
     as in a recipe: "{name: ..., value: ..., args: {...}}"."""
+    judge: str | None = None
+    """The judge of exam, tiif, geneval2, wise and prompts with points, as the arguments of judge/exam:
+    "{url: http://127.0.0.1:8000/v1, model: ...}"."""
+    detector: str | None = None
+    """The detector of geneval: "{name: mask2former-mmdet, weights: PATH, clip: PATH}", or path/file.py:thing."""
+    draw_only: bool = False
+    """Draw the pictures and leave them to `unigrpo eval score` (on another machine, perhaps)."""
     out: Path | None = None
-    """A new folder for records.jsonl, summary.json and sheet.png (default: print only)."""
+    """The folder for pictures, records.jsonl, result.json and report.html (default: print only; score: FOLDER)."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +143,13 @@ class Report(Common):
 
 @dataclass(frozen=True)
 class Compare(Common):
-    """Overlay the curves of several runs on one page, with what differs in their recipes."""
+    """Overlay the curves of several runs on one page, or compare evaluations (folders of eval, or their result.json).
+
+    Of runs it says what differs in their recipes; of evaluations, their differences to the first.
+    """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
-    """Two to seven folders of runs, finished or not; stages of a run are laid one after the other."""
+    """Two to seven folders of runs, finished or not (stages are laid one after the other); or evaluations."""
     out: Path = Path("compare.html")
     """The page to write."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,14 +10,16 @@ from unigrpo import build
 from unigrpo.api import prompts as own_prompts
 from unigrpo.api.prompts import Prompts
 from unigrpo.api.rewards import Named
-from unigrpo.evaluation.evaluator import Evaluation, describe_summary, unjudged
+from unigrpo.evaluation.evaluator import describe_summary, unjudged
+from unigrpo.evaluation.suites import Suite
+from unigrpo.pictures import read_picture
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
 from unigrpo.rollout.generate import EVALUATION, MOST, Generates, Picture, how_to_draw
-from unigrpo.runs.evaluating import evaluated, figures, write
-from unigrpo.runs.folders import must_be_new
+from unigrpo.runs.evaluating import Drawing, check_folder, folder_for, weights_of
+from unigrpo.runs.evaluations import evaluate as evaluate_into
 from unigrpo.runs.models import Device, Dtype, in_the_world, loaded
 from unigrpo.worlds.prompt_files import RowPrompts
 
@@ -43,17 +44,15 @@ def load(path: str | Path, *, device: Device = "auto", dtype: Dtype = "auto") ->
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found: the figures, one record per picture, and the pictures in the same order."""
+    """What an evaluation found: plain figures, one record per picture, and the pictures in the same order.
+
+    result: what result.json holds, with the intervals of the figures and all that they depend on.
+    """
 
     summary: dict[str, Any]
     records: list[dict[str, Any]]
-    evaluation: Evaluation
-
-    @cached_property
-    def pictures(self) -> list[Picture]:
-        """The pictures, with prompt and thinking."""
-        rows = zip(self.records, self.evaluation.pictures, strict=True)
-        return [Picture.of(pixels, r["prompt"], r["thinking"], r["sample"]) for r, pixels in rows]
+    result: dict[str, Any]
+    pictures: list[Picture]
 
     def __repr__(self) -> str:
         return f"Evaluated({describe_summary(self.summary)})"
@@ -73,7 +72,8 @@ def evaluate(
 
     model: a name, as of :func:`load`, or a model. prompts: shapes or words (held out), shapes:train, geneval, a file,
     or a list of texts or dicts. reward: who judges (a function, a name, a list of these); prompts outside of shapes and
-    words need one. out: a new folder for records, figures and a sheet of pictures. ConfigError says what cannot work.
+    words need one. out: a folder for pictures, records, figures and a page (docs/evaluation.md); one that this call
+    wrote before goes on. ConfigError says what cannot work.
     """
     for name, number in (("samples", samples), ("limit", limit)):
         if not 1 <= number <= MOST:
@@ -82,24 +82,33 @@ def evaluate(
     scorers = () if reward is None else tuple(Scorer(**one) for one in named.scorers(reward))
     folder = None if out is None else Path(out).expanduser()
     if folder is not None:
-        must_be_new(folder, "out")
-    suite, named_model = _suite(prompts, limit), str(model) if isinstance(model, str | Path) else None
-    if not suite.judged and not scorers:
-        raise ConfigError(f"evaluate: {suite.name} has no judge of its own: give reward, a function or a name")
+        check_folder(folder, "out")
+    source, named_model = _suite(prompts, limit), str(model) if isinstance(model, str | Path) else None
+    if not source.judged and not scorers:
+        raise ConfigError(f"evaluate: {source.name} has no judge of its own: give reward, a function or a name")
     with registry.meaning(named.meant):
-        drawing = None if named_model is None else Model(named_model)
-        judge = build.reward(scorers, model=drawing) if scorers else None
+        drawn_by = None if named_model is None else Model(named_model)
+        suite = build.of_prompts(source, limit, build.Examining(scorers=scorers, model=drawn_by))
         if named_model is not None and own_prompts.name_of(prompts) is not None:
-            build.check_suite(suite.name, limit, named_model, scorers)
+            build.check_suite(source.name, limit, named_model, scorers)
         policy = load(model) if isinstance(model, str | Path) else model
-        if judge is not None:
-            build.try_reward(judge, suite.prompts(1)[0], policy.spec.image_size, think=think)
+        build.try_suite(suite, policy.spec.image_size, think=think)
+        about = {"name": repr(model), "sha256": None} if named_model is None else weights_of(named_model)
         how = how_to_draw(policy, EVALUATION)
-        result = evaluated(policy, suite, how, limit=limit, samples=samples, seed=seed, think=think, reward=judge)
-    summary = figures(result, how, model=named_model or repr(model), suite=suite.name, seed=seed, think=think)
-    if folder is not None:
-        write(folder, result, summary)
-    return Evaluated(summary, result.records, result)
+        drawing = Drawing(how, samples, seed, think, policy.defaults.batch)
+        return _evaluated(policy, suite, drawing, about, folder)
+
+
+def _evaluated(policy: Policy, suite: Suite, drawing: Drawing, about: dict[str, Any], out: Path | None) -> Evaluated:
+    """Evaluate in a folder, or in one that is gone again."""
+    with folder_for(out) as folder:
+        outcome = evaluate_into(policy, suite, drawing, model=about, out=folder)
+        assert outcome is not None
+        pictures = [
+            Picture.of(read_picture(folder / r["picture"]), r["prompt"], r["thinking"], r["sample"])
+            for r in outcome.records
+        ]
+    return Evaluated(outcome.summary, outcome.records, outcome.result, pictures)
 
 
 def _suite(prompts: Prompts, limit: int) -> build.Suite:

@@ -5,7 +5,7 @@ demonstrations, suites · worlds, rewards: those that ship · sampling: how a re
 tried at the start · runs: a recipe, whole.
 """
 
-from unigrpo.build.checks import check_data, check_drawn, check_here, check_suite
+from unigrpo.build.checks import check_data, check_drawn, check_here, check_listed, check_suite
 from unigrpo.build.data import Suite, prompts, suite
 from unigrpo.build.models import (
     DTYPES,
@@ -21,6 +21,7 @@ from unigrpo.build.models import (
 from unigrpo.build.rewards import SHIPPED, reward
 from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
+from unigrpo.build.suites import MAKERS, Examining, evaluation_suite, of_prompts, try_suite
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
 from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, known_of
 from unigrpo.build.worlds import speaking as world_of
@@ -28,22 +29,27 @@ from unigrpo.build.worlds import speaking as world_of
 __all__ = [
     "DTYPES",
     "EMBEDDED",
+    "MAKERS",
     "SHIPPED",
     "EmbeddedWorld",
+    "Examining",
     "RecipeEvaluator",
     "Suite",
     "builtin_folder",
     "check_data",
     "check_drawn",
     "check_here",
+    "check_listed",
     "check_rewards",
     "check_suite",
     "device_of",
     "drawn_size",
     "evaluation_sampling",
+    "evaluation_suite",
     "known_of",
     "lasting_name",
     "model_folder",
+    "of_prompts",
     "parts",
     "policy",
     "prompts",
@@ -55,6 +61,7 @@ __all__ = [
     "training_sampling",
     "try_reward",
     "try_rewards",
+    "try_suite",
     "with_adapter",
     "world_of",
 ]

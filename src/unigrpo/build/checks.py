@@ -97,6 +97,11 @@ def check_suite(name: str, limit: int, path: str, scorers: Sequence[Scorer] = ()
     Looked(opened(path)).suite(name, limit, metadata_check(scorers))
 
 
+def check_listed(name: str, prompts: Iterable[Prompt], path: str) -> None:
+    """Look at the prompts of a list called ``name``, for the model ``path``."""
+    Looked(opened(path)).listed(name, prompts)
+
+
 def check_drawn(name: str, path: str, read: Callable[[Reads, Row], None]) -> None:
     """Look at all prompts of a file that are to be drawn; ``read`` knows how the model ``path`` is told of them."""
     Looked(opened(path), read=read).suite(name, ALL)
@@ -193,6 +198,10 @@ class Looked:
             self._rows(suite.rows.name, suite.rows.rows, judge, limit)
         else:
             self._world(name, suite.prompts(min(limit, SAMPLE)), judge)
+
+    def listed(self, name: str, prompts: Iterable[Prompt]) -> None:
+        """Look at the prompts of a list."""
+        self._world(name, prompts, any_metadata)
 
     def _world(self, name: str, prompts: Iterable[Prompt], judge: Callable[[Row], None]) -> None:
         with self._words():

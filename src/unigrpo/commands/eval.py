@@ -1,60 +1,188 @@
-"""The verb ``eval``: draw for a suite of prompts, and print the figures."""
+"""The verb ``eval``: draw for a suite of prompts, examine the pictures, print the figures; or examine a folder."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from unigrpo import build, options, output
 from unigrpo.commands.drawing.asking import STDIN, stdin_rows
 from unigrpo.commands.drawing.sampling import (
     batch_size,
     check,
+    check_guidance,
     check_numbers,
     in_words,
     load,
     sampling,
 )
 from unigrpo.evaluation.evaluator import describe_summary, unjudged
+from unigrpo.evaluation.suites import Suite
+from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Model, Scorer, read_scorers
+from unigrpo.recipe import Model, Scorer, parse, read_scorers
+from unigrpo.reports.evaluation_page import in_words as interval_in_words
+from unigrpo.reports.evaluation_page import notices
 from unigrpo.rollout.generate import EVALUATION
-from unigrpo.runs.evaluating import FILES, evaluated, figures, write
-from unigrpo.runs.folders import must_be_new
+from unigrpo.runs import eval_folder, evaluating, evaluations, guidance_gap
+from unigrpo.runs.eval_ranks import Ranks, ranks
+from unigrpo.runs.evaluations import Outcome
 from unigrpo.worlds.prompt_files import RowPrompts
+
+SCORE = "score"
+OF_SCORES = ("quiet", "json", "words", "model", "suite", "limit", "reward", "judge", "detector", "device", "out")
+"""Options of ``eval score``, which draws nothing."""
 
 
 def run(verb: options.Eval) -> int:
-    """Evaluate a model on a suite and print its figures."""
+    """Evaluate a model on a suite, or a folder of pictures, and print the figures."""
+    if verb.words:
+        return _score(verb)
     check(verb)
     check_numbers(limit=verb.limit, samples=verb.samples)
-    suite = suite_of(verb.suite)
-    if not suite.judged and verb.reward is None:
-        raise ConfigError(
-            f"--suite {verb.suite} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
-        )
-    scorers = () if verb.reward is None else _scorers(verb.reward)
+    scales = scales_of(verb.guidance)
     _check_world(verb)
-    reward = build.reward(scorers, model=Model(verb.model, device=verb.device)) if scorers else None
-    if verb.out is not None:
-        must_be_new(verb.out)
-    if verb.suite != STDIN:  # which is read once, and has words alone
-        build.check_suite(verb.suite, verb.limit, verb.model, scorers)
+    with ranks() as these, contextlib.ExitStack() as stack:
+        if not these.first:
+            stack.enter_context(output.speaking(quiet=True, json=False))
+        return _draw(verb, scales, these)
+
+
+def scales_of(written: str | None) -> list[float | None]:
+    """The scales of --guidance, one or several with commas; [None]: not set."""
+    found: list[float | None] = []
+    for word in (written or "").split(","):
+        try:
+            found.append(float(word) if word.strip() else None)
+        except ValueError:
+            raise ConfigError(f"--guidance {written}: write a number, or several as in 1,2,4") from None
+        check_guidance(found[-1])
+    if (len(found) > 1 and None in found) or len(set(found)) < len(found):
+        raise ConfigError(f"--guidance {written}: write different numbers, as in 1,2,4")
+    return found
+
+
+def _draw(verb: options.Eval, scales: Sequence[float | None], these: Ranks) -> int:
+    """Draw and examine, once for every scale of guidance."""
+    several = len(scales) > 1
+    _check_out(verb, these, several=several)
+    suite = suite_of(verb, examined=these.first and not verb.draw_only)
+    _check_prompts(verb, suite)
     policy = load(verb)
-    how = sampling(policy, verb, EVALUATION)
-    think = not verb.no_think
-    if reward is not None:
-        build.try_reward(reward, suite.prompts(1)[0], policy.spec.image_size, think=think)
-    counts = {"limit": verb.limit, "samples": verb.samples, "batch": batch_size(policy, verb)}
-    result = evaluated(policy, suite, how, seed=verb.seed, think=think, reward=reward, **counts)
-    summary = figures(result, how, model=verb.model, suite=verb.suite, seed=verb.seed, think=think)
-    if verb.out is not None:
-        write(verb.out, result, summary)
-    categories = summary["by_category"] or summary.get("reward_by_category", {})
-    lines = [f"  {category:14} {value:.3f}" for category, value in categories.items()]
-    output.result("\n".join([f"{verb.model} on {verb.suite}: {describe_summary(summary)}", *lines]), **summary)
-    print(f"drawn with {in_words(how)}, seed {verb.seed}")
-    if verb.out is not None:
-        files = [str(verb.out / name) for name in FILES]
-        output.result(f"wrote {verb.out}/{', '.join(FILES[:-1])} and {FILES[-1]}", wrote=files)
-    return 0
+    build.try_suite(suite, policy.spec.image_size, think=not verb.no_think)
+    model = evaluating.weights_of(verb.model)
+    with evaluating.folder_for(verb.out) as folder:
+        places = {scale: folder / f"guidance-{scale:g}" if several else folder for scale in scales}
+        made = [_one(verb, suite, policy, model, scale, place, these) for scale, place in places.items()]
+        done = [outcome for outcome in made if outcome is not None]
+        if len(done) < len(made):
+            if these.first:
+                output.result(f"drew {', '.join(str(place) for place in places.values())}", wrote=str(folder))
+            return 0
+        if several:
+            told = guidance_gap.write(folder, dict(zip([f"{s:g}" for s in scales], done, strict=True)))
+            output.result("\n".join(told.lines), result=told.result)
+    return _end(done, verb.out)
+
+
+def _check_out(verb: options.Eval, these: Ranks, *, several: bool) -> None:
+    """ConfigError where the folder cannot be drawn into; the first rank looks, before any has written there."""
+    if verb.out is None:
+        if verb.draw_only:
+            raise ConfigError("--draw-only leaves pictures in a folder: name it with --out")
+        evaluating.refuse_several(these, "they draw into one folder: name it with --out")
+    elif these.first:
+        (guidance_gap if several else evaluating).check_folder(verb.out)
+
+
+def _one(
+    verb: options.Eval, suite: Suite, policy: Policy, model: Mapping[str, Any], scale: Any, out: Path, these: Ranks
+) -> Outcome | None:
+    """One evaluation; its figures are printed."""
+    how = sampling(policy, verb, EVALUATION, scale)
+    drawing = evaluating.Drawing(how, verb.samples, verb.seed, not verb.no_think, batch_size(policy, verb))
+    outcome = evaluations.evaluate(
+        policy, suite, drawing, model=model, out=out, ranks=these, examined=not verb.draw_only
+    )
+    if outcome is not None:
+        _tell(outcome, f"{verb.model} on {verb.suite}")
+        print(f"drawn with {in_words(how)}, seed {verb.seed}")
+    return outcome
+
+
+def _score(verb: options.Eval) -> int:
+    """Examine a folder of pictures, whoever drew them."""
+    if verb.words[0] != SCORE or len(verb.words) != 2:
+        raise ConfigError(f"eval {' '.join(verb.words)}: write eval with options, or eval score FOLDER --suite NAME")
+    given = {field.name: field.default for field in fields(verb) if field.name not in OF_SCORES}
+    if set_too := [name for name, default in given.items() if vars(verb)[name] != default]:
+        raise ConfigError(f"eval score draws nothing: leave out --{set_too[0].replace('_', '-')}")
+    check_numbers(limit=verb.limit)
+    folder = Path(verb.words[1])
+    with ranks() as these:
+        evaluating.refuse_several(these, "one process examines a folder: start it without torchrun")
+    eval_folder.numbered(folder)
+    suite = suite_of(verb, examined=True)
+    out = verb.out or folder
+    name = verb.model if verb.model != options.Eval.model else f"pictures in {folder}"
+    outcome = evaluations.score(folder, out, suite, name)
+    _tell(outcome, f"{outcome.result['model']['name']} on {verb.suite}")
+    return _end([outcome], out)
+
+
+def _tell(outcome: Outcome, name: str) -> None:
+    """Print the figures of an evaluation, and what a reader must know of them."""
+    summary, result = outcome.summary, outcome.result
+    lines = [f"{name}: {describe_summary(summary)}"]
+    for category, entry in result["categories"].items():
+        value = "-" if entry["value"] is None else f"{entry['value']:.3f}"
+        lines.append(f"  {category:14} {value}")
+    headline = result["headline"]
+    if headline["value"] is None:
+        lines.append(f"no {headline['name']}: {headline['why']}")
+    else:
+        lines.append(f"{headline['name']} {headline['value']:.3f}, {interval_in_words(headline)}")
+    output.result("\n".join([*lines, *(f"note: {notice}" for notice in notices(result))]), **summary, result=result)
+
+
+def _end(outcomes: Sequence[Outcome], out: Path | None) -> int:
+    """Say where the files are; 1 where too many pictures have no answer for a headline."""
+    if out is not None:
+        files = [str(out / name) for name in (eval_folder.RESULT, eval_folder.PAGE)]
+        output.result(f"wrote {files[0]} and {eval_folder.PAGE}", wrote=files)
+    return int(any(outcome.result["headline"]["value"] is None for outcome in outcomes))
+
+
+# What is asked for
+
+
+def suite_of(verb: options.Eval, *, examined: bool) -> Suite:
+    """The suite of the options with its examiner; - is prompts from stdin, which no rules judge."""
+    by = build.Examining(
+        judge=_mapping("--judge", verb.judge),
+        detector=_detector(verb.detector),
+        scorers=() if verb.reward is None else _scorers(verb.reward),
+        model=Model(verb.model, device=verb.device),
+        on=examined,
+    )
+    if verb.suite == STDIN:
+        rows = RowPrompts("stdin", stdin_rows(), 0)
+        return build.of_prompts(build.Suite(STDIN, rows.fixed, unjudged, judged=False, rows=rows), verb.limit, by)
+    return build.evaluation_suite(verb.suite, verb.limit, by)
+
+
+def _check_prompts(verb: options.Eval, suite: Suite) -> None:
+    """Look at the prompts before the model is loaded; those of stdin are read once, and have words alone."""
+    if verb.suite == STDIN:
+        return
+    if verb.suite.partition(":")[0] in build.MAKERS:
+        build.check_listed(verb.suite, suite.prompts, verb.model)
+    else:
+        scorers = () if verb.reward is None else _scorers(verb.reward)
+        build.check_suite(verb.suite, len(suite.prompts), verb.model, scorers)
 
 
 def _scorers(written: str) -> tuple[Scorer, ...]:
@@ -64,16 +192,25 @@ def _scorers(written: str) -> tuple[Scorer, ...]:
     return read_scorers(written, "--reward")
 
 
+def _mapping(option: str, written: str | None) -> dict[str, Any] | None:
+    """Arguments as YAML."""
+    if written is None:
+        return None
+    found = parse(written)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{option} {written}: write arguments by name, as in " + '"{url: http://..., model: ...}"')
+    return found
+
+
+def _detector(written: str | None) -> dict[str, Any] | None:
+    """A detector's name with its arguments; a name alone has none."""
+    if written is None or not written.lstrip().startswith("{"):
+        return None if written is None else {"name": written}
+    return _mapping("--detector", written)
+
+
 def _check_world(verb: options.Eval) -> None:
     """ConfigError where the default model is of another embedded world than the prompts."""
     world = verb.suite.partition(":")[0]
     if verb.model == options.Eval.model and world in build.EMBEDDED and world not in verb.model:
         raise ConfigError(f"--suite {verb.suite} with the default model {verb.model}: give --model builtin:{world}-sft")
-
-
-def suite_of(name: str) -> build.Suite:
-    """The suite of a name; - is prompts from stdin, which no rules judge."""
-    if name == STDIN:
-        rows = RowPrompts("stdin", stdin_rows(), 0)
-        return build.Suite(name, rows.fixed, unjudged, judged=False, rows=rows)
-    return build.suite(name)

@@ -15,6 +15,7 @@ from unigrpo.commands.drawing.picture_folder import Drawn, PictureFolder, as_png
 from unigrpo.commands.drawing.sampling import (
     batch_size,
     check,
+    check_guidance,
     check_numbers,
     in_words,
     load,
@@ -39,6 +40,7 @@ def run(verb: options.Generate) -> int:
     """Draw (or answer) one prompt or a file of them."""
     asking = asked(verb)
     check(verb)
+    check_guidance(verb.guidance)
     check_numbers(num=verb.num)
     if verb.understand:
         return answer(verb, asking)
@@ -152,7 +154,7 @@ def calls(policy: Policy, prompts: Sequence[Prompt], verb: options.Generate, num
     """All that is to be drawn, ``number`` pictures of every prompt, at most a batch at once."""
     for part in together(policy, prompts, verb):
         defaults: Defaults = editing(policy) if part[0].images else own(policy)
-        how, size = sampling(policy, verb, defaults), drawn_size(policy, part[0], verb)
+        how, size = sampling(policy, verb, defaults, verb.guidance), drawn_size(policy, part[0], verb)
         for some, first, count in portions(part, number, batch_size(policy, verb)):
             yield Call(some, first, count, how, size)
 
@@ -240,7 +242,7 @@ def answer(verb: options.Generate, asking: Asked) -> int:
         no_source([out], asking.files)
     refuse_folder_options(verb, out or Path("answers.jsonl"))
     policy = load(verb)
-    how, records = sampling(policy, verb, own(policy)), []
+    how, records = sampling(policy, verb, own(policy), verb.guidance), []
     for prompt, pictures in zip(asking.prompts, asking.pictures, strict=True):
         context = policy.prefill([policy.question_segments(prompt.text, prompt.images, think=not verb.no_think)])
         uniforms = torch.rand(

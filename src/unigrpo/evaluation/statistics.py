@@ -13,6 +13,32 @@ ROUNDING = 1e-9
 """Of the largest figure: a spread below this is what summing in another order makes, and says nothing of prompts."""
 
 
+def judged_interval(
+    values: ArrayLike, clusters: ArrayLike, *, strata: ArrayLike | None = None
+) -> dict[str, float | str | None]:
+    """Return the ``value`` of :func:`interval` with ``low`` and ``high``, or with ``why`` there are none.
+
+    There is none (both None) where fewer than ``FEWEST`` prompts are known, or where resampling them shows no spread;
+    value is None where nothing is known at all.
+    """
+    side = np.asarray(values, dtype=np.float64)
+    prompts = len(set(np.asarray(clusters)[~np.isnan(side)].tolist()))
+    if prompts == 0:
+        return {"value": None, "low": None, "high": None, "why": "no picture has this figure"}
+    found: dict[str, float | str | None] = {**interval(side, clusters, strata=strata)}
+    why = _why_none(prompts, found["low"], found["high"], float(np.nanmax(np.abs(side))))
+    return found if why is None else {**found, "low": None, "high": None, "why": why}
+
+
+def _why_none(prompts: int, low: float | str | None, high: float | str | None, largest: float) -> str | None:
+    """Why a bootstrap over so many prompts is no interval; None where it is one."""
+    if prompts < FEWEST:
+        return f"{prompts} prompt{'s are' if prompts != 1 else ' is'} too few to say, {FEWEST} are needed"
+    if not isinstance(low, float) or not isinstance(high, float) or not high - low > ROUNDING * largest:
+        return f"the resampled {prompts} prompts show no spread"
+    return None
+
+
 def judged_difference(
     before: ArrayLike, after: ArrayLike, clusters: ArrayLike, *, strata: ArrayLike | None = None
 ) -> dict[str, float | str | None]:
@@ -26,13 +52,8 @@ def judged_difference(
     known = [set(np.asarray(clusters)[~np.isnan(side)].tolist()) for side in sides]
     prompts, low, high = len(known[0] & known[1]), found["low"], found["high"]
     largest = max(float(np.nanmax(np.abs(side), initial=0.0)) for side in sides)
-    if prompts < FEWEST:
-        why = f"{prompts} prompt{'s are' if prompts != 1 else ' is'} too few to say, {FEWEST} are needed"
-    elif not isinstance(low, float) or not isinstance(high, float) or not high - low > ROUNDING * largest:
-        why = f"the resampled {prompts} prompts show no spread"
-    else:
-        return found
-    return {**found, "low": None, "high": None, "why": why}
+    why = _why_none(prompts, low, high, largest)
+    return found if why is None else {**found, "low": None, "high": None, "why": why}
 
 
 def paired_difference(
@@ -56,21 +77,58 @@ def paired_difference(
     clusters are drawn within their stratum. ValueError for unequal lengths, none at all, or a cluster in two strata.
     """
     sides = [np.asarray(side, dtype=np.float64).ravel() for side in (before, after)]
+    means = _resampled(sides, clusters, strata, confidence, seed, resamples)
+    difference = means[1] - means[0]
+    low, high = _ends(difference[1:], confidence)
+    return {"difference": float(difference[0]), "low": low, "high": high}
+
+
+def interval(
+    values: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    strata: ArrayLike | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, float]:
+    """Return ``{"value", "low", "high"}`` of the mean of one side, with a percentile bootstrap interval over prompts.
+
+    values: [N], NaN where nothing is known; clusters, strata: as in :func:`paired_difference`, and the same draws.
+    """
+    side = np.asarray(values, dtype=np.float64).ravel()
+    (means,) = _resampled([side], clusters, strata, confidence, seed, resamples)
+    low, high = _ends(means[1:], confidence)
+    return {"value": float(means[0]), "low": low, "high": high}
+
+
+def _resampled(
+    sides: list[Array],
+    clusters: ArrayLike | None,
+    strata: ArrayLike | None,
+    confidence: float,
+    seed: int,
+    resamples: int,
+) -> list[Array]:
+    """The means [1 + resamples] of every side [N]: first of the sample itself, then of draws that all sides share."""
     size = sides[0].size
     labels = np.arange(size) if clusters is None else np.asarray(clusters).ravel()
     groups = np.zeros(size, dtype=np.int64) if strata is None else np.asarray(strata).ravel()
-    _check(sides[1].size, labels.size, groups.size, size, confidence, resamples)
+    _check(sides[-1].size, labels.size, groups.size, size, confidence, resamples)
     cluster_names, cluster = np.unique(labels, return_inverse=True)
     stratum_names, stratum = np.unique(groups, return_inverse=True)
     stratum_of = _stratum_of_cluster(cluster, stratum, len(cluster_names))
     weights = _draws(stratum_of, len(stratum_names), resamples, seed)
     weights = np.concatenate([np.ones((1, weights.shape[1])), weights])  # row 0: the sample itself
-    means = [_means(side, cluster, stratum_of, len(stratum_names), weights) for side in sides]
-    difference = means[1] - means[0]
-    drawn = difference[1:][~np.isnan(difference[1:])]  # a draw may have met no defined entry in some stratum
+    return [_means(side, cluster, stratum_of, len(stratum_names), weights) for side in sides]
+
+
+def _ends(drawn: Array, confidence: float) -> tuple[float, float]:
+    """The quantiles of what was drawn; NaN where no draw met a defined entry in every stratum."""
+    known = drawn[~np.isnan(drawn)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (np.nan, np.nan)
-    return {"difference": float(difference[0]), "low": float(low), "high": float(high)}
+    low, high = np.quantile(known, [tail, 1 - tail]) if known.size else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 def _check(after: int, clusters: int, strata: int, size: int, confidence: float, resamples: int) -> None:

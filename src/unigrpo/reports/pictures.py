@@ -72,7 +72,7 @@ def _picture(tile: Tile, record: Json) -> dict[str, Any]:
         halves.append("picture follows it" if record["follow"] else "picture does not follow it")
     points = record.get("points") or []
     return {
-        "image": _thumbnail(tile.picture),
+        "image": thumbnail(tile.picture),
         "pixelated": max(tile.picture.shape[:2]) <= PIXELATED,
         "thinking": tile.thinking,
         "verdict": tile.verdict,
@@ -91,11 +91,11 @@ def _given(run_dir: Path, record: Json) -> list[dict[str, Any]]:
         if (path := run_dir / str(name)).is_file():
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
-            found.append({"image": _thumbnail(pixels), "pixelated": max(pixels.shape[:2]) <= PIXELATED})
+            found.append({"image": thumbnail(pixels), "pixelated": max(pixels.shape[:2]) <= PIXELATED})
     return found
 
 
-def _thumbnail(picture: np.ndarray) -> str:
+def thumbnail(picture: np.ndarray) -> str:
     """A picture uint8 [H, W, 3] of at most 256 pixels a side as a link: small ones exactly, others as JPEG."""
     from PIL import Image
 

@@ -19,7 +19,6 @@ def check(verb: options.Drawing) -> None:
             f"--steps {verb.steps}: a timestep grid needs at least 2 points (M points are M - 1 forwards)"
         )
     check_numbers(steps=verb.steps, max_think_tokens=verb.max_think_tokens, batch=verb.batch)
-    _check_strength("guidance", verb.guidance, least=1)
     _check_strength("image-guidance", verb.image_guidance, least=1)
     _check_strength("temperature", verb.temperature, least=0)
     if verb.temperature is not None and 0 < verb.temperature < COLDEST:
@@ -39,6 +38,11 @@ def check_numbers(**numbers: int | None) -> None:
             raise ConfigError(f"{option} {value}: it must be at least 1")
         if value is not None and value > MOST:
             raise ConfigError(f"{option} {value}: it must be at most {MOST:,}")
+
+
+def check_guidance(value: float | None) -> None:
+    """Refuse a scale that guides nothing, or that only a slip of the hand gives."""
+    _check_strength("guidance", value, least=1)
 
 
 def _check_strength(option: str, value: float | None, *, least: int) -> None:
@@ -72,13 +76,13 @@ def batch_size(policy: Policy, verb: options.Drawing) -> int:
     return verb.batch or policy.defaults.batch
 
 
-def sampling(policy: Policy, verb: options.Drawing, defaults: Defaults) -> Sampling:
-    """The sampling that the options ask for, on the model's own timestep grid."""
+def sampling(policy: Policy, verb: options.Drawing, defaults: Defaults, guidance: float | None) -> Sampling:
+    """The sampling that the options ask for, on the model's own timestep grid; ``guidance``: its scale on the words."""
     return how_to_draw(
         policy,
         defaults,
         steps=verb.steps,
-        guidance=verb.guidance,
+        guidance=guidance,
         image_guidance=verb.image_guidance,
         interval=verb.interval,
         renorm=verb.renorm,
