@@ -1,8 +1,8 @@
 """The band of every canary, learned from the first evaluation: how far it may move before somebody should look.
 
 One formula for all, with ``FACTOR`` f and ``ERRORS`` k. Of the first evaluation, take the canary's value c and its
-noise s, the standard deviation of that value when the evaluation's prompts are drawn again with replacement (bootstrap). The
-band ends on the canary's bad side, or on both, at
+noise s, the standard deviation of that value when the evaluation's prompts are drawn again with replacement
+(bootstrap). The band ends on the canary's bad side, or on both, at
 
     c / f - k s    and    c f + k s
 

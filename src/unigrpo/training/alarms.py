@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -93,7 +94,8 @@ class Alarms:
         return [*found, *self._groups(lines), *self._golds(history, lines)]
 
     def settle(self, done: int) -> None:
-        """Forget the validations of iterations that will be done again."""
+        """Forget the validations of iterations that will be done again, and see that the reference can be read."""
+        self.reference()
         if history := self._history():
             self._write([kept for kept in history if kept["iteration"] < done])
 
@@ -102,7 +104,10 @@ class Alarms:
     def reference(self) -> dict[int, Tensor] | None:
         """The small pictures of the evaluation before training, by prompt; None in runs from before they were kept."""
         path = self.run_dir / REFERENCE
-        return {int(name): tensor for name, tensor in load_file(path).items()} if path.exists() else None
+        try:
+            return {int(name): tensor for name, tensor in load_file(path).items()} if path.exists() else None
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged ({error}): put it back, or start a new run") from error
 
     def _history(self) -> list[dict[str, Any]]:
         return runlog.read_records(self.run_dir / HISTORY)

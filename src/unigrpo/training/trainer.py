@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from unigrpo.recipe import Recipe
 from unigrpo.reports import runlog
 from unigrpo.reports.progress import Progress
 from unigrpo.rewards.answers import alike
-from unigrpo.training.alarms import Alarms, sentence
+from unigrpo.training.alarms import Alarm, Alarms, sentence
 from unigrpo.training.clock import Clock
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
@@ -178,11 +178,7 @@ class Trainer:
         validation, alarms = None, []
         if (iteration + 1) % recipe.eval.every == 0:
             with clock.phase("validation"):
-                result = self._with_average(self.parts.evaluator.validate)
-                now = {"iteration": iteration, **collected.metrics, "canaries": canaries}
-                lines = [*runlog.read_metrics(self.run_dir), now]
-                own, alarms = self.alarms.validation(result, iteration, lines)
-                validation = {**summarise(result.records), "canaries": own}
+                validation, alarms = self.validate(collected, canaries, iteration)
                 self.recorder.samples(self.parts.policy, collected, iteration)
         return metrics_line(
             iteration=iteration,
@@ -196,6 +192,16 @@ class Trainer:
             seconds={**clock.seconds, "total": time.perf_counter() - started},
             alarms=alarms,
         )
+
+    def validate(
+        self, collected: RolloutBatch, canaries: Mapping[str, float], iteration: int
+    ) -> tuple[dict[str, Any], list[Alarm]]:
+        """The figures and canaries of the cadence evaluation, and its alarms; ``canaries``: of the training samples."""
+        result = self._with_average(self.parts.evaluator.validate)
+        now = {"iteration": iteration, **collected.metrics, "canaries": canaries}
+        lines = [*runlog.read_metrics(self.run_dir), now]
+        own, alarms = self.alarms.validation(result, iteration, lines)
+        return {**summarise(result.records), "canaries": own}, alarms
 
     def annotate(self, collected: RolloutBatch, iteration: int) -> tuple[Batch, dict[str, float]]:
         """Fix what stays the same over epochs: the queries, the reference's answers, below fp32 the old values.
@@ -263,7 +269,8 @@ class Trainer:
         """Say when nothing is learned, or when rollout and replay round so differently that clipping acts on it."""
         if told := self.watch.note(line.get("no_signal", []), line["iteration"]):
             progress.note(told)
-        self._sound(line, progress)
+        if "validation" in line:
+            self._sound(line.get("alarms", []), line["iteration"], progress)
         for reason in line.get("failures", []):
             kind = alike(reason.partition(": ")[2])
             if kind not in self.warned:
@@ -278,14 +285,12 @@ class Trainer:
                     f"(limit {limit:.2g}): training uses the replay's values; model.dtype float32 has no gap"
                 )
 
-    def _sound(self, line: dict[str, Any], progress: Progress) -> None:
-        """Say at once what has left its band, where the validation before did not say so."""
-        if "validation" not in line:
-            return
-        for alarm in line.get("alarms", []):
+    def _sound(self, alarms: Sequence[Mapping[str, Any]], iteration: int, progress: Progress) -> None:
+        """Say at once what has left its band, where the look before did not say so."""
+        for alarm in alarms:
             if alarm["title"] not in self.sounding:
-                progress.note(sentence(alarm, line["iteration"]))
-        self.sounding = {alarm["title"] for alarm in line.get("alarms", [])}
+                progress.note(sentence(alarm, iteration))
+        self.sounding = {alarm["title"] for alarm in alarms}
 
     # Evaluation and checkpoints
 
@@ -305,10 +310,13 @@ class Trainer:
         progress.note(f"evaluating {when} training ...")
         self.under_way = f"the evaluation {when} training"
         result = self._with_average(self.parts.evaluator.compare)
-        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit, self.done)[when]
+        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit, self.done)
         self.under_way = ""
         progress.aside("evaluation")
-        progress.note(f"{when} training: {describe_summary(summary)}")
+        progress.note(f"{when} training: {describe_summary(summary[when])}")
+        if when == "after":
+            last = [alarm for alarm in summary.get("alarms", []) if alarm["when"] == "after"]
+            self._sound(last, self.done - 1, progress)
 
     def save(self) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
