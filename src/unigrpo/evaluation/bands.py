@@ -12,8 +12,8 @@ factor is log2 f bits), and repetition r as 1 - r (the share of n-grams that are
 pictures is 0 at first and has no factor: it may grow up to that of pictures of different prompts of the first
 evaluation, d + k s, where a picture has no more in common with what the reference drew for its prompt.
 
-Without ``FEWEST`` prompts, or where drawing again shows no spread, there is no band, and no alarm. Nothing here draws
-from a global generator.
+Below ``FEWEST`` prompts there is no band, and no alarm; nor for a canary that is 0 at first and knows no scale (edges
+of blank pictures). Nothing here draws from a global generator.
 """
 
 from __future__ import annotations
@@ -181,8 +181,7 @@ def band(name: str, start: float, noise: float, prompts: int, reach: float | Non
     reach: of the distance to the reference's pictures, how far pictures of different prompts are apart.
     """
     canary = CANARIES[name]
-    flat = noise <= ROUNDING * max(abs(start), 1e-6) and canary.scale != "repeated"
-    if prompts < FEWEST or flat:
+    if prompts < FEWEST or (canary.scale == "ratio" and start <= ROUNDING):
         return Band(start, noise if prompts >= FEWEST else None, None, None)
     spare = ERRORS * noise
     if canary.scale == "distance":

@@ -72,7 +72,7 @@ def report_content(run_dir: Path) -> dict[str, Any]:
     paired = trusted(summary, _prompts(run_dir, before))
     found = alarms.raised(summary, lines)
     done, total = _iterations(lines), recipe.get("iterations")
-    drawn, pairs = curves.charts([*start(before), *lines]), pictures.pairs(run_dir)
+    drawn, pairs = curves.charts([*start(before), *lines], summary.get("bands") or {}), pictures.pairs(run_dir)
     return {
         "name": str(recipe.get("name") or run_dir.resolve().name),
         "folder": run_dir.resolve().name,
