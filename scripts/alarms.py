@@ -2,7 +2,8 @@
 
 python scripts/alarms.py [--seeds 1] [--work DIR] [--only RUN ...]
 
-Runs that are there are not made again, one that was cut is resumed. Results are docs/results/alarms.json and .md.
+Runs that are there are not made again, one that was cut is resumed; one that goes on
+is shown as far as it is. Results are docs/results/alarms.json and .md.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 
 from unigrpo.evaluation.bands import CANARIES
 from unigrpo.files import write_json_atomic, write_text_atomic
+from unigrpo.recipe import load_recipe
 from unigrpo.reports import alarms, runlog
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+NOTE = "Score and follow: before and after training; of a run that goes on, at its first and last validation."
 FIGURES = ("score", "exam_score", "reward", "plan_right", "follow", "parsable")
 
 
@@ -32,6 +35,7 @@ class Shown:
     words: tuple[str, ...]
 
 
+FORGIVING = "[{name: shapes/verifier, args: {tidy: 1.0}}]"
 RUNS: Mapping[str, Shown] = {
     "healthy": Shown("the demo as it ships", ("shapes/unigrpo",)),
     "no regulariser": Shown(
@@ -40,14 +44,28 @@ RUNS: Mapping[str, Shown] = {
     ),
     "no tidy factor": Shown(
         "the demo with a verifier that forgives extra objects in training (in validation it does not)",
-        ("shapes/unigrpo", "--reward.train", "[{name: shapes/verifier, args: {tidy: 1.0}}]"),
+        ("shapes/unigrpo", "--reward.train", FORGIVING),
+    ),
+    "no tidy factor, no text KL": Shown(
+        "the same without what holds the thinking: 60 iterations, validated every 10",
+        (
+            "shapes/unigrpo",
+            "--reward.train",
+            FORGIVING,
+            "--method.text.kl_weight",
+            "0",
+            "--iterations",
+            "60",
+            "--eval.every",
+            "10",
+        ),
     ),
 }
 
 
 def folder(work: Path, name: str, seed: int) -> Path:
     """Where a run lies."""
-    return work / f"{name.replace(' ', '-')}-seed{seed}"
+    return work / f"{name.replace(',', '').replace(' ', '-')}-seed{seed}"
 
 
 def make(run_dir: Path, shown: Shown, seed: int) -> None:
@@ -64,7 +82,7 @@ def make(run_dir: Path, shown: Shown, seed: int) -> None:
 
 
 def read(run_dir: Path, name: str, seed: int) -> dict[str, Any]:
-    """What a finished run raised, and the figures of all its validations."""
+    """What a run raised, as far as it is, and the figures of all its validations."""
     summary, lines = runlog.read_json(run_dir / runlog.SUMMARY), runlog.read_metrics(run_dir)
     validations = [{"iteration": 0, **_figures(summary["before"]["validation"])}] + [
         {
@@ -82,14 +100,15 @@ def read(run_dir: Path, name: str, seed: int) -> dict[str, Any]:
         "command": " ".join(["unigrpo train", *RUNS[name].words, "--seed", str(seed)]),
         "commit": runlog.read_json(run_dir / runlog.ENVIRONMENT).get("git_commit"),
         "iterations": len(lines),
+        "asked": load_recipe(run_dir / runlog.RECIPE).iterations,
         "bands": summary["bands"],
         "validations": validations,
         "alarms": summary.get("alarms", []),
         "raised": [{"what": found.brief, "first": found.first, "words": found.words, "on": found.on}
                    for found in alarms.raised(summary, lines)],
         "before": _figures(summary["before"]),
-        "after": _figures(summary["after"]),
-        "paired": summary["paired"],
+        "after": _figures(summary["after"]) if "after" in summary else None,
+        "paired": summary.get("paired"),
     }  # fmt: skip
 
 
@@ -104,11 +123,15 @@ def page(found: Sequence[Mapping[str, Any]], command: str) -> str:
         "",
         f"Made by `{command}`; what each alarm means is in [alarms.md](../alarms.md).",
     ]
-    lines += ["", "| run | seed | first alarms | score | follow |", "| --- | --- | --- | --- | --- |"]
+    lines += ["", "| run | seed | iterations | first alarms | score | follow |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
     for run in found:
         raised = "<br>".join(f"iteration {item['first']}: {item['what']}" for item in run["raised"]) or "none"
-        moved = [f"{_short(run['before'][key])} → {_short(run['after'][key])}" for key in ("score", "follow")]
-        lines.append(f"| {run['run']} | {run['seed']} | {raised} | {' | '.join(moved)} |")
+        ends = (run["before"], run["after"]) if run["after"] else (run["validations"][0], run["validations"][-1])
+        moved = [" → ".join(_short(side[key]) for side in ends) for key in ("score", "follow")]
+        far = f"{run['iterations']} of {run['asked']}"
+        lines.append(f"| {run['run']} | {run['seed']} | {far} | {raised} | {' | '.join(moved)} |")
+    lines += ["", NOTE]
     lines += [
         "",
         *(f"* {name}: {shown.about} (`unigrpo train {' '.join(shown.words)}`)." for name, shown in RUNS.items()),
@@ -153,7 +176,7 @@ def main() -> int:
         if asked.only is None or name in asked.only:
             make(folder(asked.work, name, seed), RUNS[name], seed)
     made = [(folder(asked.work, name, seed), name, seed) for name, seed in every]
-    found = [read(*run) for run in made if "after" in runlog.read_json(run[0] / runlog.SUMMARY)]
+    found = [read(*run) for run in made if any("validation" in line for line in runlog.read_metrics(run[0]))]
     command = "python scripts/alarms.py" + (f" --seeds {asked.seeds}" if asked.seeds > 1 else "")
     write_json_atomic(RESULTS / "alarms.json", {"command": command, "runs": found})
     write_text_atomic(RESULTS / "alarms.md", page(found, command))
