@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,7 @@ def read(run_dir: Path, name: str, seed: int) -> dict[str, Any]:
     return {
         "run": name,
         "seed": seed,
-        "command": " ".join(["unigrpo train", *RUNS[name].words, "--seed", str(seed)]),
+        "command": shlex.join(["unigrpo", "train", *RUNS[name].words, "--seed", str(seed)]),
         "commit": runlog.read_json(run_dir / runlog.ENVIRONMENT).get("git_commit"),
         "iterations": len(lines),
         "asked": load_recipe(run_dir / runlog.RECIPE).iterations,
@@ -134,7 +135,7 @@ def page(found: Sequence[Mapping[str, Any]], command: str) -> str:
     lines += ["", NOTE]
     lines += [
         "",
-        *(f"* {name}: {shown.about} (`unigrpo train {' '.join(shown.words)}`)." for name, shown in RUNS.items()),
+        *(f"* {name}: {shown.about} (`unigrpo train {shlex.join(shown.words)}`)." for name, shown in RUNS.items()),
     ]
     for run in found:
         lines += ["", f"## {run['run'].capitalize()}, seed {run['seed']}", "", *_validations(run)]
@@ -157,7 +158,9 @@ def _validations(run: Mapping[str, Any]) -> list[str]:
 
 def _band(band: Mapping[str, Any]) -> str:
     low, high = band["low"], band["high"]
-    return "none" if low is None and high is None else f"{_short(low)} to {_short(high)}"
+    if low is None or high is None:
+        return "none" if low is high else f"from {_short(low)}" if high is None else f"up to {_short(high)}"
+    return f"{_short(low)} to {_short(high)}"
 
 
 def _short(value: Any) -> str:

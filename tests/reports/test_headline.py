@@ -82,7 +82,7 @@ def test_an_alarm_stands_in_the_headline_and_in_a_table(make_run: Maker) -> None
     found = content(run_dir, {20: [alarm()], 40: [alarm(), alarm("picture follows plan", "proxy")]})
     assert found["headline"].endswith(
         "2 alarms: edge energy left its band (iterations 20 to 40); "
-        "picture follows plan fell while the reward rose (iteration 40)."
+        "picture follows plan fell while the trained reward rose (iteration 40)."
     )
     page = html.write_report(run_dir).read_text(encoding="utf-8")
     assert "edge energy is 0.031, above its band" in page and 'href="#alarms"' in page

@@ -35,7 +35,7 @@ class Raised:
     @property
     def brief(self) -> str:
         """A few words for a headline."""
-        what = f"{self.title} fell while the reward rose" if self.gold else f"{self.title} left its band"
+        what = f"{self.title} fell while the trained reward rose" if self.gold else f"{self.title} left its band"
         return f"{what} ({self.when}{'' if self.on else ', not since'})"
 
 
