@@ -11,8 +11,9 @@ from typing import Any, Literal
 from unigrpo.ranges import FEWEST_PROMPTS
 
 Verdict = Literal["rose", "fell", "open"]
-LEFT = 0.5
-"""Share of a score that is left after training, below which that is said, with an interval or without."""
+COLLAPSED = 0.5
+"""Share of a score that is left after training, below which that is said, with an interval or without; a run of the
+paper's tables counts as collapsed there."""
 MEANING: Mapping[Verdict | None, str] = {
     "rose": "The interval lies above 0: the rise is more than chance.",
     "fell": "The interval lies below 0: the model got worse, by more than chance.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from unigrpo.reports import curves
 from unigrpo.reports.alarms import Raised, sentence
-from unigrpo.reports.differences import LEFT, MEANING, interval_of, verdict, why_none
+from unigrpo.reports.differences import COLLAPSED, MEANING, interval_of, verdict, why_none
 
 Json = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ def _outcome(before: Json, after: Json, paired: Json) -> str:
     if start is None or end is None:
         return f"{name} before training: {start:.3f}." if start is not None else "Not evaluated yet."
     found, why = interval_of(paired.get(key)), why_none(paired.get(key))
-    left = " Less than half of the score is left." if key == "score" and end < LEFT * start else ""
+    left = " Less than half of the score is left." if key == "score" and end < COLLAPSED * start else ""
     if found is None:
         return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f}{f'; no interval: {why}' if why else ''}).{left}"
     low, high = found
