@@ -204,6 +204,7 @@ def test_the_verifier_can_forgive_extra_objects():
     (prompt,) = fixed("held-out", 1)
     wanted = prompt.metadata["objects"][0]
     plan = parse_plan(f"<think> {wanted.get('color') or 'red'} {wanted['shape']} a1 blue ring c3 </think>")
+    assert plan is not None
     pictures = render([plan]).float()
     strict, kind = (
         shapes_verifier(pictures, [prompt.text], [prompt.metadata], [None], tidy=tidy).values[0] for tidy in (0.5, 1.0)
