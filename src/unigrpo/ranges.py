@@ -18,8 +18,16 @@ MOST_ITEMS = 100
 """How long a list of a recipe may be (rewards, stages)."""
 
 
+FEWEST_PROMPTS = 20
+"""Prompts below which there is no interval over prompts, no verdict and no band."""
+
+
 class ConfigError(ValueError):
     """A recipe or an override that cannot work; the message is for the user."""
+
+
+class NotFiniteError(ValueError):
+    """A model, or its training, made a number that is NaN or infinite."""
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from unigrpo.evaluation.evaluator import summarise
 from unigrpo.recipe import load_recipe
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
+from unigrpo.training.alarms import look
 from unigrpo.training.recorder import as_validation
 from unigrpo.worlds.shapes import CATEGORIES
 
@@ -29,6 +30,7 @@ def test_the_folder_holds_what_is_documented_and_nothing_else(run_dir):
     folders = ["checkpoints", "evaluations", "samples"]
     files = [runlog.RECIPE, runlog.ENVIRONMENT, runlog.METRICS, runlog.REPORT, runlog.SUMMARY]
     files += [f"evaluations/{when}.{suffix}" for when in ("before", "after") for suffix in ("jsonl", "png")]
+    files += ["evaluations/reference.safetensors", "evaluations/validations.jsonl"]
     files += [f"samples/iteration-{i:06d}.{suffix}" for i in (2, 4) for suffix in ("jsonl", "png")]
     kept = [f"checkpoints/iteration-{i:06d}" for i in (3, 4)]  # the newest two
     saved = [f"{folder}/{name}" for folder in kept for name in CHECKPOINT_FILES]
@@ -75,7 +77,8 @@ def test_one_line_for_each_iteration_with_the_documented_keys(run_dir):
         assert [step["step"] for step in steps] == [0, 1, 2]
         assert all(set(s) == {"step", "log_ratio_mean", "log_ratio_std", "clip_fraction", "mse"} for s in steps)
         assert set(line["grad_norm"]) == set(line["lr"]) == {"reasoning", "denoising"}
-        assert set(line["canaries"]) == {"colour_diversity", "edge_energy", "plan_diversity"}
+        ours = {"colour_diversity", "edge_energy", "plan_diversity"}
+        assert set(line["canaries"]) == ours | {"group_diversity", "group_diversity_error"}
         assert set(line["reward_by_category"]) <= set(CATEGORIES)
         timed = {"rollout", "reward", "reward_wait", "annotate", "update", "total"}
         timed |= {"validation"} if evaluated else set()
@@ -84,12 +87,12 @@ def test_one_line_for_each_iteration_with_the_documented_keys(run_dir):
         assert line["first_update"]["text_log_ratio_max"] <= 1e-5
         assert line["first_update"]["image_log_ratio_max"] <= 1e-7
         if evaluated:
-            assert set(line["validation"]) == SUMMARY_KEYS and line["validation"]["n"] == 6
+            assert set(line["validation"]) == SUMMARY_KEYS | {"canaries"} and line["validation"]["n"] == 6
 
 
 def test_evaluations_are_paired(run_dir):
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
-    assert set(summary) == {"before", "after", "paired"}
+    assert set(summary) == {"before", "after", "paired", "bands"}
     for when in ("before", "after"):
         assert set(summary[when]) == SUMMARY_KEYS | {"canaries", "validation"} and summary[when]["n"] == 6
         records = runlog.read_records(run_dir / f"evaluations/{when}.jsonl")
@@ -173,5 +176,7 @@ def test_the_point_before_training_is_what_a_validation_would_have_said(tmp_path
     kept = as_validation(whole.records, 4)
     assert kept == small.records and [record["position"] for record in kept] == [0, 1, 2, 3]
     before = trainer.recorder.evaluation("before", whole, 4)["before"]
-    assert before["validation"] == summarise(small.records) and before["n"] == 12
+    own = look(small, None, trainer.alarms.reference()).values()
+    assert before["validation"] == {**summarise(small.records), "canaries": own} and before["n"] == 12
+    assert own["reference_distance"] == 0.0
     assert as_validation(whole.records, 7) == []  # a validation of more prompts than were evaluated: nothing to compare

@@ -119,9 +119,13 @@ def test_headline_says_why_there_is_no_interval() -> None:
 
 
 def test_headline_calls_a_collapse_one() -> None:
+    """A score that fell by more than chance; what may be chance, or has no interval, is none."""
     entry = {"score": {"low": -0.4, "high": -0.35}}
     assert html.headline({"score": 0.396}, {"score": 0.021}, entry).startswith("The run collapsed. Score 0.396 → 0.021")
-    assert "collapsed" not in html.headline({"score": 0.5}, {"score": 0.4}, {"score": {"low": -0.2, "high": -0.05}})
+    small = html.headline({"score": 0.5}, {"score": 0.4}, {"score": {"low": -0.2, "high": -0.05}})
+    assert small.startswith("The run collapsed. Score 0.500 → 0.400") and "more than chance" in small
+    for low, high in ((-0.2, 0.01), (0.1, 0.2), (-0.1, -0.1), (None, None)):
+        assert "collapsed" not in html.headline({"score": 0.5}, {"score": 0.4}, {"score": {"low": low, "high": high}})
 
 
 def test_headline_says_where_nothing_is_learned() -> None:

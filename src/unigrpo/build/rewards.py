@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unigrpo.build.worlds import PREFERENCE, READER, VERIFIER, check_pictures
 from unigrpo.loading import reference
+from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
@@ -116,11 +117,21 @@ registry.ship({name: shipped.place for name, shipped in SHIPPED.items()})
 
 
 def shapes_verifier(
-    images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], thinking: Sequence[str | None]
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    thinking: Sequence[str | None],
+    *,
+    tidy: float = tasks.DEFAULT_WEIGHTS.tidy,
 ) -> RewardOutput:
-    """The shares of what prompts of the shapes world ask for, by its rules."""
+    """The shares of what prompts of the shapes world ask for, by its rules.
+
+    tidy: the factor for every object beyond what was asked, in (0, 1]; 1 forgives them, and then they come.
+    """
     check_pictures(VERIFIER, images, (IMAGE_SIZE, IMAGE_SIZE))
-    values, parts = tasks.graded_reward(images, metadata)
+    if not 0 < tidy <= 1:
+        raise ConfigError(f"{VERIFIER}: tidy is the factor for every extra object, so it must be in (0, 1], not {tidy}")
+    values, parts = tasks.graded_reward(images, metadata, replace(tasks.DEFAULT_WEIGHTS, tidy=tidy))
     return RewardOutput(values, parts)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unigrpo.ranges import FEWEST_PROMPTS
+
 Array = NDArray[np.float64]
 
-FEWEST = 20
+FEWEST = FEWEST_PROMPTS
 """Prompts below which a bootstrap over prompts is no interval: its ends would be those of a handful of numbers."""
 ROUNDING = 1e-9
 """Of the largest figure: a spread below this is what summing in another order makes, and says nothing of prompts."""

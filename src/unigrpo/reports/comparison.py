@@ -16,7 +16,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import parse, stage_folders
 from unigrpo.reports import curves, pictures, runlog
 from unigrpo.reports.captions import smooth
-from unigrpo.reports.differences import interval_of, why_none
+from unigrpo.reports.differences import interval_of, trusted, why_none
 from unigrpo.reports.rendering import CYCLE, Chart, svg
 
 if TYPE_CHECKING:
@@ -157,8 +157,9 @@ def figures(runs: Sequence[Compared]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         before, after = run.summary.get("before") or {}, run.summary.get("after") or {}
+        paired = trusted(run.summary)
         for key, name in MEASURES:
-            start, end, entry = before.get(key), after.get(key), (run.summary.get("paired") or {}).get(key)
+            start, end, entry = before.get(key), after.get(key), paired.get(key)
             if start is None and end is None:
                 continue
             found = interval_of(entry)

@@ -6,7 +6,7 @@ A chart whose data a run does not have (TextGRPO has no velocities, a supervised
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ __all__ = ["Chart", "charts", "keys", "ordinal", "phases", "png", "series", "svg
 
 
 Lines = Sequence[Mapping[str, Any]]
+NO_BANDS: Mapping[str, Any] = {}
 
 
 def series(lines: Lines, path: str) -> Series:
@@ -119,9 +120,12 @@ def _chart(
 # ------------------------------------------------------------------------------------------------------- the charts
 
 
-def charts(lines: Lines) -> list[Chart]:
-    """Return every chart that the lines have data for, in reading order: is it better, is it healthy, is it fast."""
-    found = [*_progress(lines), *_policy(lines), *_optimisation(lines), *_canaries(lines), *_time(lines)]
+def charts(lines: Lines, bands: Mapping[str, Any] = NO_BANDS) -> list[Chart]:
+    """Return every chart that the lines have data for, in reading order: is it better, is it healthy, is it fast.
+
+    bands: of the canaries, from the run's summary.
+    """
+    found = [*_progress(lines), *_policy(lines), *_optimisation(lines), *_canaries(lines, bands), *_time(lines)]
     last = max((int(line["iteration"]) + 1 for line in lines if "iteration" in line), default=0)
     return [replace(chart, iterations=last) for chart in found]
 
@@ -260,21 +264,56 @@ def _with_failures(lines: Lines) -> Lines:
     return [{"failed_share": 0.0, **line} for line in lines]
 
 
-def _canaries(lines: Lines) -> list[Chart]:
+CANARIES = {
+    "colour_diversity": ("Variety of colours", "entropy (bits)", "A fall towards 0 means one colour everywhere."),
+    "edge_energy": ("Sharp edges in the pictures", "mean pixel difference",
+                    "Steady; a rise means noise or grid artefacts."),
+    "high_frequency": ("High frequencies in the pictures", "share of the spectrum",
+                       "Steady; a rise means a fine grid or noise."),
+    "saturation": ("Saturation", "mean saturation", "Steady."),
+    "group_diversity": ("Distance of pictures of one prompt", "mean pixel difference",
+                        "A fall towards 0 means the same picture each time."),
+    "plan_diversity": ("Variety of words in the plans", "entropy (bits)",
+                       "A fall means the same plan for every prompt."),
+    "think_words": ("Words of a thinking", "words", "Steady: not towards 0, not towards the cap."),
+    "think_repetition": ("Repetition in the thinking", "share of repeated n-grams", "Near 0."),
+    "reference_distance": ("Distance to the pictures before training", "mean pixel difference",
+                           "Grows, and stays below the distance of pictures of different prompts."),
+}  # fmt: skip
+"""Canaries: title, unit, and what one hopes to see."""
+
+
+def _canaries(lines: Lines, bands: Mapping[str, Any]) -> list[Chart]:
     section = "Canaries: is the reward being gamed?"
-    known = {
-        "colour_diversity": ("Variety of colours", "A fall towards 0 means one colour everywhere.", "entropy (bits)"),
-        "edge_energy": ("Sharp edges in the pictures", "Steady; a rise means noise or grid artefacts.",
-                        "mean pixel difference"),
-        "plan_diversity": ("Variety of words in the plans", "A fall means the same plan for every prompt.",
-                           "entropy (bits)"),
-    }  # fmt: skip
+    named = [*CANARIES, *keys(lines, "canaries"), *keys(lines, "validation.canaries")]
     found = []
-    for key in keys(lines, "canaries"):
-        title, healthy, unit = known.get(key, (key.replace("_", " ").capitalize(), "Steady.", "value"))
-        found += _chart(lines, {title: f"canaries.{key}"}, name=f"canary-{key}", section=section, title=title,
-                        healthy=healthy, unit=unit)  # fmt: skip
+    for key in dict.fromkeys(name for name in named if not name.endswith("_error")):
+        training, watched = series(lines, f"canaries.{key}"), series(lines, f"validation.canaries.{key}")
+        if not len(training[0]) and not len(watched[0]):
+            continue
+        title, unit, healthy = CANARIES.get(key, (key.replace("_", " ").capitalize(), "value", "Steady."))
+        data = {"training": training, "validation": watched}
+        ends = [end for side in ("low", "high") if (end := (bands.get(key) or {}).get(side)) is not None]
+        ends = ends if len(watched[0]) else []
+        caption = course(data if len(watched[0]) else {title: training})
+        drawn = _canary(training, watched, unit, ends)
+        found.append(Chart(f"canary-{key}", section, title, healthy, caption, drawn))
     return found
+
+
+def _canary(training: Series, watched: Series, unit: str, ends: Sequence[float]) -> Callable[[Axes], None]:
+    """Draw the training samples' curve, the validations' dots, and the ends of the validations' band, dashed."""
+
+    def draw(axes: Axes) -> None:
+        if len(training[0]):
+            _line(axes, training, "training", BLUE)
+        if len(watched[0]):
+            _dots(axes, watched, "validation", VERMILION)
+        for number, end in enumerate(ends):
+            axes.axhline(end, color=VERMILION, linewidth=1, linestyle="--", label=None if number else "end of the band")
+        axes.set_ylabel(unit)
+
+    return draw
 
 
 ASIDE = ("total", "reward_wait", "reward_hidden")

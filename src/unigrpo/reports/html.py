@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from unigrpo.files import write_text_atomic
-from unigrpo.reports import curves, pictures, runlog
-from unigrpo.reports.differences import COLLAPSED, interval_of, why_none
+from unigrpo.reports import alarms, curves, pictures, runlog
+from unigrpo.reports.differences import interval_of, trusted, why_none
+from unigrpo.reports.headline import headline, status
 
 MEASURES = (
     ("score", "score"),
@@ -68,13 +69,15 @@ def report_content(run_dir: Path) -> dict[str, Any]:
     lines = runlog.read_metrics(run_dir)
     summary = runlog.read_json(run_dir / runlog.SUMMARY)
     before, after = summary.get("before") or {}, summary.get("after") or {}
-    paired = summary.get("paired") or {}
+    paired = trusted(summary, _prompts(run_dir, before))
+    found = alarms.raised(summary, lines)
     done, total = _iterations(lines), recipe.get("iterations")
-    drawn, pairs = curves.charts([*start(before), *lines]), pictures.pairs(run_dir)
+    drawn, pairs = curves.charts([*start(before), *lines], summary.get("bands") or {}), pictures.pairs(run_dir)
     return {
         "name": str(recipe.get("name") or run_dir.resolve().name),
         "folder": run_dir.resolve().name,
-        "headline": headline(before, after, paired, lines),
+        "headline": headline(before, after, paired, lines, found, summary.get("stopped")),
+        "alarms": found,
         "status": status(done, total, before, bool(after), lines),
         "finished": bool(after),
         "untrained": bool(start(before)),
@@ -96,6 +99,13 @@ def report_content(run_dir: Path) -> dict[str, Any]:
         "recipe": recipe_text,
         "environment": _environment(run_dir),
     }
+
+
+def _prompts(run_dir: Path, before: Json) -> int | None:
+    """How many prompts the evaluation before training was of; None where its records are not all there."""
+    records = runlog.read_records(runlog.evaluation_file(run_dir, "before", "jsonl"))
+    whole = len(records) == before.get("n") and all("position" in record for record in records)
+    return len({record["position"] for record in records}) if records and whole else None
 
 
 def start(before: Json) -> list[Json]:
@@ -140,81 +150,6 @@ def _held_out(recipe: Json) -> bool:
 
 def _iterations(lines: Sequence[Json]) -> int:
     return max((int(line["iteration"]) + 1 for line in lines if "iteration" in line), default=0)
-
-
-# --------------------------------------------------------------------------------------------------------- sentences
-
-
-def headline(before: Json, after: Json, paired: Json, lines: Sequence[Json] = ()) -> str:
-    """Say in a few sentences what came of the run: of the score, or of the reward where nobody judged.
-
-    A verdict needs an interval; without one there is the reason for that, and a collapse is told as what is left, not
-    called one. ``lines``: the run's metrics, whose last
-    ``SILENT`` say where nothing is being learned.
-    """
-    return " ".join(part for part in (_outcome(before, after, paired), _silence(lines), _failures(lines)) if part)
-
-
-def _outcome(before: Json, after: Json, paired: Json) -> str:
-    key, name = ("score", "Score") if {before.get("score"), after.get("score")} != {None} else ("reward", "Reward")
-    start, end = before.get(key), after.get(key)
-    if start is None or end is None:
-        return f"{name} before training: {start:.3f}." if start is not None else "Not evaluated yet."
-    fell = key == "score" and end < COLLAPSED * start
-    found, why = interval_of(paired.get(key)), why_none(paired.get(key))
-    if found is None:
-        left = " Less than half of the score is left." if fell else ""
-        return f"{name} {start:.3f} → {end:.3f} ({end - start:+.3f}{f'; no interval: {why}' if why else ''}).{left}"
-    low, high = found
-    if low > 0:
-        meaning = "The interval lies above 0: the rise is more than chance."
-    elif high < 0:
-        meaning = "The interval lies below 0: the model got worse, by more than chance."
-    else:
-        meaning = "The interval includes 0: this may be chance."
-    figures = f"{start:.3f} → {end:.3f} ({end - start:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
-    return f"{'The run collapsed. ' if fell else ''}{name} {figures}. {meaning}"
-
-
-SILENT = 3
-"""Iterations in a row without signal after which a run is said not to learn (as in the terminal)."""
-
-
-def _silence(lines: Sequence[Json]) -> str:
-    """Why nothing is being learned at the end of the run, if so."""
-    reasons = [line.get("no_signal") or [] for line in lines[-SILENT:]]
-    if len(reasons) < SILENT or not all(reasons):
-        return ""
-    return f"Something is not learning: {'; '.join(reasons[-1])}."
-
-
-def _failures(lines: Sequence[Json]) -> str:
-    """How many of the samples were left out because they could not be scored, and why in most cases; or nothing."""
-    shares = [float(line.get("failed_share") or 0.0) for line in lines]
-    reasons = [reason for line in lines for reason in line.get("failures") or []]
-    if not any(shares):
-        return ""
-    why = f" The latest: {reasons[-1]}." if reasons else ""
-    return (
-        f"{sum(shares) / len(shares):.1%} of the samples of training could not be scored and were left out (at most "
-        f"{max(shares):.1%} in one iteration).{why}"
-    )
-
-
-def status(done: int, total: Any, before: Json, after: bool, lines: Sequence[Json]) -> str:
-    """Say how far the run is, and what is missing of it."""
-    length = f"{done} of {total} iterations" if isinstance(total, int) else f"{done} iterations"
-    if after:
-        return f"{length}, finished."
-    missing = "the evaluation after training" if before else "the evaluations before and after training"
-    sentence = f"This run is not finished: {length} done, {missing} missing."
-    for measure in ("score", "reward"):
-        iterations, values = curves.series(lines, f"validation.{measure}")
-        if len(values):
-            untrained = (before.get("validation") or {}).get(measure)
-            at = f"at iteration {iterations[-1]}" + ("" if untrained is None else f" (before training {untrained:.3f})")
-            return f"{sentence} Last validation {measure}: {values[-1]:.3f}, {at}."
-    return sentence
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from unigrpo.reports.differences import interval_of, trusted, why_none
+
 TEMPLATE = "model_card.md.jinja"
 MEASURES = {
     "score": "score",
@@ -59,16 +61,16 @@ def figures_of(summary: Mapping[str, Any]) -> list[list[str]]:
 
     An interval that the run does not have (too few prompts for one) is said to be missing.
     """
-    before, after, paired = (summary.get(key) or {} for key in ("before", "after", "paired"))
+    before, after, paired = summary.get("before") or {}, summary.get("after") or {}, trusted(summary)
     rows = []
     for key, name in MEASURES.items():
         first, last = before.get(key), after.get(key)
         if not isinstance(first, int | float) or not isinstance(last, int | float):
             continue
         entry = paired.get(key) or {}
-        low, high = entry.get("low"), entry.get("high")
-        known = isinstance(low, int | float) and isinstance(high, int | float)
-        interval = f"{low:+.3f} to {high:+.3f}" if known else f"none: {entry.get('why') or 'not measured in pairs'}"
+        ends = interval_of(entry)
+        why = why_none(entry) or "not measured in pairs"
+        interval = f"none: {why}" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"
         change = entry.get("difference")  # over what both sides have
         change = last - first if not isinstance(change, int | float) else change
         rows.append([name, f"{first:.3f}", f"{last:.3f}", f"{change:+.3f}", interval])

@@ -47,6 +47,16 @@ def _compared(value: Any) -> bool:
     )
 
 
+def _alarms(value: Any) -> bool:
+    texts = ("kind", "name", "title", "words")
+    return isinstance(value, list) and all(
+        isinstance(item, dict)
+        and all(isinstance(item.get(key), str) for key in texts)
+        and all(_number(item.get(key)) for key in ("value", "start", "limit", "iteration"))
+        for item in value
+    )
+
+
 NUMBER = Kind("a number or null", _number)
 COUNT = Kind("a whole number from 0", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0)
 FLAG = Kind("true, false or null", lambda v: v is None or isinstance(v, bool))
@@ -57,6 +67,8 @@ OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 OBJECTS = Kind("a list of objects", lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v))
 NUMBERS = Kind("an object of numbers", _flat)
 ROWS = Kind("a list of objects of numbers", lambda v: isinstance(v, list) and all(map(_flat, v)))
+ALARMS = Kind("a list of alarms, each with a kind, a name, a title and words", _alarms)
+BANDS = Kind("an object of bands, each of numbers", lambda v: isinstance(v, dict) and all(map(_flat, v.values())))
 COMPARED = Kind("an object of differences, each with low and high", _compared)
 
 
@@ -102,6 +114,7 @@ METRICS = Schema(
         "validation": OBJECT,
         "no_signal": TEXTS,
         "failures": TEXTS,
+        "alarms": ALARMS,
     },
     needed=("iteration",),
     inner={
@@ -111,8 +124,14 @@ METRICS = Schema(
     },
 )
 SUMMARY = Schema(
-    {"before": OBJECT, "after": OBJECT, "paired": COMPARED},
-    inner={**_evaluated("before"), **_evaluated("after")},
+    {"before": OBJECT, "after": OBJECT, "paired": COMPARED, "bands": BANDS, "alarms": ALARMS, "stopped": OBJECT},
+    inner={
+        **_evaluated("before"),
+        **_evaluated("after"),
+        "stopped.iterations": COUNT,
+        "stopped.why": TEXT,
+        "stopped.diverged": FLAG,
+    },
 )
 ENVIRONMENT = Schema({"resumed": OBJECTS, "inputs": OBJECT})
 RECORD = Schema(
@@ -128,6 +147,15 @@ RECORD = Schema(
         **dict.fromkeys(("correct", "parsable", "plan_right", "follow"), FLAG),
     }
 )
+VALIDATION = Schema(
+    {
+        "iteration": Kind("a whole number", lambda v: isinstance(v, int)),
+        "position": Kind(
+            "a list of whole numbers", lambda v: isinstance(v, list) and all(isinstance(item, int) for item in v)
+        ),
+    },
+    needed=("iteration", "position"),
+)
 TRAINING_STATE = Schema({"done": COUNT, "recipe": TEXT, "reference": WORDS}, needed=("done",))
 ANYTHING = Schema({})
 
@@ -137,6 +165,7 @@ _PLACES = {
     "evaluations/summary.json": SUMMARY,
     "evaluations/before.jsonl": RECORD,
     "evaluations/after.jsonl": RECORD,
+    "evaluations/validations.jsonl": VALIDATION,
 }
 
 

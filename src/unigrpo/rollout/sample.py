@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.policy import Policy
+from unigrpo.ranges import NotFiniteError
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import Episode
 from unigrpo.trajectory import Prompt, Trajectory
@@ -79,14 +80,16 @@ def thinking_of(policy: Policy, trajectory: Trajectory) -> str | None:
 def decode_pictures(policy: Policy, trajectories: Sequence[Trajectory]) -> Tensor:
     """The last picture of every trajectory, uint8 [B, 3, H, W] on the CPU, rounded as a PNG holds it.
 
-    ValueError where a latent or a pixel is not finite: it would become a picture like any other.
+    NotFiniteError where a latent or a pixel is not finite: it would become a picture like any other.
     """
     latents = torch.stack([trajectory.images[-1].latents for trajectory in trajectories])
     if not bool(latents.isfinite().all()):
-        raise ValueError(
+        raise NotFiniteError(
             "the model drew numbers that are not finite: are its weights damaged, or did training diverge?"
         )
     pixels = policy.decode_image(latents)
     if not bool(pixels.isfinite().all()):
-        raise ValueError("the autoencoder gave pixels that are not finite: its weights (ae.safetensors) are damaged")
+        raise NotFiniteError(
+            "the autoencoder gave pixels that are not finite: its weights (ae.safetensors) are damaged"
+        )
     return (pixels * 255.0).round().clamp(0, 255).to(torch.uint8).cpu()

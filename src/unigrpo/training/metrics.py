@@ -23,6 +23,7 @@ def metrics_line(
     gap: Mapping[str, float],
     no_signal: Sequence[str],
     seconds: Mapping[str, float],
+    alarms: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Put together the line of one iteration; statistics are means over its optimizer steps."""
     stats = mean_of([u.stats for u in updates])
@@ -54,6 +55,8 @@ def metrics_line(
         line["canaries"] = dict(canaries)
     if validation is not None:
         line["validation"] = dict(validation)
+    if alarms:
+        line["alarms"] = [dict(alarm) for alarm in alarms]
     line["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
     spent = seconds["total"] - seconds.get("validation", 0.0)
     line["samples_per_second"] = round(len(collected.samples) / spent, 2)

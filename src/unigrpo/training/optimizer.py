@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo.policy import Policy
-from unigrpo.ranges import lacking
+from unigrpo.ranges import NotFiniteError, lacking
 from unigrpo.recipe import Optimizer as OptimizerConfig
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
@@ -23,6 +23,10 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a par
 
 class TrainingFault(ValueError):
     """Training met a number it must not learn from (NaN, infinity, a first ratio off 1); the message says which."""
+
+
+class NotFinite(TrainingFault, NotFiniteError):
+    """That number is NaN or infinite."""
 
 
 def kind_of(expert: str) -> str:
@@ -79,7 +83,7 @@ class ExpertOptimizer:
         for expert, norm in norms.items():
             if not bool(norm.isfinite()):  # looked at before clipping, which would spread it to every parameter
                 worst = [name for name, gradient in gradients[expert].items() if not bool(gradient.isfinite().all())]
-                raise TrainingFault(
+                raise NotFinite(
                     f"the gradient of the {expert} parameters is {float(norm)} "
                     f"(first in {worst[0] if worst else 'their norm'}); nothing was updated. "
                     "Lower the learning rate, or look at the rewards of this iteration"

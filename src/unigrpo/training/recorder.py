@@ -8,10 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from unigrpo.evaluation.canaries import colour_diversity, edge_energy, plan_diversity
+from unigrpo.evaluation.canaries import colour_diversity, edge_energy, group_distances, plan_diversity, small
 from unigrpo.evaluation.evaluator import Evaluation, compare, summarise
 from unigrpo.files import write_json_atomic, write_records_atomic, write_text_atomic
 from unigrpo.policy import Policy
@@ -19,6 +20,7 @@ from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
 from unigrpo.rollout.sample import thinking_of
+from unigrpo.training.alarms import Alarms, firsts, look
 from unigrpo.training.sinks import Shown, Sinks
 from unigrpo.training.sources import RolloutBatch
 from unigrpo.trajectory import Trajectory
@@ -31,8 +33,8 @@ CANARY_NUMBERS = 2**26
 class Recorder:
     """Writes one run's files; every write is whole or not there."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.sinks = run_dir, Sinks(run_dir, print)
+    def __init__(self, run_dir: Path, alarms: Alarms | None = None) -> None:
+        self.run_dir, self.sinks, self.alarms = run_dir, Sinks(run_dir, print), alarms
 
     @contextmanager
     def watched(self, sinks: Sinks) -> Iterator[None]:
@@ -44,7 +46,7 @@ class Recorder:
         if before := runlog.read_json(self.run_dir / runlog.SUMMARY).get("before"):
             self._tell_start(before)
         for line in runlog.read_metrics(self.run_dir):
-            sinks.scalars(line["iteration"] + 1, line)
+            sinks.scalars(line["iteration"] + 1, counted(line))
         try:
             yield
         except BaseException:
@@ -69,7 +71,7 @@ class Recorder:
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append one iteration."""
         runlog.append_metrics(self.run_dir, line)
-        self.sinks.scalars(line["iteration"] + 1, line)
+        self.sinks.scalars(line["iteration"] + 1, counted(line))
 
     def rewards(self, collected: RolloutBatch, iteration: int) -> None:
         """Tell the sinks how the rewards of an iteration are spread."""
@@ -112,6 +114,8 @@ class Recorder:
     ) -> dict[str, Any]:
         """Write records, contact sheet and summary of the evaluation before or after training; return the summary.
 
+        Before training, the bands of the canaries are learned from it; after, it is held against them.
+
         The part of it that a validation in mid-run looks at too (one picture of each of the first ``limit`` prompts,
         the same draws) is summed up by itself, so that curves of validations have their point before training.
         """
@@ -125,13 +129,13 @@ class Recorder:
         sheet = record_sheet(pictures, [result.records[i] for i in chosen])
         save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
-        plans = [r["thinking"] for r in result.records if r["thinking"]]
-        summary[when] = {**summarise(result.records), "canaries": canaries(result.pictures, plans)}
+        summary[when], own = self._looked_at(when, result, limit, summary)
         if validation := as_validation(result.records, limit):
-            summary[when]["validation"] = summarise(validation)
+            summary[when]["validation"] = {**summarise(validation), "canaries": own}
         if when == "after":
             before = runlog.read_records(runlog.evaluation_file(self.run_dir, "before", "jsonl"))
             summary["paired"] = compare(before, result.records)
+            summary |= self._all_alarms(result.records, own, summary[when]["canaries"], done)
         write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
         if when == "before":
             self._tell_start(summary[when])
@@ -139,11 +143,46 @@ class Recorder:
             self.sinks.figures(done, {"evaluation_after": summary[when]}, again=True)
         return summary
 
-    def forget(self, when: Literal["before", "after"]) -> None:
-        """Drop the summary of an evaluation, and the comparison, because a resumed run trains on past it."""
+    def _looked_at(
+        self, when: str, result: Evaluation, limit: int, summary: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """The figures of an evaluation with its canaries, and those of the pictures that a validation has too.
+
+        Of the first one the bands are learned, and put into the summary.
+        """
+        whole, part = look(result), firsts(result.records, limit)
+        if when == "before" and self.alarms is not None and (bands := self.alarms.first(result, part, whole)):
+            summary["bands"] = bands
+        own = look(result, part, self.alarms.reference() if self.alarms is not None else None).values()
+        return {**summarise(result.records), "canaries": whole.values()}, own
+
+    def _all_alarms(
+        self, records: Sequence[Mapping[str, Any]], own: Mapping[str, float], whole: Mapping[str, float], done: int
+    ) -> dict[str, Any]:
+        """All alarms of a run that has ended, with the iterations (from 1) after which they were raised; {} if none."""
+        if self.alarms is None:
+            return {}
+        lines = runlog.read_metrics(self.run_dir)
+        found = [
+            {"iteration": line["iteration"] + 1, "when": "validation", **alarm}
+            for line in lines
+            for alarm in line.get("alarms", [])
+        ]
+        groups = {name: value for name, value in whole.items() if name == "group_diversity"}
+        last = self.alarms.check({**own, **groups}, records, done - 1, lines)
+        found += [{"iteration": done, "when": "after", **alarm} for alarm in last]
+        return {"alarms": found} if found else {}
+
+    def stopped(self, done: int, why: str, *, diverged: bool) -> None:
+        """Write down the error that ended a run after ``done`` iterations; ``diverged``: over a number that is none."""
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
-        if when in summary:
-            kept = {name: part for name, part in summary.items() if name not in (when, "paired")}
+        summary["stopped"] = {"iterations": done, "why": why, "diverged": diverged}
+        write_json_atomic(self.run_dir / runlog.SUMMARY, summary)
+
+    def forget(self, *names: str) -> None:
+        """Drop parts of the summary, because a resumed run trains on past them."""
+        summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
+        if kept := {name: part for name, part in summary.items() if name not in names}:
             write_json_atomic(self.run_dir / runlog.SUMMARY, kept)
 
     def evaluated(self, when: Literal["before", "after"]) -> bool:
@@ -182,8 +221,19 @@ def canaries(pictures: Tensor, plans: Sequence[str]) -> dict[str, float]:
 
 
 def training_canaries(policy: Policy, collected: RolloutBatch) -> dict[str, float]:
-    """The canaries of an iteration's training samples; empty without pictures."""
+    """The canaries of an iteration's training samples, and of its groups; empty without pictures."""
     if collected.pictures is None:
         return {}
     texts = (thinking_of(policy, t) for t in collected.samples)
-    return canaries(collected.pictures, [text for text in texts if text is not None])
+    found = canaries(collected.pictures, [text for text in texts if text is not None])
+    apart = group_distances(small(collected.pictures), [t.prompt.position for t in collected.samples])
+    if len(apart) < 2:
+        return found
+    each = torch.tensor(list(apart.values()), dtype=torch.float64)
+    error = float(each.std()) / len(each) ** 0.5
+    return {**found, "group_diversity": float(each.mean()), "group_diversity_error": error}
+
+
+def counted(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A metric line as curves show it: of its alarms, how many there are."""
+    return {**line, "alarms": len(line.get("alarms", []))} if "validation" in line else line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,12 @@ from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Method
 from unigrpo.policy import Policy, Scorer
+from unigrpo.ranges import NotFiniteError
 from unigrpo.recipe import Recipe
+from unigrpo.reports import runlog
 from unigrpo.reports.progress import Progress
-from unigrpo.reports.runlog import settle_metrics
 from unigrpo.rewards.answers import alike
+from unigrpo.training.alarms import Alarm, Alarms, sentence
 from unigrpo.training.clock import Clock
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
@@ -89,7 +91,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         recipe, policy = self.recipe, self.parts.policy
-        self.recorder = Recorder(self.run_dir)
+        self.alarms = Alarms(recipe, self.run_dir)
+        self.recorder = Recorder(self.run_dir, self.alarms)
         self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
         self.saver = Saver(
@@ -108,6 +111,7 @@ class Trainer:
         self.notes: list[str] = []  # of resuming, for a person
         self.trained_seconds = 0.0
         self.warned: set[str] = set()
+        self.sounding: set[str] = set()  # alarms of the last validation
         self.movement, self.watch = Movement(self.optimizer), SignalWatch()
 
     def run(self, progress: Progress) -> bool:
@@ -125,7 +129,7 @@ class Trainer:
             self.save()
             return False
         if self.done < self.recipe.iterations:
-            self.recorder.forget("after")
+            self.recorder.forget("after", "paired", "alarms", "stopped")
         try:
             while self.done < self.recipe.iterations:
                 self.under_way = f"what is done of iteration {self.done + 1}"
@@ -144,9 +148,10 @@ class Trainer:
                 if self.stop.requested and self.done < self.recipe.iterations:
                     self.save()
                     return False
-        except Exception:
+        except Exception as error:
             if self.optimizer.steps == self.steps:  # else this iteration is half made, and the last checkpoint stands
                 self.save()
+            self.recorder.stopped(self.done, str(error), diverged=isinstance(error, NotFiniteError))
             raise
         self._evaluate("after", progress)
         return True
@@ -169,22 +174,34 @@ class Trainer:
         if self.average is not None:
             self.average.update(iteration)
         self.recorder.rewards(collected, iteration)
-        validation = None
+        canaries = training_canaries(self.parts.policy, collected)
+        validation, alarms = None, []
         if (iteration + 1) % recipe.eval.every == 0:
             with clock.phase("validation"):
-                validation = summarise(self._with_average(self.parts.evaluator.validate).records)
+                validation, alarms = self.validate(collected, canaries, iteration)
                 self.recorder.samples(self.parts.policy, collected, iteration)
         return metrics_line(
             iteration=iteration,
             collected=collected,
             updates=updates,
             rates=rates,
-            canaries=training_canaries(self.parts.policy, collected),
+            canaries=canaries,
             validation=validation,
             gap=gap,
             no_signal=missing_signal(collected.metrics, self.parts.method, updates, still),
             seconds={**clock.seconds, "total": time.perf_counter() - started},
+            alarms=alarms,
         )
+
+    def validate(
+        self, collected: RolloutBatch, canaries: Mapping[str, float], iteration: int
+    ) -> tuple[dict[str, Any], list[Alarm]]:
+        """The figures and canaries of the cadence evaluation, and its alarms; ``canaries``: of the training samples."""
+        result = self._with_average(self.parts.evaluator.validate)
+        now = {"iteration": iteration, **collected.metrics, "canaries": canaries}
+        lines = [*runlog.read_metrics(self.run_dir), now]
+        own, alarms = self.alarms.validation(result, iteration, lines)
+        return {**summarise(result.records), "canaries": own}, alarms
 
     def annotate(self, collected: RolloutBatch, iteration: int) -> tuple[Batch, dict[str, float]]:
         """Fix what stays the same over epochs: the queries, the reference's answers, below fp32 the old values.
@@ -250,8 +267,10 @@ class Trainer:
 
     def _warn(self, line: dict[str, Any], progress: Progress) -> None:
         """Say when nothing is learned, or when rollout and replay round so differently that clipping acts on it."""
-        if sentence := self.watch.note(line.get("no_signal", []), line["iteration"]):
-            progress.note(sentence)
+        if told := self.watch.note(line.get("no_signal", []), line["iteration"]):
+            progress.note(told)
+        if "validation" in line:
+            self._sound(line.get("alarms", []), line["iteration"], progress)
         for reason in line.get("failures", []):
             kind = alike(reason.partition(": ")[2])
             if kind not in self.warned:
@@ -265,6 +284,13 @@ class Trainer:
                     f"warning: rollout and replay differ by {gap[kind]:.2g} in the {kind} log ratio "
                     f"(limit {limit:.2g}): training uses the replay's values; model.dtype float32 has no gap"
                 )
+
+    def _sound(self, alarms: Sequence[Mapping[str, Any]], iteration: int, progress: Progress) -> None:
+        """Say at once what has left its band, where the look before did not say so."""
+        for alarm in alarms:
+            if alarm["title"] not in self.sounding:
+                progress.note(sentence(alarm, iteration))
+        self.sounding = {alarm["title"] for alarm in alarms}
 
     # Evaluation and checkpoints
 
@@ -284,10 +310,13 @@ class Trainer:
         progress.note(f"evaluating {when} training ...")
         self.under_way = f"the evaluation {when} training"
         result = self._with_average(self.parts.evaluator.compare)
-        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit, self.done)[when]
+        summary = self.recorder.evaluation(when, result, self.recipe.eval.limit, self.done)
         self.under_way = ""
         progress.aside("evaluation")
-        progress.note(f"{when} training: {describe_summary(summary)}")
+        progress.note(f"{when} training: {describe_summary(summary[when])}")
+        if when == "after":
+            last = [alarm for alarm in summary.get("alarms", []) if alarm["when"] == "after"]
+            self._sound(last, self.done - 1, progress)
 
     def save(self) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
@@ -296,7 +325,10 @@ class Trainer:
     def resume(self) -> int:
         """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""
         self.done = self.saver.restore()
-        self.notes += settle_metrics(self.run_dir, self.done)
+        self.notes += runlog.settle_metrics(self.run_dir, self.done)
+        self.alarms.settle(self.done)
+        validations = [line for line in runlog.read_metrics(self.run_dir) if "validation" in line]
+        self.sounding = {alarm["title"] for line in validations[-1:] for alarm in line.get("alarms", [])}
         return self.done
 
     def unsaved(self) -> str:

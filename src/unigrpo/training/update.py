@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow, targets_per_row
 from unigrpo.objectives.terms import Statistics, merge, summarize
 from unigrpo.policy import Policy, Scorer
-from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
+from unigrpo.training.optimizer import ExpertOptimizer, NotFinite, TrainingFault
 from unigrpo.training.replay import Batch, replay
 from unigrpo.trajectory import Behaviour, FlowPath, Image, Reference, Segment, Text, Trajectory
 
@@ -104,7 +105,7 @@ def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None
     image = None if losses.image_loss is None else losses.image_loss.sum() / count
     for name, loss in (("text", text), ("image", image)):
         if loss is not None and not bool(torch.isfinite(loss.detach())):
-            raise TrainingFault(f"the {name} loss is {float(loss.detach())}; nothing was updated")
+            raise NotFinite(f"the {name} loss is {float(loss.detach())}; nothing was updated")
     # a loss without a gradient is one whose expert has no weights to train (an adapter on the other one)
     text, image = (loss if loss is not None and loss.requires_grad else None for loss in (text, image))
     if method.image_grad_through_context:
@@ -155,7 +156,8 @@ class RatioBounds:
             bound = {"text": text, "flow": image}.get(term, REPLAYED_BOUND)
             if not stats[key] <= bound:
                 what = "text" if term == "text" else "image"
-                raise TrainingFault(
+                kind = TrainingFault if math.isfinite(stats[key]) else NotFinite
+                raise kind(
                     f"the first update's {what} ratios must be 1, but max |log ratio| is {stats[key]:.3g} "
                     f"(bound {bound:.3g}): the replay does not score what the rollout sampled; were weights, precision "
                     "or masks changed in between? (nothing was updated)"
