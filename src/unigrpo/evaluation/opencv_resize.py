@@ -1,7 +1,7 @@
 """OpenCV's bilinear resize of bytes, to the last bit: mmdet's detectors were trained and measured with it.
 
 No antialias, weights rounded to 1/2048, and sums shifted to 18 bits before the second pass. A resize in floating point
-differs by one level in 12 % of the bytes.
+differs by one level in 10 to 13 % of the bytes (noise, 480 x 640, 512 x 512 and 1024 x 1024 to a shorter side of 800).
 """
 
 from __future__ import annotations
