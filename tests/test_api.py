@@ -211,7 +211,7 @@ def test_what_is_null_or_missing_in_the_metrics_is_nan(finished, tmp_path):
 
 def test_a_run_says_what_it_is(finished):
     run, _ = finished
-    assert run.finished and set(run.summary) == {"before", "after", "paired"}
+    assert run.finished and set(run.summary) == {"before", "after", "paired", "bands"}
     assert repr(run).startswith(f"Run('{run.path}': shapes/unigrpo, 2 of 2 iterations, finished, training reward 0.")
     assert f"<code>{run.path}</code>" in run._repr_html_() and "<b>shapes/unigrpo</b>" in run._repr_html_()
     assert run.report() == run.path / "report.html"

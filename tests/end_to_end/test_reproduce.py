@@ -185,7 +185,9 @@ class TestRunner:
                 figures = {"score": 0.5, "exam_score": 0.5, "reward": 0.1, "by_category": {}, "n": 4}
                 write_json_atomic(folder / runlog.SUMMARY, {"before": figures, "after": figures})
             elif codes[cell.row.id] == 0:
-                write_json_atomic(folder / "summary.json", {"score": 0.5, "exam_score": 0.6})
+                figures = {"correct": {"value": 0.5}, "exam": {"value": 0.6}}
+                result = {"figures": figures, "categories": {}, "pictures": 4}
+                write_json_atomic(folder / "result.json", result)
             else:
                 (folder / "half").touch()
             return codes[cell.row.id]

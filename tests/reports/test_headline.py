@@ -123,6 +123,7 @@ def test_alarms_of_wrong_types_are_named(make_run: Maker) -> None:
         content(make_run(iterations=45), {20: [{"kind": "canary"}]})
 
 
+@pytest.mark.usefixtures("charts_are_drawn")
 def test_the_band_is_drawn_with_its_canary(make_run: Maker) -> None:
     run_dir = make_run(iterations=45, after=False)
     lines = runlog.read_metrics(run_dir)

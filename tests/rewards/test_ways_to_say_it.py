@@ -99,6 +99,10 @@ def scaled(images, prompts, metadata, thinking, *, by=1.0):
     return images.mean((1, 2, 3)) * by
 
 
+def plain(images, prompts, metadata, thinking):
+    return images.mean((1, 2, 3))
+
+
 def test_arguments_build_a_class_and_set_a_functions_own():
     assert said(Power, {"power": 3.0}).values == [0.0, 3.0]
     assert said(scaled, {"by": 2.0}).values == [0.0, 2.0] and said(scaled).values == [0.0, 1.0]
@@ -109,7 +113,8 @@ def test_arguments_build_a_class_and_set_a_functions_own():
     [
         (Power, {}, "needs power: set its args"),
         (Power, {"powr": 2}, r"args has 'powr' \(did you mean power\?\), which it does not take"),
-        (scaled, {"to": 2}, "args has 'to', which it does not take"),
+        (scaled, {"to": 2}, "args has 'to', which it does not take: it takes by"),
+        (plain, {"to": 2}, "is a function without arguments of its own"),
         (Power, {"power": 1, "images": 2}, "args has 'images'"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_number_is_never_made_up():
         ({"reward__train": "[{name: shapes/verifier, args: {a b: 1}}]"}, "which no argument can have"),
         (
             {"reward__train": "[{name: shapes/verifier, args: {power: 1}}]"},
-            "is a function without arguments of its own",
+            "args has 'power', which it does not take: it takes tidy",
         ),
         ({"reward__train": "[{name: shapes/verifier, value: exat}]"}, "has no value 'exat' (did you mean exam?)"),
         ({"rollout__images_per_thinking": 2}, "does not divide data.group_size = 3"),

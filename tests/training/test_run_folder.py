@@ -187,7 +187,6 @@ def test_a_hole_in_the_metrics_is_found_before_a_model_is_loaded(tmp_path, monke
         ("train", tiny_runs.UNIGRPO, "--out", "run"),
         ("train", tiny_runs.UNIGRPO, "--out", "run", "--resume"),
         ("generate", "a red circle"),
-        ("eval", "--out", "judged"),
         ("export", "MODEL", "out"),
         ("report", "run"),
         ("make-tiny-bagel", "tiny"),

@@ -21,7 +21,7 @@ from unigrpo.build.models import (
 from unigrpo.build.rewards import SHIPPED, reward
 from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
-from unigrpo.build.suites import MAKERS, Examining, evaluation_suite, of_prompts, try_suite
+from unigrpo.build.suites import MAKERS, STREAM, Examining, evaluation_suite, of_prompts, try_suite
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
 from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, known_of
 from unigrpo.build.worlds import speaking as world_of
@@ -31,6 +31,7 @@ __all__ = [
     "EMBEDDED",
     "MAKERS",
     "SHIPPED",
+    "STREAM",
     "EmbeddedWorld",
     "Examining",
     "RecipeEvaluator",

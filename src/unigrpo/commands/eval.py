@@ -69,8 +69,9 @@ def _draw(verb: options.Eval, scales: Sequence[float | None], these: Ranks) -> i
     """Draw and examine, once for every scale of guidance."""
     several = len(scales) > 1
     _check_out(verb, these, several=several)
+    _check_rows(verb)
     suite = suite_of(verb, examined=these.first and not verb.draw_only)
-    _check_prompts(verb, suite)
+    _check_listed(verb, suite)
     policy = load(verb)
     build.try_suite(suite, policy.spec.image_size, think=not verb.no_think)
     model = evaluating.weights_of(verb.model)
@@ -174,15 +175,21 @@ def suite_of(verb: options.Eval, *, examined: bool) -> Suite:
     return build.evaluation_suite(verb.suite, verb.limit, by)
 
 
-def _check_prompts(verb: options.Eval, suite: Suite) -> None:
-    """Look at the prompts before the model is loaded; those of stdin are read once, and have words alone."""
-    if verb.suite == STDIN:
-        return
-    if verb.suite.partition(":")[0] in build.MAKERS:
-        build.check_listed(verb.suite, suite.prompts, verb.model)
-    else:
+def _check_rows(verb: options.Eval) -> None:
+    """Look at all prompts of a world or of one's own before any is read to be drawn; stdin has words alone."""
+    if verb.suite != STDIN and not _is_listed(verb):
         scorers = () if verb.reward is None else _scorers(verb.reward)
-        build.check_suite(verb.suite, len(suite.prompts), verb.model, scorers)
+        build.check_suite(verb.suite, verb.limit or build.STREAM, verb.model, scorers)
+
+
+def _check_listed(verb: options.Eval, suite: Suite) -> None:
+    """Look at the prompts of a suite that has a name, before the model is loaded."""
+    if verb.suite != STDIN and _is_listed(verb):
+        build.check_listed(verb.suite, suite.prompts, verb.model)
+
+
+def _is_listed(verb: options.Eval) -> bool:
+    return verb.suite.partition(":")[0] in build.MAKERS
 
 
 def _scorers(written: str) -> tuple[Scorer, ...]:

@@ -101,7 +101,7 @@ def _with_settings(name: str, reward: Reward, args: Mapping[str, Any]) -> Reward
     own = [n for n in inspect.signature(reward).parameters if n not in (*GIVEN, *TRL)]
     if not own:
         raise ConfigError(f"reward {name!r} is a function without arguments of its own: leave out args")
-    _refuse_unknown(name, args, own, reward)
+    _refuse_unknown(name, args, own)
     return functools.partial(reward, **args)
 
 
@@ -113,7 +113,7 @@ def _check_arguments(name: str, factory: Callable[..., Any], args: Mapping[str, 
         return
     parameters = signature.parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        _refuse_unknown(name, args, [p.name for p in parameters if p.kind not in _ANY], factory)
+        _refuse_unknown(name, args, [p.name for p in parameters if p.kind not in _ANY])
     try:
         signature.bind(**args)
     except TypeError:
@@ -126,12 +126,12 @@ def _check_arguments(name: str, factory: Callable[..., Any], args: Mapping[str, 
         ) from None
 
 
-def _refuse_unknown(name: str, args: Mapping[str, Any], known: Sequence[str], thing: Any) -> None:
+def _refuse_unknown(name: str, args: Mapping[str, Any], known: Sequence[str]) -> None:
     for arg in args:
         if arg not in known:
             raise ConfigError(
                 f"reward {name!r}: args has {arg!r}{did_you_mean(arg, known)}, which it does not take: it takes "
-                f"{_parameters(thing)}"
+                f"{', '.join(known) or 'none'}"
             )
 
 

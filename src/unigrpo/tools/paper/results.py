@@ -11,6 +11,8 @@ from unigrpo.reports.differences import COLLAPSED
 from unigrpo.tools.paper.cells import Cell
 
 FIGURES = ("score", "exam_score", "plan_right", "follow", "parsable", "reward", "by_category", "n")
+EVALUATED = {"correct": "score", "exam": "exam_score"}
+"""What a run's summary calls the figures of an evaluation's result."""
 NOT_FINITE = ("not finite", "loss is nan", "loss is inf", "loss is -inf", "must be a finite number")
 """What an error says when training went off into nowhere."""
 TOLD = 2
@@ -27,10 +29,13 @@ def read_cell(cell: Cell, folder: Path, code: int) -> dict[str, Any] | None:
 
 
 def _evaluation(folder: Path, code: int) -> dict[str, Any] | None:
-    summary = runlog.read_json(folder / "summary.json")
-    if code != 0 or not summary:
+    result = runlog.read_json(folder / "result.json")
+    if code != 0 or not result:
         return None
-    return {"status": "done", "reason": None, **_figures(summary), "curve": [], "picture": None}
+    known: dict[str, Any] = {str(EVALUATED.get(key, key)): entry["value"] for key, entry in result["figures"].items()}
+    categories = {name: entry["value"] for name, entry in result["categories"].items()}
+    figures = _figures({**known, "by_category": categories, "n": result["pictures"]})
+    return {"status": "done", "reason": None, **figures, "curve": [], "picture": None}
 
 
 def _run(folder: Path, code: int) -> dict[str, Any] | None:
