@@ -176,6 +176,7 @@ RULES = [
         r"^unigrpo rewards try (NAME|words)",
         covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),
     ),
+    (r"^unigrpo doctor", small("--no-self-test")),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
 ]
 SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE"  # others like them are quick

@@ -1,7 +1,7 @@
-"""What a recipe costs on 1 to 64 GPUs, before anything is loaded: parameters, memory, FLOPs, time (docs/scaling.md).
+"""What a recipe costs on 1 to 512 GPUs, before anything is loaded: memory, FLOPs, time, traffic (docs/scaling.md).
 
-On one GPU the memory parts and FLOPs are formulas that tests compare with measured tensors and counted products. Times
-follow from an assumed speed and were not measured. More than one GPU is the plan of a later version (FSDP2).
+On one GPU the memory parts and FLOPs are formulas that tests compare with measured tensors and counted products, and
+what ranks send is compared with bytes counted on CPU ranks. Times follow from assumed speeds and were not measured.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
+from unigrpo.tools.planning.communication import Traffic, traffic
 from unigrpo.tools.planning.compute import Compute, compute, think, velocity
 from unigrpo.tools.planning.sizes import EXPERTS, ModelSizes
-from unigrpo.tools.planning.workload import PROMPT_TOKENS, Workload, workload
+from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
-GPUS = (1, 2, 4, 8, 16, 32, 64)
+GPUS = (1, 2, 4, 8, 16, 64, 512)
 BANDWIDTH = 3350.0  # GB/s: an H100's
 GIGA, TERA = 1e9, 1e12
 BYTES = ((1e9, "GB"), (1e6, "MB"))
@@ -48,6 +49,7 @@ class Memory:
     cache: float
     drawing: float
     decoding: float
+    replica: float
     rollout_peak: float
     update_peak: float
     step_peak: float
@@ -60,16 +62,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one iteration of a recipe costs each of ``work.gpus`` GPUs."""
+    """What one iteration of a recipe costs each GPU of ``work.layout``."""
 
     work: Workload
     memory: Memory
     compute: Compute
+    traffic: Traffic
 
     def seconds(self, *, tflops: float, mfu: float, bandwidth: float = BANDWIDTH) -> dict[str, float]:
         """Seconds by phase at ``mfu`` times ``tflops``; a decoding step takes at least its bytes / ``bandwidth`` GB/s.
 
-        Scoring by the reward, and what GPUs send each other, are not in it.
+        Scoring by the reward, and what GPUs send each other (``traffic.seconds``), are not in it.
         """
         c, speed = self.compute, tflops * TERA * mfu
         read = c.portions * c.think_steps * c.bytes_per_step / (bandwidth * GIGA)
@@ -87,14 +90,15 @@ class Estimate:
 def estimate(
     recipe: Recipe,
     sizes: ModelSizes,
-    gpus: int = 1,
+    layout: Layout | None = None,
     *,
     prompt_tokens: int = PROMPT_TOKENS,
     actions: int | None = None,
 ) -> Estimate:
-    """The numbers for one of ``gpus`` GPUs; ``actions``: tokens of a thinking (None: as many as it may take)."""
-    work = workload(recipe, sizes, gpus, prompt_tokens=prompt_tokens, actions=actions)
-    return Estimate(work, memory_of(recipe, work), compute(work))
+    """The numbers for one GPU of a layout (None: one alone); ``actions``: tokens of a thinking (None: the cap)."""
+    work = workload(recipe, sizes, layout or Layout(), prompt_tokens=prompt_tokens, actions=actions)
+    cost = compute(work)
+    return Estimate(work, memory_of(recipe, work), cost, traffic(work, cost))
 
 
 def memory_of(recipe: Recipe, work: Workload) -> Memory:
@@ -105,6 +109,8 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     moments, trajectories = memory.moments(work, kind), memory.trajectories(work)
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
+    replica = memory.replica(work)
+    read = replica or casts  # the copy is in the computation's dtype already
     always = weights + reference + average + moments + trajectories
     return Memory(
         weights=weights,
@@ -120,7 +126,8 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
         cache=cache,
         drawing=drawing,
         decoding=decoding,
-        rollout_peak=0.0 if work.supervised else always + max(cache + casts + drawing, decoding),
+        replica=replica,
+        rollout_peak=0.0 if work.supervised else always + max(cache + read + drawing, replica + decoding),
         update_peak=always + memory.update_peak(work),
         step_peak=always + gradients + memory.step_working(work, kind),
     )
@@ -141,7 +148,7 @@ def scaling_report(
     actions: int | None = None,
 ) -> list[str]:
     """The lines of the dry run, at most 120 columns: parameters, an iteration's forwards, and tables over GPUs."""
-    made = [estimate(recipe, sizes, n, prompt_tokens=prompt_tokens, actions=actions) for n in gpus]
+    made = [estimate(recipe, sizes, Layout(n), prompt_tokens=prompt_tokens, actions=actions) for n in gpus]
     one = estimate(recipe, sizes, prompt_tokens=prompt_tokens, actions=actions)
     return [
         *_parameters(one.work),
