@@ -143,7 +143,7 @@ RULES = [
     (r"^make ", make),
     (r"^unigrpo parity( DIR)?$", usage),
     (r"^pytest ", paths_exist),
-    (r"bagel_7b.py", script("--tiny --iterations 1 --prompts 1 --think-tokens 2")),
+    (r"bagel_7b.py", script("--tiny")),
     (r"^python benchmarks/", script("--quick")),
     (r"^python scripts/(collect_results|write_recipe_keys).py", script()),
     (r"^python scripts/study.py", covered("tests/test_study.py::test_runs_that_are_there_are_read_and_not_made_again")),

@@ -104,7 +104,9 @@ def nccl_version() -> str | None:
 
     if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
         return None
-    return ".".join(map(str, torch.cuda.nccl.version()))
+    from torch.cuda import nccl
+
+    return ".".join(map(str, nccl.version()))
 
 
 def check_nccl(gpus: int, nccl: str | None) -> Finding:
