@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.compute import Compute
+from unigrpo.tools.planning.sizes import EXPERTS
 from unigrpo.tools.planning.workload import Layout, Workload
 
 NODE = 8
@@ -54,29 +55,51 @@ class Traffic:
         return (self.weights + self.gradients + self.rollout) / (own * 1e9) + self.replicas / (replicas * 1e9)
 
 
-def forward_gathers(work: Workload, calls: int) -> float:
-    """Bytes of weights that a forward gathers: each layer once for every block that it reads, the rest once."""
+def layers_bytes(work: Workload) -> float:
+    """All layers of both experts with their adapters, as they are gathered: in the computation's dtype."""
     s = work.sizes
-    layers = 2 * s.layers * s.layer_parameters
-    rest = s.model_parameters - layers
-    adapters = sum(s.adapter(work.rank) for expert in ("reasoning", "denoising") if work.training(expert) == "lora")
-    return work.compute * (calls * (layers + adapters) + rest)
+    adapters = sum(s.adapter(work.rank) for expert in EXPERTS if work.training(expert) == "lora")
+    return work.compute * (2 * s.layers * s.layer_parameters + adapters)
 
 
-def passes_of(work: Workload) -> list[tuple[int, float]]:
-    """The backward passes of a micro-batch: blocks that each reads, and how many numbers it has gradients of.
+def root_bytes(work: Workload) -> float:
+    """What belongs to no layer (embeddings, heads, norms, tables, tower), gathered in the dtype that it is held in."""
+    s = work.sizes
+    rest = s.model_parameters - 2 * s.layers * s.layer_parameters
+    full = sum(s.expert(e) - s.layers * s.layer_parameters for e in EXPERTS if work.training(e) == "full")
+    return memory.FP32 * full + work.compute * (rest - full)
 
-    Without ``image_grad_through_context`` the image's loss goes back by itself, into both experts (and what it gives
-    the reasoning weights is thrown away), and then the text's.
+
+def doors(work: Workload) -> int:
+    """Heads that a replay enters after its forward: the text's, where words are scored, and the velocities'."""
+    return bool(work.actions) + bool(work.copies)
+
+
+def forward_gathers(work: Workload, entries: int = 1) -> float:
+    """Bytes that all have after a replay's forward: each layer at every entry, the root once and for each head."""
+    return entries * layers_bytes(work) + (1 + doors(work)) * root_bytes(work)
+
+
+def backward_passes(work: Workload) -> int:
+    """Backward passes of a micro-batch: without ``image_grad_through_context`` one for each loss."""
+    both = work.text_trains and bool(work.actions) and work.denoising != "frozen" and bool(work.copies)
+    return 2 if both and not work.through_context else 1
+
+
+def backward_gathers(work: Workload, entries: int = 1) -> float:
+    """Bytes that all have after the backward passes: each gathers the layers, its head and the root once more.
+
+    entries: how often a forward enters a layer with what gradients pass through; of two passes the text's has one less,
+    where the images' entry is their own.
     """
-    blocks = [block for block in work.blocks() if block.flows]
-    texts = len(blocks) - any(block.gen for block in blocks)
-    whole = float(memory.trained(work))
-    if work.through_context or not (work.text_trains and texts and work.denoising != "frozen" and work.copies):
-        return [(len(blocks), whole)]
-    kind, s = work.reasoning, work.sizes
-    reasoning = float(s.expert("reasoning") if kind == "full" else s.adapter(work.rank))
-    return [(len(blocks), whole), (texts, reasoning)]
+    passes = backward_passes(work)
+    layers = entries + (max(1, entries - 1) if passes == 2 else 0)
+    return layers * layers_bytes(work) + (2 * passes if passes == 2 else 1 + doors_trained(work)) * root_bytes(work)
+
+
+def doors_trained(work: Workload) -> int:
+    """Heads through which a loss goes back."""
+    return int(work.text_trains and bool(work.actions)) + int(work.denoising != "frozen" and bool(work.copies))
 
 
 def traffic(work: Workload, cost: Compute) -> Traffic:
@@ -86,21 +109,19 @@ def traffic(work: Workload, cost: Compute) -> Traffic:
         return Traffic(0.0, 0.0, 0.0, 0.0)
     if layout.mode == "replicate":
         return Traffic(0.0, cost.updates * reduced(layout.gpus, memory.FP32 * memory.trained(work)), 0.0, 0.0)
-    shards, passes = layout.shards, passes_of(work)
-    calls = len(work.blocks())
     replays = work.passes * cost.replays
-    weights = (cost.scored + replays) * forward_gathers(work, calls)
-    weights += replays * sum(forward_gathers(work, count) for count, _ in passes)
-    gradients = replays * sum(memory.FP32 * numbers for _, numbers in passes)
-    replicas = reduced(layout.replicas, gradients / shards)
-    return Traffic(gathered(shards, weights), gathered(shards, gradients), replicas, _rollout(work, cost))
+    weights = (cost.scored + replays) * forward_gathers(work) + replays * backward_gathers(work)
+    gradients = replays * backward_passes(work) * memory.FP32 * memory.trained(work)
+    replicas = reduced(layout.replicas, gradients / layout.shards)
+    return Traffic(gathered(layout.shards, weights), gathered(layout.shards, gradients), replicas, _rollout(work, cost))
 
 
 def _rollout(work: Workload, cost: Compute) -> float:
-    """Weights for drawing: a whole copy once, or all that a forward gathers, at every forward of every portion."""
+    """Weights for drawing: what is trained, once (a copy has the rest), or in lockstep all of them at every forward."""
     if work.supervised:
         return 0.0
     if work.layout.has_replica:
-        return gathered(work.shards, memory.copied(work))
-    forwards = cost.portions * (1 + cost.think_steps * bool(work.actions) + cost.draw_steps * work.branches)
-    return gathered(work.shards, forwards * forward_gathers(work, 1))
+        return gathered(work.shards, memory.FP32 * memory.trained(work))
+    steps = cost.think_steps * bool(work.actions) + cost.draw_steps * work.branches
+    forwards = steps * (layers_bytes(work) + 2 * root_bytes(work)) + layers_bytes(work) + root_bytes(work)
+    return gathered(work.shards, cost.portions * forwards)

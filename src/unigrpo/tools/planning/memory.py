@@ -57,18 +57,19 @@ def on_device(work: Workload, total: float) -> float:
 
 
 def copied(work: Workload) -> float:
-    """A copy of the model in the computation's dtype, trained norms and text head in fp32."""
+    """A frozen copy of a model: in the computation's dtype, norms and text head that are trained in fp32."""
     s, c = work.sizes, work.compute
     norms = s.layers * 2 * (s.hidden + s.head_dim) + s.hidden
     wide = sum(norms for expert in EXPERTS if work.training(expert) == "full")
     wide += s.vocab * s.hidden * (work.reasoning == "full")
-    adapters = sum(s.adapter(work.rank) for expert in EXPERTS if work.training(expert) == "lora")
-    return c * s.model_parameters + (FP32 - c) * wide + FP32 * adapters
+    return c * s.model_parameters + (FP32 - c) * wide
 
 
 def replica(work: Workload) -> float:
-    """What a rollout draws with where weights are shared out: a whole copy on every GPU, which then goes again."""
-    return copied(work) if work.layout.has_replica and not work.supervised else 0.0
+    """What a rollout draws with where weights are shared out: the whole model on every GPU, parked after it."""
+    if not work.layout.has_replica or work.supervised:
+        return 0.0
+    return FP32 * trained(work) + work.compute * (frozen(work) - work.sizes.autoencoder_parameters)
 
 
 def reference(work: Workload) -> float:
@@ -162,9 +163,15 @@ def casts(work: Workload) -> float:
     """
     s, c = work.sizes, work.compute
     if work.shards > 1:
-        root = s.model_parameters - s.vision_parameters - 2 * s.layers * s.layer_parameters
-        return c * (GATHERED_LAYERS * 2 * s.layer_parameters + root)
-    return 0.0 if c == FP32 else c * _of_experts(work, s.cast)
+        rest = s.model_parameters - 2 * s.layers * s.layer_parameters
+        full = sum(s.expert(e) - s.layers * s.layer_parameters for e in EXPERTS if work.training(e) == "full")
+        return c * GATHERED_LAYERS * 2 * s.layer_parameters + FP32 * full + c * (rest - full)
+    return autocast(work)
+
+
+def autocast(work: Workload) -> float:
+    """The casts of whole weights, where a forward meets them (one process, ``replicate``, or a replica)."""
+    return 0.0 if work.compute == FP32 else work.compute * _of_experts(work, work.sizes.cast)
 
 
 def logits(work: Workload) -> float:

@@ -21,6 +21,7 @@ BANDWIDTH = 3350.0  # GB/s: an H100's
 GIGA, TERA = 1e9, 1e12
 BYTES = ((1e9, "GB"), (1e6, "MB"))
 FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+SHARDED = "* parallel.mode shard, drawn with a whole copy; all of several GPUs is computed, and measured on no GPU"
 SMALL = 1.0  # seconds of an iteration below which starting operations takes longer than doing them
 PHASES = (
     ("prefill", "prompts"),
@@ -110,7 +111,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
     replica = memory.replica(work)
-    read = replica or casts  # the copy is in the computation's dtype already
+    read = memory.autocast(work) if replica else casts
     always = weights + reference + average + moments + trajectories
     return Memory(
         weights=weights,
@@ -127,7 +128,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
         drawing=drawing,
         decoding=decoding,
         replica=replica,
-        rollout_peak=0.0 if work.supervised else always + max(cache + read + drawing, replica + decoding),
+        rollout_peak=0.0 if work.supervised else always + replica + max(cache + read + drawing, decoding),
         update_peak=always + memory.update_peak(work),
         step_peak=always + gradients + memory.step_working(work, kind),
     )
@@ -149,13 +150,17 @@ def scaling_report(
 ) -> list[str]:
     """The lines of the dry run, at most 120 columns: parameters, an iteration's forwards, and tables over GPUs."""
     made = [estimate(recipe, sizes, Layout(n), prompt_tokens=prompt_tokens, actions=actions) for n in gpus]
+    others = [
+        [estimate(recipe, sizes, layout, prompt_tokens=prompt_tokens, actions=actions) for layout in kind]
+        for kind in ([Layout(n, "replicate") for n in gpus], [Layout(n, rollout="sharded") for n in gpus])
+    ]
     one = estimate(recipe, sizes, prompt_tokens=prompt_tokens, actions=actions)
     return [
         *_parameters(one.work),
         "",
         *_iteration(one, bandwidth),
         "",
-        *_memory_table(made),
+        *_memory_table(made, others),
         "",
         *_time_table(recipe, made, tflops=tflops, mfu=mfu, bandwidth=bandwidth),
     ]
@@ -224,7 +229,7 @@ def _heading(title: str, made: Sequence[Estimate]) -> str:
     return f"{title:<36}" + "".join(f"{name:>12}" for name in names)
 
 
-def _memory_table(made: Sequence[Estimate]) -> list[str]:
+def _memory_table(made: Sequence[Estimate], others: Sequence[Sequence[Estimate]]) -> list[str]:
     parts = (
         ("weights", "weights"),
         ("reference copy", "reference"),
@@ -239,6 +244,7 @@ def _memory_table(made: Sequence[Estimate]) -> list[str]:
         ("rollout: cache", "cache"),
         ("rollout: drawing, working", "drawing"),
         ("rollout: pixels, working", "decoding"),
+        ("rollout: a whole copy of the weights", "replica"),
         ("peak of the rollout", "rollout_peak"),
         ("peak of the update", "update_peak"),
         ("peak of the optimizer's step", "step_peak"),
@@ -248,7 +254,15 @@ def _memory_table(made: Sequence[Estimate]) -> list[str]:
     return [
         _heading(f"{of} on each GPU, by GPUs", made),
         *(_row(label, values) for label, values in rows if any(values)),
-        "* planned (FSDP2): this version runs on one device",
+        *(
+            _row(label, [e.memory.peak / unit for e in kind])
+            for label, kind in zip(("peak with replicate", "peak, rollout_weights sharded"), others, strict=True)
+        ),
+        *(
+            _row(f"GB sent by a GPU: {label}", [e.traffic.total / GIGA for e in kind])
+            for label, kind in zip(("shard", "replicate", "lockstep"), (made, *others), strict=True)
+        ),
+        SHARDED,
     ]
 
 
