@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import write_scaling
 from formulas import combination, queries_of
 from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
@@ -538,6 +539,13 @@ def test_the_modes_of_the_docs_are_what_the_formulas_give(name):
     for side in SIDES:
         lines = modes_report(at_size(load_recipe(name, more), side), BAGEL_7B)
         assert "\n".join([*lines, ASSUMED]) in DOC and max(map(len, lines)) <= 120
+
+
+def test_the_script_would_change_no_table_and_misses_none():
+    made = write_scaling.tables()
+    assert write_scaling.written(DOC, made) == DOC and len(made) == DOC.count("<!-- table: ")
+    with pytest.raises(SystemExit, match="0 places"):
+        write_scaling.written(DOC, {"of nothing": ""})
 
 
 def test_the_modes_of_demonstrations_are_refused():
