@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 @functools.cache
 def counted(ranks, names=tuple(CASES)):
-    path = os.pathsep.join([str(HERE), str(HERE.parent / "src")])
+    path = os.pathsep.join([str(HERE), str(HERE.parent / "scripts"), str(HERE.parent / "src")])
     command = [sys.executable, str(HERE / "counted_ranks.py"), str(ranks), *names]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=environment)

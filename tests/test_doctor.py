@@ -83,7 +83,8 @@ def test_plans_for_no_machine_are_refused(words, capsys):
 def test_a_plan_for_other_gpus(capsys):
     tiny_runs.unigrpo("doctor", "--no-self-test", "--gpus", "64", "--gpu-gb", "80")
     said = " ".join(capsys.readouterr().out.split())
-    assert "shard (replicas 8) on 64 GPUs" in said and "gloo" not in said
+    assert "shard on 64 GPUs: replicate would take 290 GB" in said and "gloo" not in said
+    assert "set parallel.rollout_weights sharded, too" in said
 
 
 # ---------------------------------------------------------------- what is here

@@ -30,8 +30,8 @@ from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.planning.compute import replay_backward, replay_forward, velocity
+from unigrpo.tools.planning.layouts import USABLE, choose, choose_for, named
 from unigrpo.tools.planning.memory import activations, autocast, step_working, token_bytes
-from unigrpo.tools.planning.modes import USABLE, choose, choose_for, named
 from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
 from unigrpo.tools.planning.scaling import GPUS, SHARDED, estimate, scaling_report
 from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder

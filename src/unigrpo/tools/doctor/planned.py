@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.doctor.finding import Finding
+from unigrpo.tools.planning.layouts import Choice, choose_for
 from unigrpo.tools.planning.model_sizes import sizes
-from unigrpo.tools.planning.modes import Choice, choose_for, named
+from unigrpo.tools.planning.workload import Layout
 
 RECIPES = ("shapes/unigrpo", "bagel/unigrpo-lora-1gpu", "bagel/unigrpo")
 
@@ -32,4 +33,21 @@ def _finding(name: str, gpus: int, choice: Choice) -> Finding:
     if choice.layout is None:
         return Finding(f"auto: {name}", "note", choice.reason, "", figures)
     where = f"{gpus} GPU{'s' * (gpus > 1)}" if choice.peak is not None else "CPU ranks"
-    return Finding(f"auto: {name}", "ok", f"{named(choice.layout)} on {where}: {choice.reason}", "", figures)
+    keys = further(choice.layout)
+    figures["keys"] = keys
+    said = f"{choice.layout.mode} on {where}: {choice.reason}"
+    also = ", ".join(f"{key} {value}" for key, value in keys.items())
+    todo = f"auto sets the mode alone: on such a machine set {also}, too" if keys else ""
+    return Finding(f"auto: {name}", "ok", said, todo, figures)
+
+
+def further(layout: Layout) -> dict[str, int | str | bool]:
+    """The keys of a recipe that a layout needs beside its mode."""
+    plain, keys = Layout(layout.gpus, layout.mode), {}
+    if layout.replicas != plain.replicas:
+        keys["parallel.replicas"] = layout.replicas
+    if layout.rollout != plain.rollout:
+        keys["parallel.rollout_weights"] = layout.rollout
+    if layout.offload != plain.offload:
+        keys["parallel.cpu_offload"] = layout.offload
+    return keys

@@ -1,4 +1,4 @@
-"""Which ``parallel.mode`` fits: what ``auto`` chooses by the memory of a GPU, and why, in one line."""
+"""Which way to hold the weights fits into the memory of a GPU, and why, in one line: by the dry run's memory model."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def named(layout: Layout) -> str:
 
 
 def choose_for(recipe: Recipe, sizes: ModelSizes, gpus: int, capacity: float | None) -> Choice:
-    """What ``parallel.mode: auto`` chooses for a recipe on ``gpus`` GPUs of ``capacity`` bytes each."""
+    """The same for a recipe on GPUs of ``capacity`` bytes each; the mode is what ``parallel.mode: auto`` takes."""
     return choose(gpus, capacity, lambda layout: estimate(recipe, sizes, layout).memory.peak)
