@@ -144,9 +144,13 @@ RULES = [
     (r"^make ", make),
     (r"^unigrpo parity( DIR)?$", usage),
     (r"^pytest ", paths_exist),
-    (r"bagel_7b.py", script("--tiny --iterations 1 --prompts 1 --think-tokens 2")),
+    (r"bagel_7b.py", script("--tiny")),
     (r"^python benchmarks/", script("--quick")),
     (r"^python scripts/(collect_results|write_recipe_keys).py", script()),
+    (
+        r"^python scripts/write_scaling.py",
+        covered("tests/test_scaling.py::test_the_script_would_change_no_table_and_misses_none"),
+    ),
     (r"^python scripts/study.py", covered("tests/test_study.py::test_runs_that_are_there_are_read_and_not_made_again")),
     (r"^unigrpo reproduce .*\|", usage),
     (r"^unigrpo reproduce ", covered("tests/end_to_end/test_reproduce.py::test_results_say_how_they_were_made")),
@@ -180,6 +184,7 @@ RULES = [
         r"^unigrpo rewards try (NAME|words)",
         covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),
     ),
+    (r"^unigrpo doctor", small("--no-self-test")),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
 ]
 SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE"  # others like them are quick

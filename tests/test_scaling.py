@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import write_scaling
 from formulas import combination, queries_of
 from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
@@ -26,11 +27,15 @@ from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.micro import micro_config
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.policy import ReplayItem, VelocityQuery
+from unigrpo.ranges import ConfigError
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.planning.compute import replay_backward, replay_forward, velocity
-from unigrpo.tools.planning.memory import activations, step_working, token_bytes
-from unigrpo.tools.planning.scaling import GPUS, estimate, scaling_report
+from unigrpo.tools.planning.layouts import USABLE, choose, choose_for, named
+from unigrpo.tools.planning.memory import activations, autocast, step_working, token_bytes
+from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
+from unigrpo.tools.planning.scaling import GPUS, SHARDED, estimate, scaling_report
 from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
+from unigrpo.tools.planning.workload import Layout
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer
 from unigrpo.training.update import Batch, annotate_reference, rescore, update
@@ -430,11 +435,72 @@ def test_a_decoding_step_of_the_frozen_model_reads_its_weights_once():
 
 def test_several_gpus_share_states_and_rows_but_not_a_micro_batch():
     recipe = load_recipe("bagel/unigrpo")
-    one, many = estimate(recipe, BAGEL_7B), estimate(recipe, BAGEL_7B, 64)
-    for part in ("weights", "reference", "gradients", "optimizer"):
+    one, many = estimate(recipe, BAGEL_7B), estimate(recipe, BAGEL_7B, Layout(64))
+    whole = 2 * BAGEL_7B.autoencoder_parameters  # the autoencoder is not shared out
+    for part in ("weights", "reference"):
+        assert getattr(many.memory, part) - whole == pytest.approx((getattr(one.memory, part) - whole) / 64)
+    for part in ("gradients", "optimizer"):
         assert getattr(many.memory, part) == getattr(one.memory, part) / 64
     assert (many.work.rows, one.work.rows) == (12, 768)
     assert many.memory.activations == one.memory.activations
+
+
+def test_replicas_share_rows_and_no_more_than_a_group_shares_weights():
+    recipe = load_recipe("bagel/unigrpo")
+    group, hybrid, all_ = (estimate(recipe, BAGEL_7B, x) for x in (Layout(8), Layout(64, replicas=8), Layout(64)))
+    assert hybrid.memory.weights == group.memory.weights and hybrid.work.rows == all_.work.rows == 12
+    same = estimate(recipe, BAGEL_7B, Layout(64, "replicate"))
+    assert same.memory.weights == estimate(recipe, BAGEL_7B).memory.weights and same.memory.replica == 0
+
+
+def test_a_copy_to_draw_with_is_there_in_rollouts_alone():
+    recipe = load_recipe("bagel/unigrpo")
+    copy, lockstep = estimate(recipe, BAGEL_7B, Layout(8)), estimate(recipe, BAGEL_7B, Layout(8, rollout="sharded"))
+    assert copy.memory.replica == pytest.approx(57.5e9, rel=0.01) and lockstep.memory.replica == 0
+    assert copy.memory.update_peak == lockstep.memory.update_peak
+    more = copy.memory.rollout_peak - lockstep.memory.rollout_peak
+    assert more == pytest.approx(copy.memory.replica + autocast(copy.work) - copy.memory.casts)
+
+
+def test_offload_leaves_what_is_computed_with():
+    kept = estimate(load_recipe("bagel/unigrpo"), BAGEL_7B, Layout(8, rollout="sharded", offload=True)).memory
+    assert kept.gradients == kept.optimizer == 0 and kept.weights == 2 * BAGEL_7B.autoencoder_parameters
+    assert kept.activations > 0 and kept.casts > 0
+
+
+# What auto chooses
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "gigabytes", "chosen"),
+    [
+        ("bagel/unigrpo-lora-1gpu", 1, 80, "replicate"),
+        ("bagel/unigrpo-lora-1gpu", 8, 80, "replicate"),
+        ("bagel/unigrpo-lora-1gpu", 8, 42, "shard"),
+        ("bagel/unigrpo", 8, 141, "shard"),
+        ("bagel/unigrpo", 64, 141, "shard (replicas 8)"),
+        ("bagel/unigrpo", 8, 80, "shard (rollout_weights sharded)"),
+        ("bagel/unigrpo", 8, 24, "shard (rollout_weights sharded, cpu_offload)"),
+    ],
+)
+def test_auto_takes_the_first_that_fits(name, gpus, gigabytes, chosen):
+    recipe = load_recipe(name)
+    found = choose_for(recipe, BAGEL_7B, gpus, gigabytes * 1e9)
+    assert found.layout is not None and named(found.layout) == chosen and chosen in found.reason
+    assert found.peak == estimate(recipe, BAGEL_7B, found.layout).memory.peak <= USABLE * gigabytes * 1e9
+    assert "\n" not in found.reason
+
+
+def test_auto_says_why_nothing_fits_and_knows_ranks_on_cpus():
+    none = choose_for(load_recipe("bagel/unigrpo"), BAGEL_7B, 1, 80e9)
+    assert none.layout is None and "would take 302 GB" in none.reason and "lora" in none.reason
+    assert choose(4, None, lambda layout: 1e15).layout == Layout(4, "replicate")
+
+
+def test_auto_tries_what_sends_least_first():
+    tried = []
+    choose(16, 1.0, lambda layout: tried.append(named(layout)) or 2.0)
+    assert tried[:3] == ["replicate", "shard (replicas 2)", "shard"] and tried[-1].endswith("cpu_offload)")
 
 
 # What is printed
@@ -463,5 +529,25 @@ def test_worked_examples_of_the_docs_are_what_the_formulas_give():
 def test_every_line_fits_and_says_what_is_planned(name):
     lines = scaling_report(load_recipe(name), BAGEL_7B, tflops=989.0, mfu=0.4)
     assert max(map(len, lines)) <= 120
-    assert "* planned (FSDP2): this version runs on one device" in lines
-    assert any(line.endswith(" 64 *") and all(f" {n} *" in line for n in GPUS[1:]) for line in lines)
+    assert SHARDED in lines
+    assert any(line.endswith(" 512 *") and all(f" {n} *" in line for n in GPUS[1:]) for line in lines)
+
+
+@pytest.mark.parametrize("name", EXAMPLES.values())
+def test_the_modes_of_the_docs_are_what_the_formulas_give(name):
+    more = ["--data.prompts_per_iteration=32", "--data.group_size=24"]
+    for side in SIDES:
+        lines = modes_report(at_size(load_recipe(name, more), side), BAGEL_7B)
+        assert "\n".join([*lines, ASSUMED]) in DOC and max(map(len, lines)) <= 120
+
+
+def test_the_script_would_change_no_table_and_misses_none():
+    made = write_scaling.tables()
+    assert write_scaling.written(DOC, made) == DOC and len(made) == DOC.count("<!-- table: ")
+    with pytest.raises(SystemExit, match="0 places"):
+        write_scaling.written(DOC, {"of nothing": ""})
+
+
+def test_the_modes_of_demonstrations_are_refused():
+    with pytest.raises(ConfigError, match="prompts"):
+        modes_report(load_recipe("bagel/sft"), BAGEL_7B)

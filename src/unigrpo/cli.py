@@ -1,7 +1,7 @@
 """The command line: which verb is meant, and what went wrong with it (options: ``options``; verbs: ``commands``).
 
-Exit codes: 0 done (or saved after SIGTERM or SIGHUP), 1 a check failed (parity), 2 something was set that cannot work,
-130 stopped by Ctrl-C.
+Exit codes: 0 done (or saved after SIGTERM or SIGHUP), 1 a check failed (parity, doctor), 2 something was set that
+cannot work, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

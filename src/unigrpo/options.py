@@ -302,6 +302,22 @@ class Reproduce(Common):
     """Where JSON, Markdown and PNG go."""
 
 
+@dataclass(frozen=True)
+class Doctor(Common):
+    """Look whether this machine can do what runs need, and try it in ten seconds; exit 1 if a check failed.
+
+    Versions, extras, threads, memory, disk, GPUs; a small update, a checkpoint and two ranks; what parallel.mode auto
+    would choose.
+    """
+
+    gpus: int | None = None
+    """GPUs to plan for, in place of those that are here (what parallel.mode auto would choose)."""
+    gpu_gb: float | None = None
+    """Memory of one of them in GB, with --gpus (an H100 has 80, an H200 141)."""
+    no_self_test: bool = False
+    """Only look; try nothing."""
+
+
 VERBS: dict[str, type[Common]] = {
     "train": Train,
     "generate": Generate,
@@ -315,6 +331,7 @@ VERBS: dict[str, type[Common]] = {
     "export": Export,
     "make-tiny-bagel": MakeTinyBagel,
     "reproduce": Reproduce,
+    "doctor": Doctor,
 }
 """The verbs; what each does is ``run`` in the module of ``commands`` that is named like it."""
 WITH_OVERRIDES = (Train, RecipeToEdit)

@@ -143,11 +143,14 @@ def velocity(work: Workload) -> float:
 def bytes_per_step(work: Workload) -> float:
     """What one decoded step reads and writes: the reasoning weights, the text head, and half-full caches.
 
-    A weight in the computation's dtype is read. A trained one is fp32: below fp32, autocast reads it, writes a copy
-    and reads that, 8 bytes for 2. The text head runs in fp32, so that a bf16 one is widened: 10 bytes for 2.
+    A weight in the computation's dtype is read; one that is gathered for it is written and read. A trained one is fp32:
+    below fp32, autocast reads it, writes a copy and reads that, 8 bytes for 2. The text head runs in fp32,
+    so that a bf16 one is widened: 10 bytes for 2.
     """
     s, c = work.sizes, work.compute
     per_weight = c if work.reasoning != "full" or c == 4 else 4 + c + c
+    if work.shards > 1 and not work.layout.has_replica:
+        per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4
     adapters = s.adapter(work.rank) * (4 + 2 * c if c < 4 else 4) if work.reasoning == "lora" else 0
     length = work.prompt_tokens + think_steps(work) / 2

@@ -42,8 +42,34 @@ def frozen(work: Workload) -> int:
 
 
 def weights(work: Workload) -> float:
-    """What is trained in fp32, what is frozen in the computation's dtype; shared out over the GPUs."""
-    return (FP32 * trained(work) + work.compute * frozen(work)) / work.gpus
+    """What is trained in fp32, what is frozen in the computation's dtype; shared out, but for the autoencoder's.
+
+    With ``offload`` the shares are in the CPU's memory.
+    """
+    whole = work.compute * work.sizes.autoencoder_parameters
+    shared = FP32 * trained(work) + work.compute * frozen(work) - whole
+    return whole + (0.0 if work.layout.offload else shared / work.shards)
+
+
+def on_device(work: Workload, total: float) -> float:
+    """A GPU's share of what follows the trained weights; none with ``offload``."""
+    return 0.0 if work.layout.offload else total / work.shards
+
+
+def copied(work: Workload) -> float:
+    """A frozen copy of a model: in the computation's dtype, norms and text head that are trained in fp32."""
+    s, c = work.sizes, work.compute
+    norms = s.layers * 2 * (s.hidden + s.head_dim) + s.hidden
+    wide = sum(norms for expert in EXPERTS if work.training(expert) == "full")
+    wide += s.vocab * s.hidden * (work.reasoning == "full")
+    return c * s.model_parameters + (FP32 - c) * wide
+
+
+def replica(work: Workload) -> float:
+    """What a rollout draws with where weights are shared out: the whole model on every GPU, parked after it."""
+    if not work.layout.has_replica or work.supervised:
+        return 0.0
+    return FP32 * trained(work) + work.compute * (frozen(work) - work.sizes.autoencoder_parameters)
 
 
 def reference(work: Workload) -> float:
@@ -51,31 +77,27 @@ def reference(work: Workload) -> float:
 
     Adapters are switched off instead.
     """
-    s, c = work.sizes, work.compute
     if not work.reference or "full" not in (work.reasoning, work.denoising):
         return 0.0
-    norms = s.layers * 2 * (s.hidden + s.head_dim) + s.hidden
-    wide = sum(norms for expert in EXPERTS if work.training(expert) == "full")
-    wide += s.vocab * s.hidden * (work.reasoning == "full")
-    return (c * (s.model_parameters + s.autoencoder_parameters) + (FP32 - c) * wide) / work.gpus
+    return work.compute * work.sizes.autoencoder_parameters + on_device(work, copied(work))
 
 
 def gradients(work: Workload) -> float:
     """fp32, from the first backward pass to the next iteration's update."""
-    return FP32 * trained(work) / work.gpus
+    return on_device(work, FP32 * trained(work))
 
 
 def moments(work: Workload, kind: str) -> float:
     """AdamW's two moments: fp32, or one byte each and a scale for every 256 numbers."""
     each = FP32 if kind == "adamw" else 1 + FP32 / EIGHT_BIT_BLOCK
-    return 2 * each * trained(work) / work.gpus
+    return on_device(work, 2 * each * trained(work))
 
 
 def step_working(work: Workload, kind: str) -> float:
     """One more fp32 tensor for every trained one of an expert while the optimizer steps (AdamW's square roots)."""
     if kind != "adamw":
         return 0.0
-    return FP32 * max(_of_expert(work, expert, work.sizes.expert) for expert in EXPERTS) / work.gpus
+    return on_device(work, FP32 * max(_of_expert(work, expert, work.sizes.expert) for expert in EXPERTS))
 
 
 # The packed replay
@@ -137,13 +159,19 @@ def activations(work: Workload) -> float:
 def casts(work: Workload) -> float:
     """Copies of fp32 weights in the computation's dtype, which autocast makes once a forward and the graph keeps.
 
-    Over several GPUs instead what FSDP2 gathers: two layers, and what belongs to no layer.
+    Where weights are shared out instead what FSDP2 gathers: two layers, and what belongs to no layer.
     """
     s, c = work.sizes, work.compute
-    if work.gpus > 1:
-        root = s.model_parameters - s.vision_parameters - 2 * s.layers * s.layer_parameters
-        return c * (GATHERED_LAYERS * 2 * s.layer_parameters + root)
-    return 0.0 if c == FP32 else c * _of_experts(work, s.cast)
+    if work.shards > 1:
+        rest = s.model_parameters - 2 * s.layers * s.layer_parameters
+        full = sum(s.expert(e) - s.layers * s.layer_parameters for e in EXPERTS if work.training(e) == "full")
+        return c * GATHERED_LAYERS * 2 * s.layer_parameters + FP32 * full + c * (rest - full)
+    return autocast(work)
+
+
+def autocast(work: Workload) -> float:
+    """The casts of whole weights, where a forward meets them (one process, ``replicate``, or a replica)."""
+    return 0.0 if work.compute == FP32 else work.compute * _of_experts(work, work.sizes.cast)
 
 
 def logits(work: Workload) -> float:
@@ -175,7 +203,7 @@ def update_peak(work: Workload) -> float:
     """Gradients, and the most that one micro-batch needs beside them: at the end of its forward or in its backward."""
     kept = activations(work) + logits(work)
     made = kept + casts(work) + logits_working(work)
-    undone = kept + (0.0 if work.checkpointing and work.gpus == 1 else casts(work)) + backward_working(work)
+    undone = kept + (0.0 if work.checkpointing and work.shards == 1 else casts(work)) + backward_working(work)
     return gradients(work) + max(made, undone)
 
 

@@ -1,7 +1,7 @@
-"""What a recipe costs on 1 to 64 GPUs, before anything is loaded: parameters, memory, FLOPs, time (docs/scaling.md).
+"""What a recipe costs on 1 to 512 GPUs, before anything is loaded: memory, FLOPs, time, traffic (docs/scaling.md).
 
-On one GPU the memory parts and FLOPs are formulas that tests compare with measured tensors and counted products. Times
-follow from an assumed speed and were not measured. More than one GPU is the plan of a later version (FSDP2).
+On one GPU the memory parts and FLOPs are formulas that tests compare with measured tensors and counted products, and
+what ranks send is compared with bytes counted on CPU ranks. Times follow from assumed speeds and were not measured.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
+from unigrpo.tools.planning.communication import Traffic, traffic
 from unigrpo.tools.planning.compute import Compute, compute, think, velocity
 from unigrpo.tools.planning.sizes import EXPERTS, ModelSizes
-from unigrpo.tools.planning.workload import PROMPT_TOKENS, Workload, workload
+from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
-GPUS = (1, 2, 4, 8, 16, 32, 64)
+GPUS = (1, 2, 4, 8, 16, 64, 512)
 BANDWIDTH = 3350.0  # GB/s: an H100's
 GIGA, TERA = 1e9, 1e12
 BYTES = ((1e9, "GB"), (1e6, "MB"))
 FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+SHARDED = "* parallel.mode shard, drawn with a whole copy; all of several GPUs is computed, and measured on no GPU"
 SMALL = 1.0  # seconds of an iteration below which starting operations takes longer than doing them
 PHASES = (
     ("prefill", "prompts"),
@@ -48,6 +50,7 @@ class Memory:
     cache: float
     drawing: float
     decoding: float
+    replica: float
     rollout_peak: float
     update_peak: float
     step_peak: float
@@ -60,16 +63,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one iteration of a recipe costs each of ``work.gpus`` GPUs."""
+    """What one iteration of a recipe costs each GPU of ``work.layout``."""
 
     work: Workload
     memory: Memory
     compute: Compute
+    traffic: Traffic
 
     def seconds(self, *, tflops: float, mfu: float, bandwidth: float = BANDWIDTH) -> dict[str, float]:
         """Seconds by phase at ``mfu`` times ``tflops``; a decoding step takes at least its bytes / ``bandwidth`` GB/s.
 
-        Scoring by the reward, and what GPUs send each other, are not in it.
+        Scoring by the reward, and what GPUs send each other (``traffic.seconds``), are not in it.
         """
         c, speed = self.compute, tflops * TERA * mfu
         read = c.portions * c.think_steps * c.bytes_per_step / (bandwidth * GIGA)
@@ -87,14 +91,15 @@ class Estimate:
 def estimate(
     recipe: Recipe,
     sizes: ModelSizes,
-    gpus: int = 1,
+    layout: Layout | None = None,
     *,
     prompt_tokens: int = PROMPT_TOKENS,
     actions: int | None = None,
 ) -> Estimate:
-    """The numbers for one of ``gpus`` GPUs; ``actions``: tokens of a thinking (None: as many as it may take)."""
-    work = workload(recipe, sizes, gpus, prompt_tokens=prompt_tokens, actions=actions)
-    return Estimate(work, memory_of(recipe, work), compute(work))
+    """The numbers for one GPU of a layout (None: one alone); ``actions``: tokens of a thinking (None: the cap)."""
+    work = workload(recipe, sizes, layout or Layout(), prompt_tokens=prompt_tokens, actions=actions)
+    cost = compute(work)
+    return Estimate(work, memory_of(recipe, work), cost, traffic(work, cost))
 
 
 def memory_of(recipe: Recipe, work: Workload) -> Memory:
@@ -105,6 +110,8 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     moments, trajectories = memory.moments(work, kind), memory.trajectories(work)
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
+    replica = memory.replica(work)
+    read = memory.autocast(work) if replica else casts
     always = weights + reference + average + moments + trajectories
     return Memory(
         weights=weights,
@@ -120,7 +127,8 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
         cache=cache,
         drawing=drawing,
         decoding=decoding,
-        rollout_peak=0.0 if work.supervised else always + max(cache + casts + drawing, decoding),
+        replica=replica,
+        rollout_peak=0.0 if work.supervised else always + replica + max(cache + read + drawing, decoding),
         update_peak=always + memory.update_peak(work),
         step_peak=always + gradients + memory.step_working(work, kind),
     )
@@ -141,14 +149,18 @@ def scaling_report(
     actions: int | None = None,
 ) -> list[str]:
     """The lines of the dry run, at most 120 columns: parameters, an iteration's forwards, and tables over GPUs."""
-    made = [estimate(recipe, sizes, n, prompt_tokens=prompt_tokens, actions=actions) for n in gpus]
+    made = [estimate(recipe, sizes, Layout(n), prompt_tokens=prompt_tokens, actions=actions) for n in gpus]
+    others = [
+        [estimate(recipe, sizes, layout, prompt_tokens=prompt_tokens, actions=actions) for layout in kind]
+        for kind in ([Layout(n, "replicate") for n in gpus], [Layout(n, rollout="sharded") for n in gpus])
+    ]
     one = estimate(recipe, sizes, prompt_tokens=prompt_tokens, actions=actions)
     return [
         *_parameters(one.work),
         "",
         *_iteration(one, bandwidth),
         "",
-        *_memory_table(made),
+        *_memory_table(made, others),
         "",
         *_time_table(recipe, made, tflops=tflops, mfu=mfu, bandwidth=bandwidth),
     ]
@@ -217,7 +229,7 @@ def _heading(title: str, made: Sequence[Estimate]) -> str:
     return f"{title:<36}" + "".join(f"{name:>12}" for name in names)
 
 
-def _memory_table(made: Sequence[Estimate]) -> list[str]:
+def _memory_table(made: Sequence[Estimate], others: Sequence[Sequence[Estimate]]) -> list[str]:
     parts = (
         ("weights", "weights"),
         ("reference copy", "reference"),
@@ -232,6 +244,7 @@ def _memory_table(made: Sequence[Estimate]) -> list[str]:
         ("rollout: cache", "cache"),
         ("rollout: drawing, working", "drawing"),
         ("rollout: pixels, working", "decoding"),
+        ("rollout: a whole copy of the weights", "replica"),
         ("peak of the rollout", "rollout_peak"),
         ("peak of the update", "update_peak"),
         ("peak of the optimizer's step", "step_peak"),
@@ -241,7 +254,15 @@ def _memory_table(made: Sequence[Estimate]) -> list[str]:
     return [
         _heading(f"{of} on each GPU, by GPUs", made),
         *(_row(label, values) for label, values in rows if any(values)),
-        "* planned (FSDP2): this version runs on one device",
+        *(
+            _row(label, [e.memory.peak / unit for e in kind])
+            for label, kind in zip(("peak with replicate", "peak, rollout_weights sharded"), others, strict=True)
+        ),
+        *(
+            _row(f"GB sent by a GPU: {label}", [e.traffic.total / GIGA for e in kind])
+            for label, kind in zip(("shard", "replicate", "lockstep"), (made, *others), strict=True)
+        ),
+        SHARDED,
     ]
 
 

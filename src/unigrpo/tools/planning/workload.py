@@ -13,6 +13,33 @@ from unigrpo.tools.planning.sizes import Expert, ModelSizes
 Training = Literal["full", "lora", "frozen"]
 PROMPT_TOKENS = 128  # assumed where nothing else is said: BAGEL's system prompt is about half of it
 WIDTH = {"float32": 4, "bfloat16": 2}
+Mode = Literal["replicate", "shard"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How ``gpus`` ranks hold the weights, as the recipe's section ``parallel`` says it.
+
+    replicate: all of them on every rank; shard: shared out over the gpus / ``replicas`` ranks of a group (FSDP2; HSDP
+    with more than one replica). rollout: what samples are drawn with under shard, a whole ``replica`` on every rank, or
+    the shares in lockstep (``sharded``). offload: the shares, gradients and moments are in the CPU's memory.
+    """
+
+    gpus: int = 1
+    mode: Mode = "shard"
+    replicas: int = 1
+    rollout: Literal["replica", "sharded"] = "replica"
+    offload: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which one copy of the weights is shared out."""
+        return self.gpus // self.replicas if self.mode == "shard" else 1
+
+    @property
+    def has_replica(self) -> bool:
+        """Whether a rollout draws with a whole copy beside the shares."""
+        return self.shards > 1 and self.rollout == "replica"
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Workload:
-    """One iteration on one of ``gpus`` GPUs.
+    """One iteration on one of the GPUs of a layout.
 
     rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
     of one replay; each: rows that share a thinking. prompt_tokens: all that is given, with bos and eos; actions:
@@ -47,7 +74,7 @@ class Workload:
     """
 
     sizes: ModelSizes
-    gpus: int
+    layout: Layout
     rows: int
     prompts: int
     drawn: int
@@ -73,6 +100,16 @@ class Workload:
     branches: int
     rescored: int
     through_decoder: bool
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that share the rows."""
+        return self.layout.gpus
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share one copy of the weights."""
+        return self.layout.shards
 
     def training(self, expert: Expert) -> Training:
         """How an expert is trained."""
@@ -131,9 +168,15 @@ class Workload:
 
 
 def workload(
-    recipe: Recipe, sizes: ModelSizes, gpus: int, *, prompt_tokens: int = PROMPT_TOKENS, actions: int | None = None
+    recipe: Recipe,
+    sizes: ModelSizes,
+    layout: Layout,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
+    actions: int | None = None,
 ) -> Workload:
-    """What a recipe asks of each of ``gpus`` GPUs; ``actions`` None: every thinking is as long as it may be."""
+    """What a recipe asks of each GPU of a layout; ``actions`` None: every thinking is as long as it may be."""
+    gpus = layout.gpus
     method, data, rollout, model = recipe.method, recipe.data, recipe.rollout, recipe.model
     rl = isinstance(data, PromptData)
     group = data.group_size if rl else 1
@@ -144,7 +187,7 @@ def workload(
     minibatches = min(recipe.optimizer.minibatches, math.ceil(rows / group))
     return Workload(
         sizes=sizes,
-        gpus=gpus,
+        layout=layout,
         rows=rows,
         prompts=math.ceil(rows / group),
         drawn=_together(rollout.batch, group, rows),
