@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unigrpo.build  # noqa: F401  # it knows the names of the rewards that ship
 from unigrpo.ranges import ConfigError
 from unigrpo.rewards import registry
 from unigrpo.rewards.making import made
