@@ -75,6 +75,8 @@ class Train(Common):
     """For --dry-run: the share of it that is reached."""
     resume: bool = False
     """Go on with the run in --out from its last complete checkpoint."""
+    nproc: int = 1
+    """Processes (ranks) that share the run on this machine, on GPUs one each; several machines: torchrun."""
 
 
 @dataclass(frozen=True)

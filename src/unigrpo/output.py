@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 
+class Told(ValueError):
+    """An error that another process of the job tells: this one ends without a word."""
+
+
 class SafeStream(io.TextIOBase):
     """A stream to print to that raises nothing; ``None`` within (a closed stdout) drops what is written.
 

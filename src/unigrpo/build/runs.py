@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from unigrpo.build import bases, data, models
 from unigrpo.build.checks import check_size
@@ -24,8 +26,11 @@ from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
+from unigrpo.training.parallel import ONE_PROCESS, World
+from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import RunComponents
+from unigrpo.trajectory import Prompt
 
 # The parts of a run
 
@@ -37,11 +42,26 @@ class RecipeEvaluator:
     recipe: Recipe
     suite: data.Suite
     reward: CompositeReward
+    world: World = ONE_PROCESS
 
     def _evaluate(self, policy: Policy, limit: int, samples: int) -> Evaluation:
+        """Draw and judge; of several ranks each does its share of the prompts, and rank 0 alone has the whole."""
+        prompts = self.suite.prompts(limit)
+        if not self.world.many:
+            return self._evaluated(policy, prompts, samples)
+        with self.world.together():
+            own = prompts[share_of(self.world, len(prompts))]
+            part = self._evaluated(policy, own, samples) if own else None
+        parts = [part for part in self.world.to_first(part) or () if part is not None]
+        height, width = policy.spec.image_size
+        pictures = [part.pictures for part in parts] or [torch.empty((0, 3, height, width), dtype=torch.uint8)]
+        sources = {position: images for part in parts for position, images in part.sources.items()}
+        return Evaluation([record for part in parts for record in part.records], torch.cat(pictures), sources)
+
+    def _evaluated(self, policy: Policy, prompts: Sequence[Prompt], samples: int) -> Evaluation:
         return evaluate(
             policy,
-            self.suite.prompts(limit),
+            prompts,
             self.suite.judge,
             evaluation_sampling(self.recipe),
             samples=samples,
@@ -60,11 +80,11 @@ class RecipeEvaluator:
         return self._evaluate(policy, self.recipe.eval.compare_limit, self.recipe.eval.compare_samples)
 
 
-def source(recipe: Recipe) -> Source:
+def source(recipe: Recipe, world: World = ONE_PROCESS) -> Source:
     """Rollouts for RL, demonstrations for supervised training."""
     given = recipe.data
     if isinstance(given, DemonstrationData):
-        return DemonstrationSource(data.demonstration_maker(recipe, given))
+        return DemonstrationSource(data.demonstration_maker(recipe, given), world)
     return RolloutSource(
         prompts=data.prompts(given.prompts, recipe.seed),
         episode=single_round(think=recipe.rollout.think),
@@ -76,6 +96,8 @@ def source(recipe: Recipe) -> Source:
         seed=recipe.seed,
         advantage=recipe.method.advantage,
         batch=recipe.rollout.batch,
+        minibatches=recipe.optimizer.minibatches,
+        world=world,
     )
 
 
@@ -139,11 +161,11 @@ def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
     return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
 
 
-def parts(recipe: Recipe) -> RunComponents:
+def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
     rewards = check_rewards(recipe)  # refused before a model is loaded
     evaluation_sampling(recipe)
-    made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
+    made_source, made_suite = source(recipe, world), data.suite(recipe.eval.prompts)
     size = drawn_size(recipe)
     if size is not None:
         check_size(recipe, size)
@@ -163,9 +185,10 @@ def parts(recipe: Recipe) -> RunComponents:
         reference=made.reference,
         method=recipe.method,
         source=made_source,
-        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe)),
+        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe), world),
         save_model=made.save,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],
         latent_reward=latent_reward(recipe, made.policy.decode_image),
+        world=world,
     )

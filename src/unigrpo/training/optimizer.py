@@ -6,7 +6,7 @@ to numbers and a scale per block; matrices below 4096 numbers keep fp32 moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unigrpo.policy import Policy
 from unigrpo.ranges import how_to_install
 from unigrpo.recipe import Optimizer as OptimizerConfig
+from unigrpo.training.parallel import local, whole
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a parameter
@@ -68,19 +69,27 @@ class ExpertOptimizer:
         """Forget all gradients."""
         self.adam.zero_grad(set_to_none=True)
 
-    def step(self) -> dict[str, float]:
+    def step(self, learning: Collection[str] = ()) -> dict[str, float]:
         """Clip each expert's gradient to max_grad_norm, step, and return the norms before clipping.
 
         The norm of an expert without gradients (frozen, or not this method's) is 0. Raises TrainingFault, and leaves
-        the weights alone, where a norm is not finite.
+        the weights alone, where a norm is not finite, and where one of the experts in ``learning`` has none: a gradient
+        has reached its answers, and must arrive in its weights.
         """
         gradients = {expert: self._gradients(expert) for expert in self.parameters}
         norms = {expert: nn.utils.get_total_norm(list(named.values())) for expert, named in gradients.items()}
-        for expert, norm in norms.items():
-            if not bool(norm.isfinite()):  # looked at before clipping, which would spread it to every parameter
-                worst = [name for name, gradient in gradients[expert].items() if not bool(gradient.isfinite().all())]
+        for expert in learning:
+            if self.parameters.get(expert) and float(whole(norms[expert])) == 0.0:
                 raise TrainingFault(
-                    f"the gradient of the {expert} parameters is {float(norm)} "
+                    f"the {expert} expert has no gradient, although its answers have one: its weights are cut off from "
+                    "the loss (frozen after the optimizer was made, or computed with in another way than by the "
+                    "model's front doors); nothing was updated"
+                )
+        for expert, norm in norms.items():
+            if not bool(whole(norm).isfinite()):  # looked at before clipping, which would spread it to every parameter
+                worst = [name for name, gradient in gradients[expert].items() if not _finite(gradient)]
+                raise TrainingFault(
+                    f"the gradient of the {expert} parameters is {float(whole(norm))} "
                     f"(first in {worst[0] if worst else 'their norm'}); nothing was updated. "
                     "Lower the learning rate, or look at the rewards of this iteration"
                 )
@@ -89,7 +98,7 @@ class ExpertOptimizer:
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm, foreach=True)
         self.steps += 1
         self.adam.step()
-        return {expert: float(norm) for expert, norm in norms.items()}
+        return {expert: float(whole(norm)) for expert, norm in norms.items()}
 
     def _gradients(self, expert: str) -> dict[str, Tensor]:
         return {name: p.grad for name, p in self.parameters[expert].items() if p.grad is not None}
@@ -137,6 +146,11 @@ class ExpertOptimizer:
     def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
         for named in self.parameters.values():
             yield from named.items()
+
+
+def _finite(gradient: Tensor) -> bool:
+    """Whether this rank sees nothing but finite numbers."""
+    return bool(local(gradient).isfinite().all())
 
 
 def empty_moment(key: str, parameter: nn.Parameter) -> Tensor | None:

@@ -17,6 +17,7 @@ from unigrpo.training import checkpoint
 from unigrpo.training.agreement import check_adapter
 from unigrpo.training.lora import base_state_dict
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
+from unigrpo.training.parallel import ONE_PROCESS, World
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Saver:
     average: MovingAverage | None
     save_model: Callable[[Path], None]
     load_model: Callable[[Path], None]
+    world: World = ONE_PROCESS
     saved: int | None = None
     since: float = field(default_factory=time.monotonic)
 
@@ -53,6 +55,13 @@ class Saver:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
         if self.saved == done:
             return
+        with self.world.together():
+            if self.world.first:  # every rank holds the same
+                self._write(done)
+        self.saved = done
+        self.start_clock()
+
+    def _write(self, done: int) -> None:
         tensors = checkpoint.prefixed("optimizer", self.optimizer.state())
         if self.average is None:
             save_model = self.save_model
@@ -63,8 +72,6 @@ class Saver:
         facts = {"recipe": self.recipe.name, "reference": self.reference_hash}
         state = checkpoint.TrainingState(done, tensors, facts)
         checkpoint.save(self.run_dir, state, save_model, keep=self.recipe.checkpoint.keep)
-        self.saved = done
-        self.start_clock()
 
     def _save_averaged(self, folder: Path) -> None:
         assert self.average is not None
@@ -76,10 +83,15 @@ class Saver:
 
     def restore(self) -> int:
         """Go back to the last complete checkpoint, or the start; return its iterations."""
-        checkpoint.clean(self.run_dir)
-        folders = checkpoint.complete(self.run_dir)
+        if self.world.first:
+            checkpoint.clean(self.run_dir)
+        folders = self.world.told(checkpoint.complete(self.run_dir))
         if not folders:
             return 0
+        with self.world.together():
+            return self._read(folders)
+
+    def _read(self, folders: list[Path]) -> int:
         state = checkpoint.load(folders[-1])
         check_adapter(self.recipe.model.lora, self.policy.module, folders[-1])
         if state.facts.get("reference") != self.reference_hash:
