@@ -1,0 +1,138 @@
+"""Runs of several ranks in processes of their own, under a watchdog, and how far two runs are apart."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import tiny_runs
+from unigrpo.training import checkpoint
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+def environment(**more):
+    """One thread a rank, and this checkout's package."""
+    paths = os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def unigrpo(*words, seconds=120, **more):
+    """The command line in a process of its own: (exit code, stdout, stderr); past ``seconds`` its ranks are killed."""
+    return _finished(["-m", "unigrpo", *map(str, words)], seconds, environment(**more))
+
+
+def _finished(words, seconds, environ):
+    process = subprocess.Popen(
+        [sys.executable, *words], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {seconds} s: ranks wait for each other\n{out}{err}") from None
+    return process.returncode, out, err
+
+
+def together(size, script, *words, seconds=60):
+    """Run a script's ``main`` as ``size`` gloo ranks; what each printed, in order; a hang or a failure fails."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    ranks = []
+    for rank in range(size):
+        environ = environment(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        )
+        command = [sys.executable, str(script), *map(str, words)]
+        ranks.append(
+            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    said = []
+    try:
+        for process in ranks:
+            said.append(process.communicate(timeout=seconds))
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"no end after {seconds} s: ranks wait for each other") from None
+    finally:
+        for process in ranks:
+            process.kill()
+    for rank, (process, (out, err)) in enumerate(zip(ranks, said, strict=True)):
+        assert process.returncode == 0, f"rank {rank} failed\n{out}{err}"
+    return [out for out, _ in said]
+
+
+# How far two runs are apart
+
+
+def numbers_of(line, at=""):
+    """Every number of a metric line by its path; times left out."""
+    if isinstance(line, dict):
+        for key, value in line.items():
+            if key not in tiny_runs.TIMES:
+                yield from numbers_of(value, f"{at}/{key}")
+    elif isinstance(line, list):
+        for index, value in enumerate(line):
+            yield from numbers_of(value, f"{at}/{index}")
+    elif isinstance(line, bool) or line is None or isinstance(line, str):
+        yield at, line
+    else:
+        yield at, float(line)
+
+
+def metric_gap(ours, theirs):
+    """The largest difference of two runs' metrics, relative to 1 or the number, and where; names must agree."""
+    worst, where = 0.0, ""
+    first, second = tiny_runs.lines_of(ours), tiny_runs.lines_of(theirs)
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        a, b = dict(numbers_of(one)), dict(numbers_of(other))
+        assert a.keys() == b.keys(), sorted(a.keys() ^ b.keys())
+        for name, value in a.items():
+            if not isinstance(value, float):
+                assert value == b[name], name
+            elif not (math.isnan(value) and math.isnan(b[name])):
+                gap = abs(value - b[name]) / max(1.0, abs(b[name]))
+                if gap > worst:
+                    worst, where = gap, f"{name} of iteration {one['iteration']}: {value} and {b[name]}"
+    return worst, where
+
+
+def weights_of(run_dir):
+    """All weights of a run's newest checkpoint."""
+    newest = checkpoint.complete(Path(run_dir))[-1]
+    found = {}
+    for name in ("model.safetensors", "ema.safetensors", "adapter_model.safetensors"):
+        if (newest / name).is_file():
+            found |= checkpoint.load_file(newest / name)
+    return found
+
+
+def weight_gap(ours, theirs):
+    """The relative distance of two runs' weights, over all of them, in the L2 norm; and of the worst tensor."""
+    first, second = weights_of(ours), weights_of(theirs)
+    assert first.keys() == second.keys() and first
+    apart = {name: float((first[name].double() - second[name].double()).norm()) for name in first}
+    size = {name: float(second[name].double().norm()) for name in first}
+    whole = math.sqrt(sum(gap**2 for gap in apart.values())) / math.sqrt(sum(norm**2 for norm in size.values()))
+    worst = max(first, key=lambda name: apart[name] / max(size[name], 1e-30))
+    return whole, (worst, apart[worst] / max(size[worst], 1e-30))
+
+
+def drawn(run_dir, name="samples"):
+    """What was thought and earned in the samples that a run keeps."""
+    files = sorted((Path(run_dir) / name).glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def same_weights(ours, theirs):
+    first, second = weights_of(ours), weights_of(theirs)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
