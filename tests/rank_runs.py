@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import rank_worker
 import tiny_runs
 from unigrpo.training import checkpoint
 
@@ -53,9 +54,7 @@ def together(size, script, *words, seconds=60):
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
         )
         command = [sys.executable, str(script), *map(str, words)]
-        ranks.append(
-            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        ranks.append(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     said = []
     try:
         for process in ranks:
@@ -68,6 +67,42 @@ def together(size, script, *words, seconds=60):
     for rank, (process, (out, err)) in enumerate(zip(ranks, said, strict=True)):
         assert process.returncode == 0, f"rank {rank} failed\n{out}{err}"
     return [out for out, _ in said]
+
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+def worker(folder, name, size, mode="replicate", *, recipe=tiny_runs.UNIGRPO, iterations=3, seconds=60, stretch=None, **keys):
+    """A small run (rank_worker.py) of ``size`` ranks: lines, weights and what was drawn; one rank runs right here."""
+    out = Path(folder) / f"{name}.pt"
+    overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}
+    spec = {
+        "recipe": recipe,
+        "overrides": overrides,
+        "iterations": iterations,
+        "mode": mode,
+        "out": str(out),
+        "stretch": stretch or {},
+    }
+    if size == 1:
+        rank_worker.main(spec)
+    else:
+        out.with_suffix(".json").write_text(json.dumps(spec))
+        together(size, WORKER, out.with_suffix(".json"), seconds=seconds)
+    return torch.load(out, weights_only=False)
+
+
+def assert_alike(ours, theirs, *, metrics=1e-5, weights=1e-5, latents=1e-6):
+    """The same trajectories, metrics and weights, but for rounding; texts must be equal."""
+    assert [row[0] for row in ours["drawn"]] == [row[0] for row in theirs["drawn"]]
+    for (key, ids, x, _), (_, other_ids, y, _) in zip(ours["drawn"], theirs["drawn"], strict=True):
+        assert ids == other_ids, f"{key}: other words"
+        gap = float((x - y).abs().max()) / max(1.0, float(y.abs().max()))
+        assert gap <= latents * (1 + key[0]), f"{key}: latents differ by {gap}"
+    gap, where = gap_of(ours["lines"], theirs["lines"])
+    assert gap <= metrics, where
+    gap, worst = gap_of_weights(ours["weights"], theirs["weights"])
+    assert gap <= weights, worst
 
 
 # How far two runs are apart
@@ -89,9 +124,13 @@ def numbers_of(line, at=""):
 
 
 def metric_gap(ours, theirs):
+    """:func:`gap_of` of two run folders."""
+    return gap_of(tiny_runs.lines_of(ours), tiny_runs.lines_of(theirs))
+
+
+def gap_of(first, second):
     """The largest difference of two runs' metrics, relative to 1 or the number, and where; names must agree."""
     worst, where = 0.0, ""
-    first, second = tiny_runs.lines_of(ours), tiny_runs.lines_of(theirs)
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         a, b = dict(numbers_of(one)), dict(numbers_of(other))
@@ -117,8 +156,12 @@ def weights_of(run_dir):
 
 
 def weight_gap(ours, theirs):
+    """:func:`gap_of_weights` of two run folders."""
+    return gap_of_weights(weights_of(ours), weights_of(theirs))
+
+
+def gap_of_weights(first, second):
     """The relative distance of two runs' weights, over all of them, in the L2 norm; and of the worst tensor."""
-    first, second = weights_of(ours), weights_of(theirs)
     assert first.keys() == second.keys() and first
     apart = {name: float((first[name].double() - second[name].double()).norm()) for name in first}
     size = {name: float(second[name].double().norm()) for name in first}

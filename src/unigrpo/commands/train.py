@@ -70,8 +70,15 @@ def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
         first = ranks.check(asked, size, here)
     except ValueError as error:
         raise error if ranks.is_first() else output.Told(str(error)) from error
+    import torch
+
+    from unigrpo.tools.planning.modes import chosen
+
     cuda = build.device_of(first.model).type == "cuda"
-    with joined(cuda=cuda, timeout_s=first.parallel.timeout_s) as world, contextlib.ExitStack() as held:
+    mode, why = chosen(first, torch.cuda.get_device_properties(0).total_memory if cuda else None)
+    print(f"{size} ranks, parallel.mode {mode}: {why}")
+    sharded, wait = mode == "shard", first.parallel.timeout_s
+    with joined(cuda=cuda, timeout_s=wait, sharded=sharded) as world, contextlib.ExitStack() as held:
         run_dir = None
         with world.together():
             if world.first:

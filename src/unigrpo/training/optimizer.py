@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unigrpo.policy import Policy
 from unigrpo.ranges import how_to_install
 from unigrpo.recipe import Optimizer as OptimizerConfig
-from unigrpo.training.parallel import local, whole
+from unigrpo.training.parallel import local, put, whole
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a parameter
@@ -109,7 +109,7 @@ class ExpertOptimizer:
         seen: set[int] = set()
         for name, parameter in self._named():
             for key, value in self.adam.state.get(parameter, {}).items():
-                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                tensor = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
                 if tensor.untyped_storage().data_ptr() in seen:
                     tensor = tensor.clone()  # bitsandbytes has one map for all, which safetensors would refuse
                 seen.add(tensor.untyped_storage().data_ptr())
@@ -133,7 +133,11 @@ class ExpertOptimizer:
                     f"the optimizer state of {name!r} has {key!r} ({value.dtype}, shape {tuple(value.shape)}), which "
                     f"optimizer.kind {self.config.kind} does not keep so: it is of another optimizer or model"
                 )
-            kept[key] = place.copy_(value) if isinstance(place, Tensor) else int(value)
+            if isinstance(place, Tensor):
+                put(place, value)
+                kept[key] = place
+            else:
+                kept[key] = int(value)
 
     def _prepare(self, names: set[str]) -> None:
         """Let bitsandbytes make the (empty) states of these parameters, each in the memory it wants."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -18,12 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unigrpo.output import Told
+from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 
 BUCKET = 2**24
 """Numbers of gradients that are summed over the ranks in one call: 64 MiB of fp32."""
 
 Value = TypeVar("Value")
+Drawing = Callable[[Policy], AbstractContextManager[Policy]]
+"""What samples are drawn with: from the policy that is trained to one to draw with, for as long as the block takes."""
 
 
 class LostRank(ConfigError):
@@ -190,8 +193,13 @@ def lost(error: Exception) -> LostRank:
 ONE_PROCESS = World()
 
 
+def as_it_is(policy: Policy) -> AbstractContextManager[Policy]:
+    """Samples are drawn with the policy itself."""
+    return nullcontext(policy)
+
+
 @contextmanager
-def joined(*, cuda: bool, timeout_s: float) -> Iterator[World]:
+def joined(*, cuda: bool, timeout_s: float, sharded: bool = False) -> Iterator[World]:
     """The ranks that torchrun started, for as long as the block takes; :data:`ONE_PROCESS` where it did not.
 
     gloo between CPUs, NCCL between GPUs (each rank has the one of its LOCAL_RANK); objects always go over gloo. A
@@ -204,7 +212,7 @@ def joined(*, cuda: bool, timeout_s: float) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    world = World(dist.get_rank(), dist.get_world_size())
+    world = World(dist.get_rank(), dist.get_world_size(), sharded)
     try:
         yield world
         world.gather(None)
@@ -226,6 +234,18 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor that may be shared out."""
     return tensor.to_local() if _shared_out(tensor) else tensor  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def put(place: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be shared out; every rank has the whole and keeps its share."""
+    if not _shared_out(place):
+        place.copy_(value)
+        return
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = place.device_mesh, place.placements  # type: ignore[attr-defined]
+    place.copy_(distribute_tensor(value.to(place.device, place.dtype), mesh, placements, src_data_rank=None))
 
 
 def _shared_out(tensor: Tensor) -> bool:

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from unigrpo.policy import Policy
-from unigrpo.recipe import Parallel
-from unigrpo.training.parallel import OtherRank, World
+from unigrpo.recipe.sections import Parallel
+from unigrpo.training.parallel import OtherRank, World, put
 
 
 def mesh_of(world: World, device: torch.device, replicas: int) -> DeviceMesh:
@@ -61,6 +61,7 @@ def shard(policy: Policy, mesh: DeviceMesh, config: Parallel) -> None:
     for part in policy.module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     for door in policy.front_doors():
         if door != "forward":
             register_fsdp_forward_method(policy.module, door)
@@ -104,15 +105,6 @@ def gathered(module: nn.Module, world: World, *, read: bool = False) -> Iterator
                     put(tensor, whole[name])
     finally:
         del _WHOLE[module]
-
-
-@torch.no_grad()
-def put(place: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one that may be shared out; every rank has the whole and keeps its share."""
-    if isinstance(place, DTensor):
-        value = value.to(place.device, place.dtype)
-        value = distribute_tensor(value, place.device_mesh, place.placements, src_data_rank=None)
-    place.copy_(value)
 
 
 # What samples are drawn with
@@ -216,4 +208,3 @@ class Lockstep:
             layer.unshard()
             layer.reshard()
         self.root.reshard()
-

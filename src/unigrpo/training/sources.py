@@ -23,7 +23,7 @@ from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.training.clock import Clock
-from unigrpo.training.parallel import ONE_PROCESS, World
+from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
 from unigrpo.training.sharing import (
     balanced,
     key_of,
@@ -122,6 +122,7 @@ class RolloutSource:
     batch: int | None = None
     minibatches: int = 1
     world: World = ONE_PROCESS
+    drawing: Drawing = as_it_is
 
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Sample, decode, score and assign advantages; one portion is scored while the next is drawn.
@@ -129,8 +130,8 @@ class RolloutSource:
         Of several ranks each does this for its share of every minibatch; what is compared is compared over all ranks.
         """
         prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
-        with self.world.together():
-            pictures, scored = self._scored_meanwhile(self._drawn(policy, prompts, iteration, clock), clock)
+        with self.world.together(), self.drawing(policy) as drawer:
+            pictures, scored = self._scored_meanwhile(self._drawn(drawer, prompts, iteration, clock), clock)
         if not self.world.many:
             self.reward.check_failures([t.failure for t in scored])
             ready = self._assigned(scored)

@@ -26,7 +26,7 @@ from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingF
 from unigrpo.training.parallel import ONE_PROCESS, LostRank, World, drifted
 from unigrpo.training.recorder import NoRecorder, Recorder, gathered, training_canaries
 from unigrpo.training.replay import Batch, Ranks
-from unigrpo.training.saving import Saver
+from unigrpo.training.saving import Saver, Whole, as_held
 from unigrpo.training.sharing import tokens_of
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
 from unigrpo.training.sinks import Place, opened
@@ -72,6 +72,8 @@ class RunComponents:
     compute_dtype: torch.dtype = torch.float32
     latent_reward: LatentReward | None = None
     world: World = ONE_PROCESS
+    reference_hash: str | None = None
+    whole: Whole = as_held
 
 
 @dataclass
@@ -107,6 +109,8 @@ class Trainer:
             self.parts.save_model,
             self.parts.load_model,
             world=self.world,
+            known_reference=self.parts.reference_hash,
+            whole=self.parts.whole,
         )
         self.done = 0
         self.steps = 0  # optimizer steps of the ``done`` iterations
