@@ -72,7 +72,9 @@ def together(size, script, *words, seconds=60):
 WORKER = Path(__file__).with_name("rank_worker.py")
 
 
-def worker(folder, name, size, mode="replicate", *, recipe=tiny_runs.UNIGRPO, iterations=3, seconds=60, stretch=None, **keys):
+def worker(
+    folder, name, size, mode="replicate", *, recipe=tiny_runs.UNIGRPO, iterations=3, seconds=60, stretch=None, **keys
+):
     """A small run (rank_worker.py) of ``size`` ranks: lines, weights and what was drawn; one rank runs right here."""
     out = Path(folder) / f"{name}.pt"
     overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}

@@ -21,7 +21,9 @@ from unigrpo.training.trainer import Stop, Trainer
 def main(spec):
     sharded = spec["mode"] == "shard"
     with joined(cuda=False, timeout_s=50, sharded=sharded) as world:
-        recipe = load_recipe(spec["recipe"], [word for key, value in spec["overrides"].items() for word in (f"--{key}", str(value))])
+        recipe = load_recipe(
+            spec["recipe"], [word for key, value in spec["overrides"].items() for word in (f"--{key}", str(value))]
+        )
         parts = build.parts(recipe, world)
         seen = []
         parts = replace(parts, source=Watched(parts.source, seen))
@@ -29,7 +31,9 @@ def main(spec):
         stretched = stretch(parts, spec.get("stretch", {}).get(str(world.rank)))
         with stretched:
             lines = [trainer.iterate(iteration) for iteration in range(spec["iterations"])]
-        trained = {n: whole(p.detach()).clone() for named in parts.policy.parameter_groups().values() for n, p in named.items()}
+        trained = {
+            n: whole(p.detach()).clone() for named in parts.policy.parameter_groups().values() for n, p in named.items()
+        }
         drawn = [row for rows in world.gather(seen) for row in rows]
         if world.first:
             drawn.sort(key=lambda row: row[0])

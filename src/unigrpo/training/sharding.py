@@ -26,7 +26,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from unigrpo.policy import Policy
-from unigrpo.recipe.sections import Parallel
+from unigrpo.recipe import Parallel
 from unigrpo.training.parallel import OtherRank, World, put
 
 
