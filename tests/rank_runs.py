@@ -51,7 +51,12 @@ def together(size, script, *words, seconds=60):
     ranks = []
     for rank in range(size):
         environ = environment(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+            GLOO_SOCKET_IFNAME="lo",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
         )
         command = [sys.executable, str(script), *map(str, words)]
         ranks.append(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
@@ -72,10 +77,13 @@ def together(size, script, *words, seconds=60):
 WORKER = Path(__file__).with_name("rank_worker.py")
 
 
-def worker(
-    folder, name, size, mode="replicate", *, recipe=tiny_runs.UNIGRPO, iterations=3, seconds=60, stretch=None, **keys
-):
-    """A small run (rank_worker.py) of ``size`` ranks: lines, weights and what was drawn; one rank runs right here."""
+def worker(folder, name, size, mode="replicate", **keys):
+    """A small run (rank_worker.py) of ``size`` ranks: lines, weights and what was drawn; one rank runs right here.
+
+    keys: of the recipe, and recipe, iterations (3), seconds (of the watchdog, 60), stretch (rank: tokens).
+    """
+    recipe, iterations = keys.pop("recipe", tiny_runs.UNIGRPO), keys.pop("iterations", 3)
+    seconds, stretch = keys.pop("seconds", 60), keys.pop("stretch", None)
     out = Path(folder) / f"{name}.pt"
     overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}
     spec = {

@@ -106,7 +106,7 @@ def recomputation_enters_no_door(world):
 
 
 def one_process_way_is_noticed(world):
-    """Without our own backward the image half would not train, or not rightly; the guard names it where it has nothing."""
+    """The backward of one process trains the image half wrongly; the guard names an expert that has nothing."""
     policy, reference = small_policy(), small_policy()
     batch = batch_of(policy)
     expected = step(reference, still(reference), batch).grad_norm["denoising"]
@@ -214,7 +214,7 @@ def adapters_come_before_shards(world):
 
 
 def saved_whole_and_read_whole(world):
-    """What rank 0 writes is what one process writes, and what is read is shared out again; the optimizer's state too."""
+    """What rank 0 writes is what one process writes; what is read is shared out again, the optimizer's state too."""
     policy, reference = small_policy(), small_policy()
     batch, settings = batch_of(policy), Optimizer(lr_reasoning=1e-2, lr_denoising=1e-2)
     share(policy, world)

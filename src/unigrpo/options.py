@@ -76,7 +76,8 @@ class Train(Common):
     resume: bool = False
     """Go on with the run in --out from its last complete checkpoint."""
     nproc: int = 1
-    """Processes (ranks) that share the run on this machine, on GPUs one each; several machines: torchrun."""
+    """Ranks (processes) that share the run on this machine, each with a GPU of its own where there are any; 0: as many
+    as a measurement of a second finds faster. Several machines: torchrun."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unigrpo import build, options, output
@@ -52,14 +53,21 @@ def asked_for(verb: options.Train, overrides: Sequence[str]) -> Recipe | StagedR
 
 def launch_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
     """Start ``--nproc`` processes of this very command, after what can be known now is checked."""
-    if not 1 <= verb.nproc <= MOST_RANKS:
-        raise ConfigError(f"--nproc {verb.nproc}: it must be from 1 to {MOST_RANKS}")
+    if not 0 <= verb.nproc <= MOST_RANKS:
+        raise ConfigError(
+            f"--nproc {verb.nproc}: it must be from 1 to {MOST_RANKS}, or 0 for as many as are faster on this machine"
+        )
     with contextlib.redirect_stdout(output.SafeStream(None)):  # rank 0 says it again
-        ranks.check(asked_for(verb, overrides), verb.nproc, verb.nproc)
+        asked = asked_for(verb, overrides)
+    count, why = (verb.nproc, "") if verb.nproc else ranks.faster(asked)
+    print(why, end="\n" if why else "")
+    if count == 1:
+        return run(replace(verb, nproc=1), overrides)
+    ranks.check(asked, count, count)
     words = ["train", verb.recipe, *overrides]
     words += ["--out", str(verb.out)] if verb.out is not None else []
     flags = (("--resume", verb.resume), ("--quiet", verb.quiet), ("--json", verb.json))
-    return launch([*words, *(flag for flag, on in flags if on)], verb.nproc)
+    return launch([*words, *(flag for flag, on in flags if on)], count)
 
 
 def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import torch
 from unigrpo import build
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import PromptData, Recipe, StagedRecipe
+from unigrpo.runs.measuring import rates
 from unigrpo.training.parallel import launched
 
 
@@ -40,6 +41,17 @@ def check(asked: Recipe | StagedRecipe, size: int, here: int) -> Recipe:
     for recipe in recipes:
         check_one(recipe, size, here)
     return recipes[0]
+
+
+def faster(asked: Recipe | StagedRecipe) -> tuple[int, str]:
+    """As many ranks as are faster on this machine, and why, in one line: a rank a GPU, or what a measurement says."""
+    recipes = asked.stages if isinstance(asked, StagedRecipe) else (asked,)
+    most = min(units(recipe)[0] for recipe in recipes)
+    if build.device_of(recipes[0].model).type == "cuda":
+        gpus = min(most, torch.cuda.device_count())
+        return gpus, f"{gpus} rank{'s' * (gpus != 1)}: one for each GPU of this machine"
+    measured = rates(most)
+    return (1, "one process: there is one core") if measured is None else (measured.chosen, str(measured))
 
 
 def check_one(recipe: Recipe, size: int, here: int) -> None:
