@@ -147,8 +147,13 @@ def a_forward_sees_the_weights_of_now(world):
     close(moved, dict(reference.model.named_parameters())[embedding].detach())
     assert not torch.equal(moved, small_policy().model.state_dict()[embedding])
     for average in averages:
+        average.update(3)
+    for name, value in averages[0].shadow.items():
+        close(whole(averages[1].shadow[name]), value, 1e-6)
+    for average in averages:
         average.swap()
-    close(logits_of(policy), logits_of(small_policy()))
+    close(logits_of(policy), logits_of(reference))
+    assert not torch.equal(logits_of(reference), logits_of(small_policy()))
     for average in averages:
         average.swap()
     close(logits_of(policy), logits_of(reference))

@@ -61,7 +61,8 @@ def train_one(recipe: Recipe, run_dir: Path, going: Going) -> bool:
     recipe, parts = _made(recipe, going.world)
     trainer = Trainer(recipe, parts, run_dir, going.stop)
     start = trainer.resume() if going.resume else 0
-    trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
+    if going.world.first:  # reads large files
+        trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
     return run_trainer(trainer, start, going.again(recipe.name, run_dir))
 
 
@@ -119,7 +120,8 @@ def train_stage(staged: StagedRecipe, number: int, run_dir: Path, going: Going) 
     with hold(folder / LOCK) if going.world.first else nullcontext():
         trainer = Trainer(recipe, parts, folder, going.stop)
         start = trainer.resume()  # of a new stage: 0
-        trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
+        if going.world.first:  # reads large files
+            trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
         return run_trainer(trainer, start, going.again(staged.name, run_dir))
 
 

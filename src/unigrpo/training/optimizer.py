@@ -201,7 +201,7 @@ class MovingAverage:
         """shadow <- d shadow + (1 - d) weights, d = min(decay, (1 + step) / (10 + step))."""
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.parameters.items():
-            self.shadow[name].lerp_(parameter, weight)
+            local(self.shadow[name]).lerp_(local(parameter), weight)
 
     @torch.no_grad()
     def swap(self) -> None:

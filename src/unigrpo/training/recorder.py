@@ -158,9 +158,6 @@ class Recorder:
 class NoRecorder(Recorder):
     """That of ranks other than 0: nothing is written, and nobody watches."""
 
-    def start(self, recipe_yaml: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Nothing."""
-
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Nothing."""
 

@@ -134,8 +134,9 @@ class Reached:
                     if tensor.requires_grad and tensor.numel():
                         tensor.register_hook(partial(self._note, expert))
 
-    def _note(self, expert: str, gradient: Tensor) -> None:
-        self.seen.setdefault(expert, []).append(gradient.detach().abs().amax())
+    def _note(self, expert: str, gradient: Tensor | None) -> None:
+        if gradient is not None:  # autograd's word for 0
+            self.seen.setdefault(expert, []).append(gradient.detach().abs().amax())
 
     def experts(self) -> frozenset[str]:
         """Their names."""
