@@ -85,13 +85,13 @@ def unknown(verb: object, name: str, words: Sequence[str]) -> str:
 
 def _run(verb: Common, overrides: Sequence[str]) -> int:
     """Run a verb's command, which is imported only now: it takes torch along."""
-    from unigrpo.runs.ranks import is_first, refuse_ranks
+    from unigrpo.runs.ranks import refuse_ranks
 
     name = next(name for name, kind in VERBS.items() if type(verb) is kind)
     if not isinstance(verb, Train):
         refuse_ranks(f"unigrpo {name}")
     command = import_module(f"unigrpo.commands.{name.replace('-', '_')}")
-    silent = nullcontext() if is_first() else redirect_stdout(output.SafeStream(None))
+    silent = nullcontext() if output.rank() == 0 else redirect_stdout(output.SafeStream(None))
     with silent, output.speaking(quiet=verb.quiet, json=verb.json):
         return command.run(verb, overrides) if isinstance(verb, WITH_OVERRIDES) else command.run(verb)
 
@@ -112,7 +112,7 @@ def guarded(action: Callable[[], int]) -> int:
 
 def fail(message: str, code: int = 2) -> int:
     """Print an error to stderr and return its exit code."""
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or code != 130:  # what stops a job stops all its ranks
-        print(f"unigrpo: error: {'' if rank == '0' else f'rank {rank}: '}{message}", file=sys.stderr)
+    rank = output.rank()
+    if rank == 0 or code != 130:  # what stops a job stops all its ranks
+        print(f"unigrpo: error: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
     return code

@@ -77,7 +77,7 @@ def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
         size, here = ranks.counted()
         first = ranks.check(asked, size, here)
     except ValueError as error:
-        raise error if ranks.is_first() else output.Told(str(error)) from error
+        raise error if output.rank() == 0 else output.Told(str(error)) from error
     import torch
 
     from unigrpo.tools.planning.modes import chosen

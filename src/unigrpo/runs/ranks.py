@@ -30,11 +30,6 @@ def counted() -> tuple[int, int]:
     return size, int(here) if here.isdigit() else size
 
 
-def is_first() -> bool:
-    """Whether this is rank 0, before the ranks have met."""
-    return os.environ.get("RANK", "0").strip() == "0"
-
-
 def check(asked: Recipe | StagedRecipe, size: int, here: int) -> Recipe:
     """Refuse a job of ``size`` ranks (``here`` on this machine) that cannot work; return the first stage's recipe."""
     recipes = asked.stages if isinstance(asked, StagedRecipe) else (asked,)
