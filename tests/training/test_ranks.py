@@ -55,7 +55,12 @@ def test_a_trap_of_shared_out_weights(trap):
     assert all(trap.__name__ in out for out in said)
 
 
-QUICK = ("each_expert_gets_its_gradient", "a_fault_on_one_rank_is_all_ranks", "summed_as_one_process")
+QUICK = (
+    "each_expert_gets_its_gradient",
+    "one_rank_draws_much_longer",
+    "summed_as_one_process",
+    "a_fault_on_one_rank_is_all_ranks",
+)
 
 
 def test_each_expert_learns_what_it_learns_in_one_process():
