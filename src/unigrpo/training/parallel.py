@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -79,10 +79,10 @@ class World:
         """The same for rank 0 alone (None on all others): for what is not small."""
         if not self.many:
             return [value]
-        said: list[Value | None] | None = list[Value | None]([None] * self.size) if self.first else None
+        said: Any = [None] * self.size if self.first else None
         with _answered():
             dist.gather_object(value, said, dst=0)
-        return said  # type: ignore[return-value]
+        return said
 
     def told(self, value: Value) -> Value:
         """What rank 0 says."""
@@ -122,6 +122,9 @@ class World:
             failed = error
         if not self.many:
             return
+        other = failed if isinstance(failed, OtherRank) else None
+        if other is not None:  # this rank knows that one failed, and here it learns which
+            failed = None
         said = self.gather(None if failed is None else str(failed))
         if failed is not None:
             if self.first or not isinstance(failed, ValueError | OSError):
@@ -130,6 +133,8 @@ class World:
         for rank, words in enumerate(said):
             if words is not None:
                 raise OtherRank(f"rank {rank}: {words}") if self.first else Told(words)
+        if other is not None:
+            raise other
 
     # Gradients
 
