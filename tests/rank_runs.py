@@ -108,7 +108,8 @@ def assert_alike(ours, theirs, *, metrics=1e-5, weights=1e-5, latents=1e-6):
     for (key, ids, x, _), (_, other_ids, y, _) in zip(ours["drawn"], theirs["drawn"], strict=True):
         assert ids == other_ids, f"{key}: other words"
         gap = float((x - y).abs().max()) / max(1.0, float(y.abs().max()))
-        assert gap <= latents * (1 + key[0]), f"{key}: latents differ by {gap}"
+        # those of the first iteration are drawn with the same weights
+        assert gap <= (latents if key[0] == 0 else 10 * latents), f"{key}: latents differ by {gap}"
     gap, where = gap_of(ours["lines"], theirs["lines"])
     assert gap <= metrics, where
     gap, worst = gap_of_weights(ours["weights"], theirs["weights"])

@@ -40,6 +40,12 @@ def main(spec):
             torch.save({"lines": lines, "weights": trained, "drawn": drawn}, spec["out"])
 
 
+def brightness(images, prompts, metadata, thinking):
+    """A reward that changes little where a picture does: how bright its left half is, less the right."""
+    half = images.shape[3] // 2
+    return (images[..., :half].mean((1, 2, 3)) - images[..., half:].mean((1, 2, 3))).tolist()
+
+
 class Watched:
     """A source that notes what it drew: (iteration, position, sample), ids, latents, advantages, of this rank."""
 
