@@ -22,7 +22,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train a model that thinks, then draws (minutes on a CPU; RECIPE=... for another recipe)
-	@$(BIN)/unigrpo train $(RECIPE)
+	@$(BIN)/unigrpo train $(RECIPE) --nproc 0
 
 test: $(READY)  ## the tests (without the slow ones)
 	@$(PYTEST)

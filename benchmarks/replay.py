@@ -29,7 +29,8 @@ from unigrpo.policy import Replayed, ReplayItem, VelocityQuery
 from unigrpo.recipe import PromptData, load_recipe
 from unigrpo.rollout.engine import RandomKeys, rollout
 from unigrpo.rollout.episode import single_round
-from unigrpo.training.update import Batch, annotate_reference, backward, replay
+from unigrpo.training.gradients import backward
+from unigrpo.training.update import Batch, annotate_reference, replay
 from unigrpo.trajectory import Segment, Text
 
 RECIPE, GOAL, SAME = "shapes/unigrpo", 1.8, 1e-4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from typing import Annotated, Union
 
@@ -16,7 +17,7 @@ import tyro
 from tyro.conf import CascadeSubcommandArgs, FlagCreatePairsOff, subcommand
 
 from unigrpo import loading, output, version
-from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval
+from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval, Train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,12 +87,12 @@ def _run(verb: Common, overrides: Sequence[str]) -> int:
     """Run a verb's command, which is imported only now: it takes torch along."""
     from unigrpo.runs.ranks import refuse_ranks
 
-    if not isinstance(verb, Eval):  # whose ranks share the drawing
-        refuse_ranks()
     name = next(name for name, kind in VERBS.items() if type(verb) is kind)
+    if not isinstance(verb, Train | Eval):  # whose ranks share the work
+        refuse_ranks(f"unigrpo {name}")
     command = import_module(f"unigrpo.commands.{name.replace('-', '_')}")
-    first = os.environ.get("RANK", "0") == "0"  # of several processes of one job one speaks
-    with output.speaking(quiet=verb.quiet, json=verb.json and first):
+    silent = nullcontext() if output.rank() == 0 else redirect_stdout(output.SafeStream(None))
+    with silent, output.speaking(quiet=verb.quiet, json=verb.json):
         return command.run(verb, overrides) if isinstance(verb, WITH_OVERRIDES) else command.run(verb)
 
 
@@ -99,6 +100,8 @@ def guarded(action: Callable[[], int]) -> int:
     """Run an action; a ValueError (reward and training faults are some) or a file error is told, not traced back."""
     try:
         return action()
+    except output.Told:
+        return 2
     except OSError as error:
         return fail(output.told(error))
     except ValueError as error:
@@ -109,5 +112,7 @@ def guarded(action: Callable[[], int]) -> int:
 
 def fail(message: str, code: int = 2) -> int:
     """Print an error to stderr and return its exit code."""
-    print(f"unigrpo: error: {message}", file=sys.stderr)
+    rank = output.rank()
+    if rank == 0 or code != 130:  # what stops a job stops all its ranks
+        print(f"unigrpo: error: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
     return code

@@ -73,6 +73,9 @@ class Train(Common):
     """For --dry-run: the share of it that is reached."""
     resume: bool = False
     """Go on with the run in --out from its last complete checkpoint."""
+    nproc: int = 1
+    """Ranks (processes) that share the run on this machine, each with a GPU of its own where there are any; 0: as many
+    as a measurement of a second finds faster. Several machines: torchrun."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 
+def rank() -> int:
+    """Which process of a job of several this is, by torchrun's variables; 0 for the only one."""
+    number, size = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
+    return int(number) if number.isdigit() and size.isdigit() and int(size) > 1 else 0
+
+
+class Told(ValueError):
+    """An error that another process of the job tells: this one ends without a word."""
+
+
 class SafeStream(io.TextIOBase):
     """A stream to print to that raises nothing; ``None`` within (a closed stdout) drops what is written.
 

@@ -218,6 +218,17 @@ class Policy(Scorer, Protocol):
         """
         ...
 
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        """The parts of the module that are shared out one by one over the ranks of a sharded run, in forward order.
+
+        Every forward must enter each of them once; what is in none is gathered for the whole forward.
+        """
+        return ()
+
+    def front_doors(self) -> Sequence[str]:
+        """The methods of the module by which weights are computed with, forward and what its class lists."""
+        return ("forward",)
+
     def adapter_targets(self, groups: Sequence[str]) -> list[str]:
         """The linear layers of some groups that LoRA adapts, by name in the module."""
         raise ValueError("this model says no layers for LoRA adapters: set model.lora to null to train its weights")

@@ -184,8 +184,6 @@ def test_a_hole_in_the_metrics_is_found_before_a_model_is_loaded(tmp_path, monke
 @pytest.mark.parametrize(
     "words",
     [
-        ("train", tiny_runs.UNIGRPO, "--out", "run"),
-        ("train", tiny_runs.UNIGRPO, "--out", "run", "--resume"),
         ("generate", "a red circle"),
         ("export", "MODEL", "out"),
         ("report", "run"),
@@ -194,13 +192,13 @@ def test_a_hole_in_the_metrics_is_found_before_a_model_is_loaded(tmp_path, monke
     ],
     ids=lambda words: " ".join(words[:1] + words[4:]),
 )
-def test_torchrun_is_refused_until_there_are_ranks(tmp_path, monkeypatch, capsys, words):
+def test_torchrun_is_for_training_alone(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     words = [str(tiny_runs.model_folder()) if word == "MODEL" else word for word in words]
     assert tiny_runs.unigrpo(*words) == 2
-    assert "WORLD_SIZE is 2 (torchrun): this version works in one process" in capsys.readouterr().err
+    assert f"WORLD_SIZE is 2 (torchrun): unigrpo {words[0]} works in one process" in capsys.readouterr().err
     assert tiny_runs.listed(tmp_path) == []
 
 

@@ -17,12 +17,12 @@ from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.method import targets_per_row
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.recipe import Optimizer
+from unigrpo.training.gradients import backward
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.training.update import (
     Batch,
     RatioBounds,
     annotate_reference,
-    backward,
     minibatches,
     ratio_bounds,
     replay,

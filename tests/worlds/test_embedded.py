@@ -11,6 +11,7 @@ from unigrpo.build.checks import check_data, metadata_check, opened
 from unigrpo.build.worlds import EMBEDDED, SHAPES, WORDS, judging, named, speaking, started_by
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, Model, Scorer, load_recipe
+from unigrpo.training.parallel import ONE_PROCESS
 from unigrpo.worlds.demonstrations import DemonstrationMix
 from unigrpo.worlds.prompt_files import Row
 
@@ -92,5 +93,5 @@ def test_a_world_is_drawn_at_its_own_size_alone(recipe, world):
 def test_demonstrations_of_a_world_take_its_mix_and_others_none():
     recipe = load_recipe("words/sft")
     assert isinstance(recipe.data, DemonstrationData)
-    made = data.demonstration_maker(recipe, recipe.data)(models.policy(Model(WORDS.start)), 0)
+    made = data.demonstration_maker(recipe, recipe.data)(models.policy(Model(WORDS.start)), 0, ONE_PROCESS)
     assert len(made) == recipe.data.batch_size

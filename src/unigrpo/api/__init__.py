@@ -57,7 +57,7 @@ def train(
     says what was set, why it cannot work and what to change.
     """
     loading.stop_if_loading()
-    refuse_ranks()
+    refuse_ranks("unigrpo.train from Python")
     call = Call(str(recipe), _named(model), prompts, reward, nested(overrides))
     folder = None if out is None else Path(out).expanduser()
     return Run(resumed_by(call, folder) if resume else begun_by(call, folder))

@@ -15,6 +15,8 @@ from unigrpo.evaluation.evaluator import Judge, unjudged
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, Mix, Recipe
+from unigrpo.training.parallel import World
+from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import PromptSource
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds import geneval, pairs
@@ -62,14 +64,18 @@ def _split(name: str) -> tuple[EmbeddedWorld, str]:
 # Demonstrations
 
 
-def demonstration_maker(recipe: Recipe, data: DemonstrationData) -> Callable[[Policy, int], list[Trajectory]]:
-    """A maker of batches: (policy, iteration) -> trajectories with targets."""
+Maker = Callable[[Policy, int, World], list[Trajectory]]
+"""(policy, iteration, world) -> a rank's share of the iteration's trajectories with targets."""
+
+
+def demonstration_maker(recipe: Recipe, data: DemonstrationData) -> Maker:
+    """A maker of batches."""
     if (world := EMBEDDED.get(data.demonstrations)) is not None:
         return _world_maker(recipe, data, world.teacher)
     source = own_demonstrations(recipe, data)
 
-    def make(policy: Policy, iteration: int) -> list[Trajectory]:
-        batch = source.batch(iteration, data.batch_size)
+    def make(policy: Policy, iteration: int, world: World) -> list[Trajectory]:
+        batch = source.batch(iteration, data.batch_size)[share_of(world, data.batch_size)]
         keys = [seeds.generator(recipe.seed, iteration, pair.prompt.position, 0, "drop prompt") for pair in batch]
         drop = [float(torch.rand((), generator=key)) < data.drop_prompt for key in keys]
         return pairs.supervised_trajectories(policy, batch, drop=drop)
@@ -88,12 +94,10 @@ def own_demonstrations(recipe: Recipe, data: DemonstrationData) -> pairs.RowPair
     return pairs.own_pairs(data.demonstrations, recipe.seed)
 
 
-def _world_maker(
-    recipe: Recipe, data: DemonstrationData, teacher: Teacher[Any]
-) -> Callable[[Policy, int], list[Trajectory]]:
+def _world_maker(recipe: Recipe, data: DemonstrationData, teacher: Teacher[Any]) -> Maker:
     mix = data.mix
 
-    def make(policy: Policy, iteration: int) -> list[Trajectory]:
+    def make(policy: Policy, iteration: int, world: World) -> list[Trajectory]:
         early = iteration < mix.dense_until * recipe.iterations
         now = DemonstrationMix(
             bad_plan=mix.bad_plan,
@@ -104,7 +108,8 @@ def _world_maker(
             unsorted=mix.unsorted,
             plan_only=mix.plan_only,
         )
-        return teacher.trajectories(policy, teacher.batch(recipe.seed, iteration, data.batch_size, now))
+        batch = teacher.batch(recipe.seed, iteration, data.batch_size, now)
+        return teacher.trajectories(policy, batch[share_of(world, len(batch))])
 
     return make
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from unigrpo.build import bases, data, models
 from unigrpo.build.checks import check_size
@@ -24,8 +26,12 @@ from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
+from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
+from unigrpo.training.saving import Whole, as_held, fingerprint
+from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import RunComponents
+from unigrpo.trajectory import Prompt
 
 # The parts of a run
 
@@ -37,11 +43,27 @@ class RecipeEvaluator:
     recipe: Recipe
     suite: data.Suite
     reward: CompositeReward
+    world: World = ONE_PROCESS
+    drawing: Drawing = as_it_is
 
     def _evaluate(self, policy: Policy, limit: int, samples: int) -> Evaluation:
+        """Draw and judge; of several ranks each does its share of the prompts, and rank 0 alone has the whole."""
+        prompts = self.suite.prompts(limit)
+        if not self.world.many:
+            return self._evaluated(policy, prompts, samples)
+        own = prompts[share_of(self.world, len(prompts))]
+        with self.world.together(), self.drawing(policy) as drawer:
+            part = self._evaluated(drawer, own, samples) if own else None
+        parts = [part for part in self.world.to_first(part) or () if part is not None]
+        height, width = policy.spec.image_size
+        pictures = [part.pictures for part in parts] or [torch.empty((0, 3, height, width), dtype=torch.uint8)]
+        sources = {position: images for part in parts for position, images in part.sources.items()}
+        return Evaluation([record for part in parts for record in part.records], torch.cat(pictures), sources)
+
+    def _evaluated(self, policy: Policy, prompts: Sequence[Prompt], samples: int) -> Evaluation:
         return evaluate(
             policy,
-            self.suite.prompts(limit),
+            prompts,
             self.suite.judge,
             evaluation_sampling(self.recipe),
             samples=samples,
@@ -60,11 +82,11 @@ class RecipeEvaluator:
         return self._evaluate(policy, self.recipe.eval.compare_limit, self.recipe.eval.compare_samples)
 
 
-def source(recipe: Recipe) -> Source:
+def source(recipe: Recipe, world: World = ONE_PROCESS, drawing: Drawing = as_it_is) -> Source:
     """Rollouts for RL, demonstrations for supervised training."""
     given = recipe.data
     if isinstance(given, DemonstrationData):
-        return DemonstrationSource(data.demonstration_maker(recipe, given))
+        return DemonstrationSource(data.demonstration_maker(recipe, given), world)
     return RolloutSource(
         prompts=data.prompts(given.prompts, recipe.seed),
         episode=single_round(think=recipe.rollout.think),
@@ -76,6 +98,9 @@ def source(recipe: Recipe) -> Source:
         seed=recipe.seed,
         advantage=recipe.method.advantage,
         batch=recipe.rollout.batch,
+        minibatches=recipe.optimizer.minibatches,
+        world=world,
+        drawing=drawing,
     )
 
 
@@ -88,12 +113,16 @@ def trains(recipe: Recipe) -> Callable[[str], bool]:
 
 @dataclass(frozen=True)
 class Trained:
-    """The policy of a run, what its regularisers compare with, and how its weights are saved and read back."""
+    """The policy of a run, what its regularisers compare with, and how its weights are saved and read back.
+
+    frozen: the reference, where it is a model of its own and not the policy without its adapter.
+    """
 
     policy: Policy
     reference: Scorer | None
     save: Callable[[Path], None]
     load: Callable[[Path], None]
+    frozen: Policy | None = None
 
 
 def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
@@ -116,7 +145,7 @@ def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
             merge=True,
         )
         frozen.module.requires_grad_(False)
-    return Trained(policy, frozen, policy.save, policy.restore)
+    return Trained(policy, frozen, policy.save, policy.restore, frozen)
 
 
 def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
@@ -139,7 +168,43 @@ def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
     return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
 
 
-def parts(recipe: Recipe) -> RunComponents:
+def trained(recipe: Recipe, *, wants_reference: bool = True) -> Trained:
+    """The policy and its reference, as the recipe trains it."""
+    if recipe.model.lora is None:
+        return full_training(recipe, wants_reference=wants_reference and recipe.method.needs_reference)
+    return adapter_training(recipe, recipe.model.lora)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How a run draws and saves, by whether its weights are shared out over the ranks."""
+
+    drawing: Drawing = as_it_is
+    whole: Whole = as_held
+    reference_hash: str | None = None
+
+
+def shared_out(recipe: Recipe, made: Trained, world: World) -> Shared:
+    """Share the weights of a policy and its reference out over the ranks, in place; nothing else in other runs."""
+    if not world.sharded:
+        return Shared()
+    from unigrpo.training import sharding
+
+    device, known = next(made.policy.module.parameters()).device, fingerprint(made.reference)
+    config, drawing = recipe.parallel, as_it_is
+    if config.rollout_weights == "replica":
+        drawing = sharding.Replica(made.policy, trained(recipe, wants_reference=False).policy)
+    mesh = sharding.mesh_of(world, device, config.replicas)
+    sharding.shard(made.policy, mesh, config)
+    if made.frozen is not None:
+        sharding.shard(made.frozen, mesh, config)
+    if config.rollout_weights == "sharded":
+        drawing = sharding.Lockstep(made.policy, world)
+    module = made.policy.module
+    return Shared(drawing, lambda read: sharding.gathered(module, world, read=read), known)
+
+
+def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
     rewards = check_rewards(recipe)  # refused before a model is loaded
     evaluation_sampling(recipe)
@@ -148,24 +213,25 @@ def parts(recipe: Recipe) -> RunComponents:
     if size is not None:
         check_size(recipe, size)
         try_rewards(recipe, rewards, made_source, made_suite, size)
-    if recipe.model.lora is None:
-        made = full_training(recipe, wants_reference=recipe.method.needs_reference)
-    else:
-        made = adapter_training(recipe, recipe.model.lora)
+    made = trained(recipe)
     bases.require_start(recipe.model.path)
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
+    shared = shared_out(recipe, made, world)
     return RunComponents(
         policy=made.policy,
         reference=made.reference,
         method=recipe.method,
-        source=made_source,
-        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe)),
+        source=source(recipe, world, shared.drawing),
+        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe), world, shared.drawing),
         save_model=made.save,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],
         latent_reward=latent_reward(recipe, made.policy.decode_image),
+        world=world,
+        reference_hash=shared.reference_hash,
+        whole=shared.whole,
     )

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from unigrpo import options, output
+from unigrpo import build, options, output
+from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, keys_figures, keys_listing, load_experiment
 from unigrpo.reports import runlog
-from unigrpo.runs import own_rewards
+from unigrpo.runs import own_rewards, ranks
 from unigrpo.runs.folders import begun_run, new_run
+from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, launch
 from unigrpo.runs.signals import exit_code
 from unigrpo.runs.training import Going, begin, resumed_recipe
+from unigrpo.training.parallel import ONE_PROCESS, World, joined, launched
 
 
 def run(verb: options.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
+    if not (verb.keys or verb.dry_run) and (verb.nproc != 1 or launched()):
+        return among_ranks(verb, overrides) if launched() else launch_ranks(verb, overrides)
     if verb.resume and (verb.keys or verb.dry_run):
         asked = resumed_recipe(verb.out, verb.recipe, overrides)
         return list_keys(asked) if verb.keys else planned(asked, verb)
@@ -35,9 +43,62 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
         return train(asked, verb, run_dir)
 
 
-def train(asked: Recipe | StagedRecipe, verb: options.Train, run_dir: Path) -> int:
-    """Train in a folder that is this process's alone; the exit code says who stopped it."""
-    going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder))
+def asked_for(verb: options.Train, overrides: Sequence[str]) -> Recipe | StagedRecipe:
+    """The recipe that is meant, new or resumed."""
+    if verb.resume:
+        return resumed_recipe(verb.out, verb.recipe, overrides)
+    own_rewards.recall(None)
+    return load_experiment(verb.recipe, overrides)
+
+
+def launch_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
+    """Start ``--nproc`` processes of this very command, after what can be known now is checked."""
+    if not 0 <= verb.nproc <= MOST_RANKS:
+        raise ConfigError(
+            f"--nproc {verb.nproc}: it must be from 1 to {MOST_RANKS}, or 0 for as many as are faster on this machine"
+        )
+    with contextlib.redirect_stdout(output.SafeStream(None)):  # rank 0 says it again
+        asked = asked_for(verb, overrides)
+    count, why = (verb.nproc, "") if verb.nproc else ranks.faster(asked)
+    print(why, end="\n" if why else "")
+    if count == 1:
+        return run(replace(verb, nproc=1), overrides)
+    ranks.check(asked, count, count)
+    words = ["train", verb.recipe, *overrides]
+    words += ["--out", str(verb.out)] if verb.out is not None else []
+    flags = (("--resume", verb.resume), ("--quiet", verb.quiet), ("--json", verb.json))
+    return launch([*words, *(flag for flag, on in flags if on)], count)
+
+
+def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
+    """Train as one of the processes of a job: rank 0 holds the folder, writes and speaks."""
+    try:
+        asked = asked_for(verb, overrides)
+        size, here = ranks.counted()
+        first = ranks.check(asked, size, here)
+    except ValueError as error:
+        raise error if output.rank() == 0 else output.Told(str(error)) from error
+    import torch
+
+    from unigrpo.tools.planning.modes import chosen
+
+    cuda = build.device_of(first.model).type == "cuda"
+    mode, why = chosen(first, torch.cuda.get_device_properties(0).total_memory if cuda else None)
+    print(f"{size} ranks, parallel.mode {mode}: {why}")
+    sharded, wait = mode == "shard", first.parallel.timeout_s
+    with joined(cuda=cuda, timeout_s=wait, sharded=sharded) as world, contextlib.ExitStack() as held:
+        run_dir = None
+        with world.together():
+            if world.first:
+                run_dir = held.enter_context(begun_run(verb.out) if verb.resume else new_run(verb.out, asked.name))
+        run_dir = world.told(run_dir)
+        assert run_dir is not None
+        return train(asked, verb, run_dir, world)
+
+
+def train(asked: Recipe | StagedRecipe, verb: options.Train, run_dir: Path, world: World = ONE_PROCESS) -> int:
+    """Train in a folder that is this process's alone (of ranks, the first's); the exit code says who stopped it."""
+    going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder), world=world)
     return 0 if begin(asked, run_dir, going) else exit_code(going.stop)
 
 
@@ -68,6 +129,8 @@ def to_go_on(verb: options.Train, name: str, run_dir: Path) -> str:
     run_dir = run_dir.resolve()
     recipe = verb.recipe if verb.recipe == name else str(run_dir / runlog.RECIPE)
     argv = ["train", recipe, "--out", str(run_dir), "--resume"]
+    if launched() and os.environ.get(LAUNCHED):
+        argv += ["--nproc", os.environ["WORLD_SIZE"]]
     return own_rewards.to_go_on(shlex.join([program(), *argv]), argv, run_dir)
 
 

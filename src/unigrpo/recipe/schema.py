@@ -16,6 +16,7 @@ from unigrpo.recipe.sections import (
     Eval,
     Model,
     Optimizer,
+    Parallel,
     PromptData,
     Reward,
     Rollout,
@@ -46,6 +47,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     eval: Eval
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    parallel: Parallel = field(default_factory=Parallel)
     log: tuple[PathOrName, ...] = ()
     """Where the run is logged besides its folder: tensorboard, wandb, trackio, a logger of your own (file.py:Thing)."""
 
@@ -64,6 +66,7 @@ class Recipe:
             _check_thinking(self)
         _check_thoughts(self)
         _check_advantages(self)
+        _check_parallel(self)
         if self.method.learns_from == "prompts":
             _check_rates(self)
             _check_learns(self)
@@ -179,6 +182,28 @@ def _check_teaching(recipe: Recipe) -> None:
                 f"reward.train has a reward that teaches the {half} alone, which {method.name} does not train: leave "
                 "it out, or set its teaches to both"
             )
+
+
+def _check_parallel(recipe: Recipe) -> None:
+    """Settings of sharding that go with nothing else, and what cannot be shared out."""
+    p, plain = recipe.parallel, Parallel()
+    if p.mode == "replicate":
+        for key in ("replicas", "rollout_weights", "cpu_offload"):
+            if vars(p)[key] != vars(plain)[key]:
+                raise ConfigError(
+                    f"parallel.{key} = {vars(p)[key]} with parallel.mode = replicate, where every rank holds all "
+                    "weights: leave it out, or set mode to shard"
+                )
+    if p.mode == "shard" and recipe.optimizer.kind != "adamw":
+        raise ConfigError(
+            f"optimizer.kind = {recipe.optimizer.kind} with parallel.mode = shard: bitsandbytes does not know weights "
+            "that are shared out; set kind to adamw, or mode to replicate"
+        )
+    if p.mode == "shard" and recipe.method.learns_from == "demonstrations":
+        raise ConfigError(
+            "parallel.mode = shard with demonstrations: their rows differ in what they teach, and sharded ranks must "
+            "all do the same; set mode to replicate"
+        )
 
 
 def _check_advantages(recipe: Recipe) -> None:

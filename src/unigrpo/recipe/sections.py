@@ -323,5 +323,21 @@ class Checkpoint:
     """How many of the newest stay."""
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """How several processes (``train --nproc``, torchrun) share a run; one process needs none of it (docs/ranks.md)."""
+
+    mode: Literal["auto", "replicate", "shard"] = "auto"
+    """replicate: every rank holds all weights; shard: they are shared out (FSDP2); auto: replicate where it fits."""
+    replicas: Batch = 1
+    """With shard: into how many groups the ranks are divided, each of which holds all weights (HSDP)."""
+    rollout_weights: Literal["replica", "sharded"] = "replica"
+    """With shard: what samples are drawn with, a whole copy on every rank, or the shares in lockstep."""
+    cpu_offload: bool = False
+    """With shard: keep the shares, gradients and the optimizer's state in the CPU's memory."""
+    timeout_s: Positive = 1800.0
+    """Seconds that ranks wait for one another before the run ends."""
+
+
 DATA: dict[str, type[PromptData | DemonstrationData]] = {"RL": PromptData, "supervised": DemonstrationData}
 """The section ``data`` of methods that learn from prompts, and from demonstrations."""

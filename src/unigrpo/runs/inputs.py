@@ -124,7 +124,8 @@ def check_moved(runs: Sequence[Resumed]) -> list[str]:
         old, new, folder = run.begun, run.asked, run.folder
         kept = _kept(folder)
         before, now = names_of(old), names_of(new)
-        if before.keys() != now.keys() or renamed(replace(new, iterations=old.iterations, log=old.log), before) != old:
+        alike = replace(new, iterations=old.iterations, log=old.log, parallel=old.parallel)
+        if before.keys() != now.keys() or renamed(alike, before) != old:
             raise ConfigError(
                 "with --resume, a new place may be given for files that have moved, and nothing else may change: leave "
                 "the numbers, weights and functions of the run as they were"

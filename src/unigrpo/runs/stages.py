@@ -91,8 +91,11 @@ def ready(staged: StagedRecipe, number: int, run_dir: Path | None) -> Recipe:
 
 def started(staged: StagedRecipe) -> StagedRecipe:
     """The recipe with one checkpoint as the start of its first stage where it names a run, whose newest changes."""
-    first = staged.stages[0]
-    fixed = build.started(first).model.path
-    if fixed == first.model.path:
+    return starting_at(staged, build.started(staged.stages[0]).model.path)
+
+
+def starting_at(staged: StagedRecipe, path: str) -> StagedRecipe:
+    """The recipe whose first stage starts from the model ``path``."""
+    if path == staged.stages[0].model.path:
         return staged
-    return staged_recipe(with_overrides(staged.written, [f"--stages.1.model.path={fixed}"]))
+    return staged_recipe(with_overrides(staged.written, [f"--stages.1.model.path={path}"]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,24 @@ from unigrpo.runs.folders import run_folder, usable
 from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.signals import stoppable
 from unigrpo.training import checkpoint
+from unigrpo.training.parallel import ONE_PROCESS, World
 from unigrpo.training.trainer import RunComponents, Stop, Trainer
 
-ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?iterations|--log")
-"""Overrides that a resumed run takes."""
+ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?(iterations|parallel(\..+)?)|--log")
+"""Overrides that a resumed run takes: none of them changes what an iteration does."""
 
 
 @dataclass(frozen=True)
 class Going:
     """How a run goes on: whether it was begun before, how a person resumes it once more, and what asks it to stop.
 
-    ``again``: (name of the recipe, run folder) -> what to type.
+    ``again``: (name of the recipe, run folder) -> what to type; ``world``: the ranks that do it together.
     """
 
     resume: bool
     again: Callable[[str, Path], str]
     stop: Stop = field(default_factory=Stop)
+    world: World = ONE_PROCESS
 
 
 def begin(asked: Recipe | StagedRecipe, run_dir: Path, going: Going) -> bool:
@@ -55,26 +58,40 @@ def train_one(recipe: Recipe, run_dir: Path, going: Going) -> bool:
         raise ConfigError(
             f"--iterations {recipe.iterations}: {run_dir} has {finished} finished iterations; ask for more"
         )
-    build.check_data([recipe])
-    recipe = build.started(recipe)
-    parts = build.parts(recipe)
+    recipe, parts = _made(recipe, going.world)
     trainer = Trainer(recipe, parts, run_dir, going.stop)
     start = trainer.resume() if going.resume else 0
-    trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
+    if going.world.first:  # reads large files
+        trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
     return run_trainer(trainer, start, going.again(recipe.name, run_dir))
+
+
+def _made(recipe: Recipe, world: World) -> tuple[Recipe, RunComponents]:
+    """The recipe with its start fixed, and what its run is made of; rank 0 looks first, for all."""
+    with world.together():
+        if world.first:
+            build.check_data([recipe])
+            recipe = build.started(recipe)
+    recipe = replace(recipe, model=replace(recipe.model, path=world.told(recipe.model.path)))
+    with world.together():
+        return recipe, build.parts(recipe, world)
 
 
 def train_stages(staged: StagedRecipe, run_dir: Path, going: Going) -> bool:
     """One run after the other; a resumed one goes on with the first stage that is not finished."""
-    stages.check_names(staged)
-    if going.resume:
-        stages.check_iterations(staged, run_dir)
-    stages.check_data(staged, run_dir if going.resume else None)
-    staged, count = stages.started(staged), len(staged.stages)
+    world = going.world
+    with world.together():
+        if world.first:
+            stages.check_names(staged)
+            if going.resume:
+                stages.check_iterations(staged, run_dir)
+            stages.check_data(staged, run_dir if going.resume else None)
+            staged = stages.started(staged)
+    staged, count = stages.starting_at(staged, world.told(staged.stages[0].model.path)), len(staged.stages)
     for number, name in enumerate(staged.names):
-        if going.resume and stages.finished(staged, number, run_dir):
+        if going.resume and world.told(stages.finished(staged, number, run_dir)):
             print(f"stage {number + 1} of {count}, {name}: finished before")
-            if not (report := staged.folders(run_dir)[number] / runlog.REPORT).is_file():
+            if world.first and not (report := staged.folders(run_dir)[number] / runlog.REPORT).is_file():
                 write_report(report.parent)
             continue
         print(f"stage {number + 1} of {count}, {name}", flush=True)
@@ -95,19 +112,24 @@ def train_stage(staged: StagedRecipe, number: int, run_dir: Path, going: Going) 
     """
     recipe, folder = stages.ready(staged, number, run_dir), staged.folders(run_dir)[number]
     parts = parts_of_stage(recipe, staged.name, run_dir, going)
-    write_text_atomic(run_dir / runlog.RECIPE, staged.to_yaml())
-    usable(folder)
-    with hold(folder / LOCK):  # somebody may be going on with this stage by itself
+    with going.world.together():
+        if going.world.first:
+            write_text_atomic(run_dir / runlog.RECIPE, staged.to_yaml())
+            usable(folder)
+    # somebody may be going on with this stage by itself
+    with hold(folder / LOCK) if going.world.first else nullcontext():
         trainer = Trainer(recipe, parts, folder, going.stop)
         start = trainer.resume()  # of a new stage: 0
-        trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
+        if going.world.first:  # reads large files
+            trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
         return run_trainer(trainer, start, going.again(staged.name, run_dir))
 
 
 def parts_of_stage(recipe: Recipe, name: str, run_dir: Path, going: Going) -> RunComponents:
     """Load what a stage is made of; where that fails in a run under way (of the recipe ``name``), say how to go on."""
     try:
-        return build.parts(recipe)
+        with going.world.together():
+            return build.parts(recipe, going.world)
     except (Exception, KeyboardInterrupt):
         if stages.begun(run_dir):
             print(f"stopped before training {recipe.name}; to go on: {going.again(name, run_dir)}")
@@ -152,9 +174,12 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
     """Run to the end (True) or until stopped, with progress, and write the report; ``again`` is how to go on."""
     began = time.perf_counter()
     recipe = trainer.recipe
+    first, ranks = trainer.world.first, f", {trainer.world.size} ranks" if trainer.world.many else ""
     with Progress(recipe.name, recipe.iterations, start=start, schedule=schedule(recipe)) as progress:
-        progress.note(f"run folder: {trainer.run_dir}" + (f" (resumed after {start} iterations)" if start else ""))
-        trainer.milestone = LiveReport(trainer.run_dir, progress.time_left, progress.note).milestone
+        resumed = f" (resumed after {start} iterations)" if start else ""
+        progress.note(f"run folder: {trainer.run_dir}{resumed}{ranks}")
+        if first:
+            trainer.milestone = LiveReport(trainer.run_dir, progress.time_left, progress.note).milestone
         try:
             with stoppable(trainer, progress):
                 finished = trainer.run(progress)
@@ -162,6 +187,8 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "by an error"
             progress.note(f"stopped {how} after {trainer.done} finished iterations; to go on: {again}")
             raise
+    if not first:
+        return finished
     report = write_report(trainer.run_dir)
     if not finished:
         saved = f"saved after {trainer.done} iterations; to go on: {again}"

@@ -6,7 +6,7 @@ to numbers and a scale per block; matrices below 4096 numbers keep fp32 moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unigrpo.policy import Policy
 from unigrpo.ranges import NotFiniteError, lacking
 from unigrpo.recipe import Optimizer as OptimizerConfig
+from unigrpo.training.parallel import local, put, whole
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch's AdamW keeps of a parameter
@@ -72,19 +73,27 @@ class ExpertOptimizer:
         """Forget all gradients."""
         self.adam.zero_grad(set_to_none=True)
 
-    def step(self) -> dict[str, float]:
+    def step(self, learning: Collection[str] = ()) -> dict[str, float]:
         """Clip each expert's gradient to max_grad_norm, step, and return the norms before clipping.
 
         The norm of an expert without gradients (frozen, or not this method's) is 0. Raises TrainingFault, and leaves
-        the weights alone, where a norm is not finite.
+        the weights alone, where a norm is not finite, and where one of the experts in ``learning`` has none: a gradient
+        has reached its answers, and must arrive in its weights.
         """
         gradients = {expert: self._gradients(expert) for expert in self.parameters}
         norms = {expert: nn.utils.get_total_norm(list(named.values())) for expert, named in gradients.items()}
+        for expert in learning:
+            if self.parameters.get(expert) and float(whole(norms[expert])) == 0.0:
+                raise TrainingFault(
+                    f"the {expert} expert has no gradient, although its answers have one: its weights are cut off from "
+                    "the loss (frozen after the optimizer was made, or computed with in another way than by the "
+                    "model's front doors); nothing was updated"
+                )
         for expert, norm in norms.items():
-            if not bool(norm.isfinite()):  # looked at before clipping, which would spread it to every parameter
-                worst = [name for name, gradient in gradients[expert].items() if not bool(gradient.isfinite().all())]
+            if not bool(whole(norm).isfinite()):  # looked at before clipping, which would spread it to every parameter
+                worst = [name for name, gradient in gradients[expert].items() if not _finite(gradient)]
                 raise NotFinite(
-                    f"the gradient of the {expert} parameters is {float(norm)} "
+                    f"the gradient of the {expert} parameters is {float(whole(norm))} "
                     f"(first in {worst[0] if worst else 'their norm'}); nothing was updated. "
                     "Lower the learning rate, or look at the rewards of this iteration"
                 )
@@ -93,7 +102,7 @@ class ExpertOptimizer:
             nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm, foreach=True)
         self.steps += 1
         self.adam.step()
-        return {expert: float(norm) for expert, norm in norms.items()}
+        return {expert: float(whole(norm)) for expert, norm in norms.items()}
 
     def _gradients(self, expert: str) -> dict[str, Tensor]:
         return {name: p.grad for name, p in self.parameters[expert].items() if p.grad is not None}
@@ -104,7 +113,7 @@ class ExpertOptimizer:
         seen: set[int] = set()
         for name, parameter in self._named():
             for key, value in self.adam.state.get(parameter, {}).items():
-                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                tensor = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
                 if tensor.untyped_storage().data_ptr() in seen:
                     tensor = tensor.clone()  # bitsandbytes has one map for all, which safetensors would refuse
                 seen.add(tensor.untyped_storage().data_ptr())
@@ -128,7 +137,11 @@ class ExpertOptimizer:
                     f"the optimizer state of {name!r} has {key!r} ({value.dtype}, shape {tuple(value.shape)}), which "
                     f"optimizer.kind {self.config.kind} does not keep so: it is of another optimizer or model"
                 )
-            kept[key] = place.copy_(value) if isinstance(place, Tensor) else int(value)
+            if isinstance(place, Tensor):
+                put(place, value)
+                kept[key] = place
+            else:
+                kept[key] = int(value)
 
     def _prepare(self, names: set[str]) -> None:
         """Let bitsandbytes make the (empty) states of these parameters, each in the memory it wants."""
@@ -141,6 +154,11 @@ class ExpertOptimizer:
     def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
         for named in self.parameters.values():
             yield from named.items()
+
+
+def _finite(gradient: Tensor) -> bool:
+    """Whether this rank sees nothing but finite numbers."""
+    return bool(local(gradient).isfinite().all())
 
 
 def empty_moment(key: str, parameter: nn.Parameter) -> Tensor | None:
@@ -187,7 +205,7 @@ class MovingAverage:
         """shadow <- d shadow + (1 - d) weights, d = min(decay, (1 + step) / (10 + step))."""
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.parameters.items():
-            self.shadow[name].lerp_(parameter, weight)
+            local(self.shadow[name]).lerp_(local(parameter), weight)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
 from unigrpo.rollout.sample import thinking_of
 from unigrpo.training.alarms import Alarms, firsts, look
+from unigrpo.training.parallel import World
+from unigrpo.training.sharing import key_of
 from unigrpo.training.sinks import Shown, Sinks
 from unigrpo.training.sources import RolloutBatch
 from unigrpo.trajectory import Trajectory
@@ -75,7 +78,7 @@ class Recorder:
 
     def rewards(self, collected: RolloutBatch, iteration: int) -> None:
         """Tell the sinks how the rewards of an iteration are spread."""
-        if rewards := [t.reward for t in collected.trajectories if t.reward is not None]:
+        if rewards := [t.reward for t in collected.trained if t.reward is not None]:
             self.sinks.histogram(iteration + 1, "rewards", rewards)
 
     def samples(self, policy: Policy, collected: RolloutBatch, iteration: int) -> None:
@@ -190,6 +193,30 @@ class Recorder:
         return when in runlog.read_json(self.run_dir / runlog.SUMMARY)
 
 
+class NoRecorder(Recorder):
+    """That of ranks other than 0: nothing is written, and nobody watches."""
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def rewards(self, collected: RolloutBatch, iteration: int) -> None:
+        """Nothing."""
+
+    def samples(self, policy: Policy, collected: RolloutBatch, iteration: int) -> None:
+        """Nothing."""
+
+    def forget(self, *names: str) -> None:
+        """Nothing."""
+
+    def stopped(self, done: int, why: str, *, diverged: bool) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def watched(self, sinks: Sinks) -> Iterator[None]:
+        """Nobody."""
+        yield
+
+
 def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:
     """The advantage of the thinking where it is another than the picture's (``reward.train[].teaches``, J x K)."""
     own = {text.advantage for text in trajectory.sampled_texts} - {trajectory.advantage}
@@ -214,10 +241,44 @@ def canaries(pictures: Tensor, plans: Sequence[str]) -> dict[str, float]:
 
     Of many large pictures every k-th is taken, so that no more than ``CANARY_NUMBERS`` floats are made of them.
     """
-    step = -(-pictures.numel() // CANARY_NUMBERS)
+    step = canary_step(pictures.numel())
     images = pictures[::step].float() / 255.0
     found = {"colour_diversity": colour_diversity(images), "edge_energy": edge_energy(images)}
     return {**found, "plan_diversity": plan_diversity(plans)} if plans else found
+
+
+def canary_step(numel: int) -> int:
+    """Every how many-th picture canaries look at, where all of them together have so many numbers."""
+    return -(-numel // CANARY_NUMBERS)
+
+
+def gathered(world: World, collected: RolloutBatch) -> RolloutBatch:
+    """An iteration as rank 0 shows it: with the pictures of all ranks in order, of which only those travel that are
+    looked at (the first few, and the canaries'), and thumbnails of all; without pictures on the other ranks."""
+    mine = collected.pictures
+    if not world.many or mine is None:
+        return collected
+    place = {key_of(t): index for index, t in enumerate(collected.samples)}
+    step = canary_step(len(place) * mine[0].numel())
+    wanted = [(i, place[key]) for i, key in enumerate(collected.drawn)]
+    wanted = [(i, at) for i, at in wanted if at < SAMPLED_TRAJECTORIES or at % step == 0]
+    looked_at = mine[[i for i, _ in wanted]], [at for _, at in wanted]
+    sent = world.to_first((looked_at, (small(mine), [place[key] for key in collected.drawn])))
+    if sent is None:
+        return replace(collected, pictures=None)
+    return replace(
+        collected,
+        pictures=_placed([pictures for pictures, _ in sent], len(place)),
+        thumbnails=_placed([thumbnails for _, thumbnails in sent], len(place)),
+    )
+
+
+def _placed(parts: Sequence[tuple[Tensor, list[int]]], count: int) -> Tensor:
+    """Pictures of several ranks at their places among ``count``; black where there is none."""
+    whole = parts[0][0].new_zeros((count, *parts[0][0].shape[1:]))
+    for pictures, places in parts:
+        whole[places] = pictures
+    return whole
 
 
 def training_canaries(policy: Policy, collected: RolloutBatch) -> dict[str, float]:
@@ -226,7 +287,8 @@ def training_canaries(policy: Policy, collected: RolloutBatch) -> dict[str, floa
         return {}
     texts = (thinking_of(policy, t) for t in collected.samples)
     found = canaries(collected.pictures, [text for text in texts if text is not None])
-    apart = group_distances(small(collected.pictures), [t.prompt.position for t in collected.samples])
+    thumbnails = small(collected.pictures) if collected.thumbnails is None else collected.thumbnails
+    apart = group_distances(thumbnails, [t.prompt.position for t in collected.samples])
     if len(apart) < 2:
         return found
     each = torch.tensor(list(apart.values()), dtype=torch.float64)

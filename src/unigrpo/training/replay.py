@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.rollout.guidance import mix, words_alone
+from unigrpo.training.parallel import ONE_PROCESS, World
 from unigrpo.trajectory import Segment, Trajectory, without_prompt
 
 
@@ -29,6 +31,40 @@ class Batch:
     def pieces(self, size: int) -> list[Batch]:
         """Consecutive slices of at most ``size``."""
         return [self.part(start, start + size) for start in range(0, len(self), size)]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How the ranks of a run keep step in replays; of one process, and where every rank holds all weights, they need
+    not. ``idle``: a trajectory that any rank may replay once more, for the sake of the others."""
+
+    world: World = ONE_PROCESS
+    idle: Batch | None = None
+
+    def pieces(self, batch: Batch, size: int) -> list[tuple[Batch, bool]]:
+        """The micro-batches of a minibatch, and whether they count.
+
+        Where weights are shared out, every rank has as many as the one with most: those of ``idle`` count nothing.
+        """
+        own = [(part, True) for part in batch.pieces(size)]
+        if not self.world.sharded:
+            return own
+        missing = self.world.most(len(own)) - len(own)
+        if missing and self.idle is None:
+            raise ValueError("a rank has no trajectory at all, and cannot keep step with the others")
+        return own + [(self.idle, False)] * missing if self.idle is not None else own
+
+    def replays(
+        self, policy: Scorer, batch: Batch, size: int, temperature: float
+    ) -> Iterator[tuple[Batch, list[Replayed]]]:
+        """Replay a minibatch in its micro-batches, one after the other."""
+        for part, real in self.pieces(batch, size):
+            answers = replay(policy, part, temperature)
+            if real:
+                yield part, answers
+
+
+NO_RANKS = Ranks()
 
 
 def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,15 @@ from unigrpo.training import checkpoint
 from unigrpo.training.agreement import check_adapter
 from unigrpo.training.lora import base_state_dict
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
+from unigrpo.training.parallel import ONE_PROCESS, World, put, whole
+
+Whole = Callable[[bool], AbstractContextManager[None]]
+"""Inside, the model is saved (True: read) as one process does it, wherever its weights are."""
+
+
+def as_held(read: bool) -> AbstractContextManager[None]:
+    """Every rank holds all weights."""
+    return nullcontext()
 
 
 @dataclass
@@ -31,6 +41,9 @@ class Saver:
     average: MovingAverage | None
     save_model: Callable[[Path], None]
     load_model: Callable[[Path], None]
+    world: World = ONE_PROCESS
+    known_reference: str | None = None
+    whole: Whole = as_held
     saved: int | None = None
     since: float = field(default_factory=time.monotonic)
 
@@ -47,7 +60,7 @@ class Saver:
     @cached_property
     def reference_hash(self) -> str | None:
         """The frozen reference's fingerprint, taken once a run: of a large model it reads many gigabytes."""
-        return fingerprint(self.reference)
+        return self.known_reference or fingerprint(self.reference)
 
     def save(self, done: int) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
@@ -55,31 +68,36 @@ class Saver:
             return
         tensors = checkpoint.prefixed("optimizer", self.optimizer.state())
         if self.average is None:
-            save_model = self.save_model
+            self._write(done, tensors)
         else:
-            raw = {n: p.detach().clone() for n, p in self.average.parameters.items()}
-            tensors |= checkpoint.prefixed("raw", raw)
-            save_model = self._save_averaged
-        facts = {"recipe": self.recipe.name, "reference": self.reference_hash}
-        state = checkpoint.TrainingState(done, tensors, facts)
-        checkpoint.save(self.run_dir, state, save_model, keep=self.recipe.checkpoint.keep)
+            raw = {n: whole(p.detach()).clone() for n, p in self.average.parameters.items()}
+            self.average.swap()
+            try:
+                self._write(done, tensors | checkpoint.prefixed("raw", raw))
+            finally:
+                self.average.swap()
         self.saved = done
         self.start_clock()
 
-    def _save_averaged(self, folder: Path) -> None:
-        assert self.average is not None
-        self.average.swap()
-        try:
-            self.save_model(folder)
-        finally:
-            self.average.swap()
+    def _write(self, done: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Rank 0 writes what one process would; where weights are shared out, all give it their shares."""
+        with self.whole(False), self.world.together():
+            if self.world.first:
+                facts = {"recipe": self.recipe.name, "reference": self.reference_hash}
+                state = checkpoint.TrainingState(done, tensors, facts)
+                checkpoint.save(self.run_dir, state, self.save_model, keep=self.recipe.checkpoint.keep)
 
     def restore(self) -> int:
         """Go back to the last complete checkpoint, or the start; return its iterations."""
-        checkpoint.clean(self.run_dir)
-        folders = checkpoint.complete(self.run_dir)
+        if self.world.first:
+            checkpoint.clean(self.run_dir)
+        folders = self.world.told(checkpoint.complete(self.run_dir))
         if not folders:
             return 0
+        with self.world.together() if not self.world.sharded else nullcontext():
+            return self._read(folders)
+
+    def _read(self, folders: list[Path]) -> int:
         state = checkpoint.load(folders[-1])
         check_adapter(self.recipe.model.lora, self.policy.module, folders[-1])
         if state.facts.get("reference") != self.reference_hash:
@@ -88,7 +106,8 @@ class Saver:
                 f"restore model.path {self.recipe.model.path}, or start a new run"
             )
         try:
-            self.load_model(folders[-1])
+            with self.whole(True):
+                self.load_model(folders[-1])
         except ValueError as error:
             raise checkpoint.damaged(folders[-1], error) from error
         self.optimizer.load_state(checkpoint.unprefixed("optimizer", state.tensors))
@@ -103,7 +122,7 @@ class Saver:
         assert self.average is not None
         for name, parameter in self.average.parameters.items():
             self.average.shadow[name].copy_(parameter)
-            parameter.copy_(raw[name])
+            put(parameter, raw[name])
 
 
 def fingerprint(reference: Scorer | None) -> str | None:

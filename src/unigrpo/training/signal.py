@@ -12,6 +12,7 @@ from torch import Tensor
 from unigrpo.objectives.advantage import Advantage
 from unigrpo.objectives.method import Method
 from unigrpo.training.optimizer import ExpertOptimizer, kind_of
+from unigrpo.training.parallel import ONE_PROCESS, World, local
 from unigrpo.training.update import Updated
 
 PATIENCE = 3
@@ -40,17 +41,24 @@ class Movement:
         """Remember some numbers of every trained weight."""
         self.before = {expert: self._sampled(expert) for expert in self.optimizer.trained}
 
-    def still(self) -> list[str]:
-        """The trained experts of which none of those numbers has changed since."""
-        return [
+    def still(self, world: World = ONE_PROCESS) -> list[str]:
+        """The trained experts of which none of those numbers has changed since, on any rank."""
+        found = [
             expert
             for expert, before in self.before.items()
             if all(torch.equal(old, new) for old, new in zip(before, self._sampled(expert), strict=True))
         ]
+        said = world.gather(found)
+        return [expert for expert in found if all(expert in theirs for theirs in said)]
+
+    def numbers(self) -> Tensor:
+        """Some numbers of every trained weight, in one row."""
+        return torch.cat([part.float() for expert in self.optimizer.trained for part in self._sampled(expert)])
 
     def _sampled(self, expert: str) -> list[Tensor]:
         parameters = self.optimizer.parameters[expert].values()
-        return [p.detach().flatten()[:: max(1, p.numel() // SAMPLED)].clone() for p in parameters]
+        held = [local(p.detach()).flatten() for p in parameters]
+        return [p[:: max(1, p.numel() // SAMPLED)].clone() for p in held]
 
 
 def missing_signal(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -23,6 +23,15 @@ from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.training.clock import Clock
+from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
+from unigrpo.training.sharing import (
+    balanced,
+    key_of,
+    light,
+    minibatch_of,
+    portions_of,
+    with_verdict,
+)
 from unigrpo.trajectory import Image, Prompt, Text, Trajectory
 
 
@@ -31,12 +40,22 @@ class RolloutBatch:
     """One iteration's trajectories that are trained on, what to log of them, and everything that was made.
 
     samples: all trajectories, also those that could not be scored, beside their pictures (uint8 [B, 3, H, W]).
+    Of several ranks, ``trajectories`` are this one's to train on, and ``samples`` those of all, without the numbers of
+    their pictures; ``pictures`` are those that this rank drew, of the samples whose keys are ``drawn``.
+    thumbnails: all pictures made small (``canaries.small``), where ``pictures`` no longer has them all.
     """
 
     trajectories: list[Trajectory]
     metrics: dict[str, Any] = field(default_factory=dict)
     pictures: Tensor | None = None
     samples: list[Trajectory] = field(default_factory=list)
+    drawn: list[tuple[int, int]] = field(default_factory=list)
+    thumbnails: Tensor | None = None
+
+    @property
+    def trained(self) -> list[Trajectory]:
+        """All that are trained on, in order: those of ``samples`` that could be scored."""
+        return [t for t in self.samples if t.failure is None]
 
 
 class Source(Protocol):
@@ -103,24 +122,65 @@ class RolloutSource:
     advantage: Advantage
     shares: tuple[Share, ...] = ()
     batch: int | None = None
+    minibatches: int = 1
+    world: World = ONE_PROCESS
+    drawing: Drawing = as_it_is
 
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
-        """Sample, decode, score and assign advantages; one portion is scored while the next is drawn."""
-        made = sample(
-            policy,
-            self.episode,
-            self.prompts.batch(iteration, self.prompts_per_iteration),
-            self.sampling,
-            RandomKeys(self.seed, iteration),
-            samples=self.group_size,
-            batch=self.batch,
-            timed=lambda phase: clock.phase("rollout" if phase == "rollout" else "reward"),
-        )
-        pictures, scored = self._scored_meanwhile(made, clock)
-        self.reward.check_failures([t.failure for t in scored])
-        ready = self._assigned(scored)
+        """Sample, decode, score and assign advantages; one portion is scored while the next is drawn.
+
+        Of several ranks each does this for its share of every minibatch; what is compared is compared over all ranks.
+        """
+        prompts = self.prompts.batch(iteration, self.prompts_per_iteration)
+        with self.world.together(), self.drawing(policy) as drawer:
+            pictures, scored = self._scored_meanwhile(self._drawn(drawer, prompts, iteration, clock), clock)
+        if not self.world.many:
+            self.reward.check_failures([t.failure for t in scored])
+            ready = self._assigned(scored)
+            trained = [t for t in ready if t.failure is None]
+            return RolloutBatch(trained, {**describe(trained), **failures(scored)}, pictures, ready)
+        return self._of_all(policy, prompts, pictures, scored)
+
+    def _drawn(self, policy: Policy, prompts: Sequence[Prompt], iteration: int, clock: Clock) -> Iterator[Drawn]:
+        """This rank's samples: of one process, all of them."""
+        together = self.sampling.images_per_thinking if self.episode.think else 1
+        shares = portions_of(self.world, len(prompts), self.group_size, together=together, minibatches=self.minibatches)
+        for portion in shares:
+            yield from sample(
+                policy,
+                self.episode,
+                [prompts[index] for index in portion.prompts],
+                self.sampling,
+                RandomKeys(self.seed, iteration),
+                samples=portion.count,
+                batch=self.batch,
+                first_sample=portion.first,
+                timed=lambda phase: clock.phase("rollout" if phase == "rollout" else "reward"),
+            )
+
+    def _of_all(
+        self, policy: Policy, prompts: Sequence[Prompt], pictures: Tensor, scored: list[Trajectory]
+    ) -> RolloutBatch:
+        """The same of all ranks' samples: advantages of all, this rank's trajectories, evenly loaded."""
+        order = {prompt.position: place for place, prompt in enumerate(prompts)}
+        everybody = [t for some in self.world.gather([light(t) for t in scored]) for t in some]
+        everybody.sort(key=lambda t: (order[t.prompt.position], t.sample))
+        everybody = [replace(t, prompt=prompts[order[t.prompt.position]]) for t in everybody]
+        self.reward.check_failures([t.failure for t in everybody])
+        ready = self._assigned(everybody)
         trained = [t for t in ready if t.failure is None]
-        return RolloutBatch(trained, {**describe(trained), **failures(scored)}, pictures, ready)
+        known = {key_of(t): t for t in ready}
+        mine = [with_verdict(t, known[key_of(t)]) for t in scored]
+        mine = [t for t in mine if t.failure is None]
+        device = next(policy.module.parameters()).device
+        parts = minibatch_of([t.prompt.position for t in trained], self.minibatches)
+        for k in range(max(parts.values()) + 1):
+            inside = [t for t in mine if parts[t.prompt.position] == k]
+            outside = [t for t in mine if parts[t.prompt.position] != k]
+            mine = outside + balanced(self.world, inside, device)
+        mine.sort(key=lambda t: (order[t.prompt.position], t.sample))
+        drawn = [key_of(t) for t in scored]
+        return RolloutBatch(mine, {**describe(trained), **failures(everybody)}, pictures, ready, drawn)
 
     def _scored_meanwhile(self, made: Iterable[Drawn], clock: Clock) -> tuple[Tensor, list[Trajectory]]:
         """All pictures, and their trajectories scored in a thread of its own: only the last portion is waited for.
@@ -238,12 +298,16 @@ def mean_by(labels: Sequence[Any], values: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DemonstrationSource:
-    """Supervised data: ``make(policy, iteration)`` gives trajectories with targets."""
+    """Supervised data: ``make(policy, iteration, share)`` gives a rank's share of trajectories with targets."""
 
-    make: Callable[[Policy, int], list[Trajectory]]
+    make: Callable[[Policy, int, World], list[Trajectory]]
+    world: World = ONE_PROCESS
 
     def collect(self, policy: Policy, iteration: int, clock: Clock) -> RolloutBatch:
         """Make one batch of demonstrations."""
-        with clock.phase("data"), torch.no_grad():
-            made = self.make(policy, iteration)
+        with clock.phase("data"), torch.no_grad(), self.world.together():
+            made = self.make(policy, iteration, self.world)
+        if not self.world.many:
             return RolloutBatch(made, samples=made)
+        everybody = [t for some in self.world.gather([light(t) for t in made]) for t in some]
+        return RolloutBatch(made, samples=everybody)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +24,12 @@ from unigrpo.rewards.answers import alike
 from unigrpo.training.alarms import Alarm, Alarms, sentence
 from unigrpo.training.clock import Clock
 from unigrpo.training.metrics import metrics_line
-from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
-from unigrpo.training.recorder import Recorder, training_canaries
-from unigrpo.training.replay import Batch
-from unigrpo.training.saving import Saver
+from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
+from unigrpo.training.parallel import ONE_PROCESS, LostRank, World, drifted
+from unigrpo.training.recorder import NoRecorder, Recorder, gathered, training_canaries
+from unigrpo.training.replay import Batch, Ranks
+from unigrpo.training.saving import Saver, Whole, as_held
+from unigrpo.training.sharing import tokens_of
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
 from unigrpo.training.sinks import Place, opened
 from unigrpo.training.sources import RolloutBatch, Source
@@ -40,6 +43,7 @@ from unigrpo.training.update import (
     rescore,
     update,
 )
+from unigrpo.trajectory import Trajectory
 
 TEXT_GAP_LIMIT = 0.3  # of the log ratio between rollout and replay in low precision, above which a person is told
 
@@ -69,6 +73,9 @@ class RunComponents:
     load_model: Callable[[Path], None]
     compute_dtype: torch.dtype = torch.float32
     latent_reward: LatentReward | None = None
+    world: World = ONE_PROCESS
+    reference_hash: str | None = None
+    whole: Whole = as_held
 
 
 @dataclass
@@ -90,9 +97,9 @@ class Trainer:
     milestone: Callable[[], None] = lambda: None  # called after a validation or a checkpoint
 
     def __post_init__(self) -> None:
-        recipe, policy = self.recipe, self.parts.policy
+        recipe, policy, self.world = self.recipe, self.parts.policy, self.parts.world
         self.alarms = Alarms(recipe, self.run_dir)
-        self.recorder = Recorder(self.run_dir, self.alarms)
+        self.recorder = Recorder(self.run_dir, self.alarms) if self.world.first else NoRecorder(self.run_dir)
         self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
         self.saver = Saver(
@@ -104,6 +111,9 @@ class Trainer:
             self.average,
             self.parts.save_model,
             self.parts.load_model,
+            world=self.world,
+            known_reference=self.parts.reference_hash,
+            whole=self.parts.whole,
         )
         self.done = 0
         self.steps = 0  # optimizer steps of the ``done`` iterations
@@ -117,7 +127,8 @@ class Trainer:
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
         place = Place(self.run_dir, self.recipe.name, asdict(self.recipe))
-        with self.recorder.watched(opened(self.recipe.log, place, progress.note)):
+        loggers = self.recipe.log if self.world.first else ()
+        with self.recorder.watched(opened(loggers, place, progress.note)):
             return self._train(progress)
 
     def _train(self, progress: Progress) -> bool:
@@ -125,7 +136,7 @@ class Trainer:
             progress.note(note)
         self._evaluate("before", progress)
         self.saver.start_clock()
-        if self.stop.requested and self.done < self.recipe.iterations:
+        if self._stopping() and self.done < self.recipe.iterations:
             self.save()
             return False
         if self.done < self.recipe.iterations:
@@ -139,22 +150,30 @@ class Trainer:
                 self.recorder.metrics(line)
                 progress.update(line)
                 self._warn(line, progress)
-                if self.saver.due(self.done):
+                if self.world.told(self.saver.due(self.done)):
                     self.save()
                     progress.aside("checkpoint")
                     self.milestone()
                 elif "validation" in line:
                     self.milestone()
-                if self.stop.requested and self.done < self.recipe.iterations:
+                if self._stopping() and self.done < self.recipe.iterations:
                     self.save()
                     return False
         except Exception as error:
-            if self.optimizer.steps == self.steps:  # else this iteration is half made, and the last checkpoint stands
+            # else this iteration is half made, and the last checkpoint stands; so it does where ranks are not together
+            if self.optimizer.steps == self.steps and not (self.world.sharded or isinstance(error, LostRank)):
                 self.save()
             self.recorder.stopped(self.done, str(error), diverged=isinstance(error, NotFiniteError))
             raise
         self._evaluate("after", progress)
         return True
+
+    def _stopping(self) -> bool:
+        """Whether any rank was asked to stop: all stop after the same iteration."""
+        asked = [by for by in self.world.gather(self.stop.by if self.stop.requested else None) if by is not None]
+        if asked and self.world.many:
+            self.stop.requested, self.stop.by = True, asked[0]
+        return self.stop.requested
 
     # One iteration
 
@@ -169,8 +188,10 @@ class Trainer:
             batch, gap = self.annotate(collected, iteration)
         with clock.phase("update"):
             self.movement.mark()
-            updates = self.update(batch)
-            still = self.movement.still()
+            updates = self.update(batch, collected.trained if self.world.many else ())
+            still = self.movement.still(self.world)
+            self._check_drift()
+        collected = gathered(self.world, collected)
         if self.average is not None:
             self.average.update(iteration)
         self.recorder.rewards(collected, iteration)
@@ -198,6 +219,8 @@ class Trainer:
     ) -> tuple[dict[str, Any], list[Alarm]]:
         """The figures and canaries of the cadence evaluation, and its alarms; ``canaries``: of the training samples."""
         result = self._with_average(self.parts.evaluator.validate)
+        if not self.world.first:  # who has no records, and keeps no history
+            return summarise(result.records), []
         now = {"iteration": iteration, **collected.metrics, "canaries": canaries}
         lines = [*runlog.read_metrics(self.run_dir), now]
         own, alarms = self.alarms.validation(result, iteration, lines)
@@ -208,7 +231,7 @@ class Trainer:
 
         Also returns how far the rollout and its replay are apart in low precision (nothing in fp32).
         """
-        method, optimizer, recipe = self.parts.method, self.recipe.optimizer, self.recipe
+        method, optimizer, recipe, world = self.parts.method, self.recipe.optimizer, self.recipe, self.world
         temperature = recipe.rollout.temperature
         queries = [
             method.queries(
@@ -223,24 +246,49 @@ class Trainer:
             raise ValueError("this method regularises towards a reference, but the run was built without one")
         rounds = self.parts.compute_dtype != torch.float32 and method.needs_old_values
         ready, gap = Batch([], []), {"text": 0.0, "image": 0.0}
-        size = optimizer.micro_batch
-        for part in minibatches(Batch(collected.trajectories, queries), optimizer.minibatches):
-            # cut into the very micro-batches that are trained on: other shapes would round otherwise
-            if reference is not None:
-                part = annotate_reference(reference, part, micro_batch=size, temperature=temperature)
-            if method.needs_behaviour_velocity:
-                part = annotate_behaviour(self.parts.policy, part, micro_batch=size, temperature=temperature)
-            if rounds:
-                part, apart = rescore(self.parts.policy, part, micro_batch=size, temperature=temperature)
-                gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
-            ready = Batch(ready.trajectories + part.trajectories, ready.queries + part.queries)
-        return ready, gap if rounds else {}
+        whole = Batch(collected.trajectories, queries)
+        how: Any = {"micro_batch": optimizer.micro_batch, "temperature": temperature, "ranks": self._ranks(whole)}
+        with nullcontext() if world.sharded else world.together():
+            for part in minibatches(whole, optimizer.minibatches, collected.trained if world.many else ()):
+                # cut into the very micro-batches that are trained on: other shapes would round otherwise
+                if reference is not None:
+                    part = annotate_reference(reference, part, **how)
+                if method.needs_behaviour_velocity:
+                    part = annotate_behaviour(self.parts.policy, part, **how)
+                if rounds:
+                    part, apart = rescore(self.parts.policy, part, **how)
+                    gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
+                ready = Batch(ready.trajectories + part.trajectories, ready.queries + part.queries)
+        if not rounds:
+            return ready, {}
+        return ready, {kind: max(said[kind] for said in world.gather(gap)) for kind in gap}
 
-    def update(self, batch: Batch) -> list[Updated]:
-        """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios."""
+    def _ranks(self, batch: Batch) -> Ranks:
+        """How ranks keep step: each has its shortest trajectory to replay where another has more to do."""
+        if not self.world.sharded:
+            return Ranks(self.world)
+        rows = sorted(range(len(batch)), key=lambda row: tokens_of(batch.trajectories[row]))
+        return Ranks(self.world, batch.part(rows[0], rows[0] + 1) if rows else None)
+
+    def _check_drift(self) -> None:
+        """TrainingFault where ranks that hold all weights do not hold the same ones."""
+        if not self.world.many or self.world.sharded:
+            return
+        if others := drifted(self.world, [self.movement.numbers()]):
+            raise TrainingFault(
+                f"the weights of rank {others[0]} are not those of rank 0: their updates were not the same. Nothing of "
+                "this iteration is saved; go on with --resume, and if it happens again, report it"
+            )
+
+    def update(self, batch: Batch, everybody: Sequence[Trajectory] = ()) -> list[Updated]:
+        """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios.
+
+        ``everybody``: the trajectories of all ranks that are trained on, where there are several.
+        """
         config, updates = self.recipe.optimizer, []
+        ranks = self._ranks(batch)
         for _ in range(config.ppo_epochs):
-            for part in minibatches(batch, config.minibatches):
+            for part in minibatches(batch, config.minibatches, everybody):
                 updates.append(
                     update(
                         self.parts.policy,
@@ -251,6 +299,7 @@ class Trainer:
                         temperature=self.recipe.rollout.temperature,
                         check=self.bounds() if not updates else None,
                         latent_reward=self.parts.latent_reward,
+                        ranks=ranks,
                     )
                 )
         self.optimizer.zero_grad()  # gradients take memory that the next rollout can use
@@ -305,11 +354,14 @@ class Trainer:
             self.average.swap()
 
     def _evaluate(self, when: Any, progress: Progress) -> None:
-        if self.recorder.evaluated(when):
+        if self.world.told(self.recorder.evaluated(when)):
             return
         progress.note(f"evaluating {when} training ...")
         self.under_way = f"the evaluation {when} training"
         result = self._with_average(self.parts.evaluator.compare)
+        if not self.world.first:
+            self.under_way = ""
+            return
         summary = self.recorder.evaluation(when, result, self.recipe.eval.limit, self.done)
         self.under_way = ""
         progress.aside("evaluation")
@@ -325,10 +377,11 @@ class Trainer:
     def resume(self) -> int:
         """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""
         self.done = self.saver.restore()
-        self.notes += runlog.settle_metrics(self.run_dir, self.done)
-        self.alarms.settle(self.done)
-        validations = [line for line in runlog.read_metrics(self.run_dir) if "validation" in line]
-        self.sounding = {alarm["title"] for line in validations[-1:] for alarm in line.get("alarms", [])}
+        if self.world.first:
+            self.notes += runlog.settle_metrics(self.run_dir, self.done)
+            self.alarms.settle(self.done)
+            validations = [line for line in runlog.read_metrics(self.run_dir) if "validation" in line]
+            self.sounding = {alarm["title"] for line in validations[-1:] for alarm in line.get("alarms", [])}
         return self.done
 
     def unsaved(self) -> str:

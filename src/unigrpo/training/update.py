@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,8 +17,11 @@ from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow, targets_per_row
 from unigrpo.objectives.terms import Statistics, merge, summarize
 from unigrpo.policy import Policy, Scorer
+from unigrpo.training.gradients import Reached, backward, backward_sharded
 from unigrpo.training.optimizer import ExpertOptimizer, NotFinite, TrainingFault
-from unigrpo.training.replay import Batch, replay
+from unigrpo.training.parallel import World
+from unigrpo.training.replay import NO_RANKS, Batch, Ranks, replay
+from unigrpo.training.sharing import minibatch_of
 from unigrpo.trajectory import Behaviour, FlowPath, Image, Reference, Segment, Text, Trajectory
 
 
@@ -30,16 +34,17 @@ class Updated:
     entropy: float | None
 
 
-def minibatches(batch: Batch, count: int) -> list[Batch]:
-    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow; fewer for fewer groups."""
-    starts = [i for i, t in enumerate(batch.trajectories) if i == 0 or _group(t) != _group(batch.trajectories[i - 1])]
-    count = min(count, len(starts))  # groups whose samples could not be scored are left out
-    cuts = [starts[len(starts) * k // count] for k in range(count)] + [len(batch)]
-    return [batch.part(a, b) for a, b in pairwise(cuts)]
+def minibatches(batch: Batch, count: int, everybody: Sequence[Trajectory] = ()) -> list[Batch]:
+    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow; fewer for fewer groups.
 
-
-def _group(trajectory: Trajectory) -> int:
-    return trajectory.prompt.position
+    ``everybody``: the trajectories of all ranks, whose groups are split, and of which the batch holds some.
+    """
+    parts = minibatch_of([t.prompt.position for t in everybody or batch.trajectories], count)
+    rows = [(parts[t.prompt.position], t, q) for t, q in zip(batch.trajectories, batch.queries, strict=True)]
+    return [
+        Batch([t for k, t, _ in rows if k == part], [q for k, _, q in rows if k == part])
+        for part in range(max(parts.values()) + 1)
+    ]
 
 
 def update(
@@ -52,29 +57,58 @@ def update(
     temperature: float,
     check: RatioBounds | None = None,
     latent_reward: LatentReward | None = None,
+    ranks: Ranks = NO_RANKS,
 ) -> Updated:
     """Accumulate the gradient of mean_i loss_i over a minibatch, check it, and step once.
 
     ``check``: bounds of the first update's log-ratios; beyond them TrainingFault, before anything is changed.
-    ``latent_reward``: for methods that follow the reward's gradient.
+    ``latent_reward``: for methods that follow the reward's gradient. Of several ranks, ``batch`` is this one's part of
+    the minibatch; means and norms are of the whole.
     """
     optimizer.zero_grad()
-    per_row = targets_per_row(batch.trajectories, batch.queries)
-    collected, entropies = [], []
-    parts = batch.pieces(micro_batch)
-    for number, part in enumerate(parts, start=1):
-        doing.say(f"updating, micro-batch {number} of {len(parts)}")
-        seen, tokens_seen = accumulate(
-            policy, method, part, len(batch), temperature=temperature, per_row=per_row, latent_reward=latent_reward
-        )
-        collected.append(seen)
-        entropies.extend(tokens_seen)
-    stats = summarize(merge(collected))
+    world = ranks.world
+    count, per_row = targets_of_all(world, batch)
+    collected, entropies, reached = [], [], Reached()
+    parts = ranks.pieces(batch, micro_batch)
+    with nullcontext() if world.sharded else world.together():
+        for number, (part, real) in enumerate(parts, start=1):
+            doing.say(f"updating, micro-batch {number} of {len(parts)}")
+            seen, tokens_seen = accumulate(
+                policy,
+                method,
+                part,
+                count,
+                temperature=temperature,
+                per_row=per_row,
+                latent_reward=latent_reward,
+                reached=reached if real else None,
+                sharded=world.sharded,
+            )
+            if real:
+                collected.append(seen)
+                entropies.extend(tokens_seen)
+    whole = torch.cat(entropies) if entropies else torch.zeros(0)
+    if not world.many:
+        stats, entropy = summarize(merge(collected)), float(whole.mean()) if whole.numel() else None
+    else:
+        said = world.gather(({name: rows.cpu() for name, rows in merge(collected).items()}, reached.experts()))
+        stats, reached = summarize(merge([part for part, _ in said])), Reached.of([part for _, part in said])
+        total, tokens = world.sums(float(whole.double().sum()), whole.numel())
+        entropy = total / tokens if tokens else None
     if check is not None:
         check.require(stats)
-    norms = optimizer.step()
-    whole = torch.cat(entropies) if entropies else torch.zeros(0)
-    return Updated(stats, norms, float(whole.mean()) if whole.numel() else None)
+    world.sum_gradients([p for named in optimizer.parameters.values() for p in named.values()])
+    norms = optimizer.step(learning=reached.experts())
+    return Updated(stats, norms, entropy)
+
+
+def targets_of_all(world: World, batch: Batch) -> tuple[int, TargetsPerRow]:
+    """The trajectories of a minibatch on all ranks, and what their supervised losses are divided by."""
+    if not world.many:
+        return len(batch), targets_per_row(batch.trajectories, batch.queries)
+    own = targets_per_row(batch.trajectories, batch.queries) if len(batch) else TargetsPerRow(0.0, 0.0)
+    text, image, rows = world.sums(round(own.text * len(batch)), round(own.image * len(batch)), len(batch))
+    return int(rows), TargetsPerRow(text / rows, image / rows)
 
 
 def accumulate(
@@ -86,43 +120,23 @@ def accumulate(
     temperature: float,
     per_row: TargetsPerRow,
     latent_reward: LatentReward | None = None,
+    reached: Reached | None = None,
+    sharded: bool = False,
 ) -> tuple[Statistics, list[Tensor]]:
-    """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins."""
+    """Add one micro-batch's gradient; return its statistics and entropies. Its graph is gone before the next begins.
+
+    ``reached``: notes where gradients arrive; None: a micro-batch of weight 0, which is there for its collectives.
+    """
     answers = replay(policy, part, temperature)
+    if reached is not None:
+        reached.watch(answers)
     spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
     losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
-    backward(policy, method, losses, count)
+    if reached is None:
+        text, image = (None if loss is None else loss * 0.0 for loss in (losses.text_loss, losses.image_loss))
+        losses = Losses(text, image, losses.stats)
+    (backward_sharded if sharded else backward)(policy, method, losses, count)
     return {**losses.stats, "text/spread_max": spread}, [answer.entropies for answer in answers]
-
-
-def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None:
-    """Add the gradient of one micro-batch, its losses divided by the ``count`` trajectories of the minibatch.
-
-    With ``image_grad_through_context`` one backward of the sum. Without, the image loss sees the reasoning weights as
-    constants, though not the activations: it goes back into all other groups alone, the text loss everywhere.
-    """
-    text = None if losses.text_loss is None else losses.text_loss.sum() / count
-    image = None if losses.image_loss is None else losses.image_loss.sum() / count
-    for name, loss in (("text", text), ("image", image)):
-        if loss is not None and not bool(torch.isfinite(loss.detach())):
-            raise NotFinite(f"the {name} loss is {float(loss.detach())}; nothing was updated")
-    # a loss without a gradient is one whose expert has no weights to train (an adapter on the other one)
-    text, image = (loss if loss is not None and loss.requires_grad else None for loss in (text, image))
-    if method.image_grad_through_context:
-        if text is not None or image is not None:
-            sum_of(text, image).backward()
-        return
-    if image is not None:
-        groups = policy.parameter_groups()
-        inputs = [p for name, named in groups.items() if name != "reasoning" for p in named.values()]
-        image.backward(inputs=inputs, retain_graph=text is not None)
-    if text is not None:
-        text.backward()
-
-
-def sum_of(*losses: Tensor | None) -> Tensor:
-    """The sum of the losses that exist."""
-    return torch.stack([loss for loss in losses if loss is not None]).sum()
 
 
 REPLAYED_BOUND = 1e-9
@@ -172,22 +186,25 @@ def ratio_bounds(compute_dtype: torch.dtype, clip_range: float | None) -> RatioB
 
 
 @torch.no_grad()
-def annotate_reference(reference: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
+def annotate_reference(
+    reference: Scorer, batch: Batch, *, micro_batch: int, temperature: float, ranks: Ranks = NO_RANKS
+) -> Batch:
     """Add what the frozen start checkpoint says, with its own weights throughout: v_ref at the queries, log-probs."""
     ready = []
-    for part in batch.pieces(micro_batch):
-        for trajectory, answer in zip(part.trajectories, replay(reference, part, temperature), strict=True):
+    for part, answers in ranks.replays(reference, batch, micro_batch, temperature):
+        for trajectory, answer in zip(part.trajectories, answers, strict=True):
             velocity = torch.cat(answer.velocities) if answer.velocities else None
             ready.append(replace(trajectory, reference=Reference(velocity, answer.log_probs)))
     return Batch(ready, batch.queries)
 
 
 @torch.no_grad()
-def annotate_behaviour(policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> Batch:
+def annotate_behaviour(
+    policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float, ranks: Ranks = NO_RANKS
+) -> Batch:
     """Add what the weights before the update say at the queries, from the micro-batches that will be trained on."""
     ready = []
-    for part in batch.pieces(micro_batch):
-        answers = replay(policy, part, temperature)
+    for part, answers in ranks.replays(policy, batch, micro_batch, temperature):
         for trajectory, queries, answer in zip(part.trajectories, part.queries, answers, strict=True):
             if queries:
                 behaviour = Behaviour(torch.cat([query.x for query in queries]), torch.cat(answer.velocities))
@@ -197,15 +214,17 @@ def annotate_behaviour(policy: Scorer, batch: Batch, *, micro_batch: int, temper
 
 
 @torch.no_grad()
-def rescore(policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float) -> tuple[Batch, dict[str, float]]:
+def rescore(
+    policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float, ranks: Ranks = NO_RANKS
+) -> tuple[Batch, dict[str, float]]:
     """Replace the rollout's old log-probs and means by those of a replay (for compute below fp32).
 
     Also returns the gap between the two, max |log ratio| of "text" and "image", which is rounding and never trained on.
     """
     ready: list[Trajectory] = []
     gap = {"text": 0.0, "image": 0.0}
-    for part in batch.pieces(micro_batch):
-        for trajectory, answer in zip(part.trajectories, replay(policy, part, temperature), strict=True):
+    for part, answers in ranks.replays(policy, batch, micro_batch, temperature):
+        for trajectory, answer in zip(part.trajectories, answers, strict=True):
             log_probs, velocities = answer.log_probs, list(answer.velocities)
             segments: list[Segment] = []
             for segment in trajectory.segments:

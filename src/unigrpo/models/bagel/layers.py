@@ -8,12 +8,13 @@ meet in one attention. Parameter names are those of the public checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel.blocks import Block, Compact
 from unigrpo.models.bagel.config import BagelConfig
@@ -155,6 +156,32 @@ class MoTLayer(nn.Module):
         )
 
     def forward(
+        self,
+        streams: Sequence[Stream],
+        places: Sequence[Place],
+        past: KeyValue | None = None,
+        append: Callable[[Tensor, Tensor], KeyValue] | None = None,
+        *,
+        again: bool = False,
+    ) -> list[Stream]:
+        """All blocks through this layer, each after the ones before it; the layer is entered once, however many.
+
+        ``again``: compute each block again in the backward pass, to keep only what goes in between. Block by block,
+        because the losses of texts and of images go backward apart (docs/math.md#joint): each then computes only its
+        own blocks again; and inside of this door, so that a sharded layer is not entered again for it.
+        """
+        out = []
+        for stream, place in zip(streams, places, strict=True):
+            if not place.block.rope.shape[1]:  # a replay in which nothing comes between prompts and images
+                past = continued(past, place.block)
+            elif again:
+                stream, past = checkpoint(self.read, stream, place, past, use_reentrant=False, preserve_rng_state=False)
+            else:
+                stream, past = self.read(stream, place, past, append)
+            out.append(stream)
+        return out
+
+    def read(
         self,
         stream: Stream,
         place: Place,

@@ -303,6 +303,14 @@ class BagelPolicy(Policy):
         """The generation expert, vae2llm, llm2vae and the time embedder."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and is_denoising(n)}
 
+    def sharded_layers(self) -> list[nn.Module]:
+        """The decoder's layers, with both experts each."""
+        return list(self.model.language_model.model.layers)
+
+    def front_doors(self) -> tuple[str, ...]:
+        """The methods by which weights are computed with."""
+        return self.model.FRONT_DOORS
+
     def adapter_targets(self, groups: Sequence[str]) -> list[str]:
         """The linear layers of the named experts in every layer: q, k, v, o, gate, up, down."""
         inside = "language_model.model.layers."

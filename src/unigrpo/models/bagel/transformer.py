@@ -8,18 +8,17 @@ keys of the first. Because the blocks are separate streams, the text's backward 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel.blocks import Block, Compact, Picture, Tokens, Views, allowed
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
-from unigrpo.models.bagel.layers import KeyValue, MoTLayer, Place, RMSNorm, Stream, continued, rope_tables
+from unigrpo.models.bagel.layers import MoTLayer, Place, RMSNorm, Stream, rope_tables
 from unigrpo.models.bagel.vision import Connector, VisionTower, positions
 
 FREQUENCIES = 256
@@ -179,32 +178,12 @@ class BagelModel(nn.Module):
         ropes = [rope_tables(block.rope, self.config.head_dim, self.config.rope_theta) for block in blocks]
         masks = self.masks(blocks, cache, streams[0][0].dtype)
         places = [Place(*parts) for parts in zip(blocks, ropes, masks, strict=True)]
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for index, layer in enumerate(self.language_model.model.layers):
             past = cache.layer(index) if cache is not None else None
             append = partial(cache.append, index) if write and cache is not None else None
-            for number, place in enumerate(places):
-                if place.block.rope.shape[1]:
-                    streams[number], past = self._read(layer, streams[number], place, past, append)
-                else:  # a replay in which nothing comes between prompts and images
-                    past = continued(past, place.block)
+            streams = layer(streams, places, past, append, again=again and append is None)
         return [self.final_norm(stream, block.compact) for stream, block in zip(streams, blocks, strict=True)]
-
-    def _read(
-        self,
-        layer: nn.Module,
-        stream: Stream,
-        place: Place,
-        past: KeyValue | None,
-        append: Callable[[Tensor, Tensor], KeyValue] | None,
-    ) -> tuple[Stream, KeyValue]:
-        """One block through one layer; computed again in the backward pass, block by block, if that is asked for.
-
-        Block by block, because the losses of texts and of images go backward apart (docs/math.md#joint): each then
-        computes only its own blocks again.
-        """
-        if self.activation_checkpointing and append is None and torch.is_grad_enabled():
-            return checkpoint(layer, stream, place, past, use_reentrant=False, preserve_rng_state=False)
-        return layer(stream, place, past, append)
 
     def final_norm(self, stream: Stream, compact: Compact | None) -> Stream:
         """``norm`` for und tokens (then padded again), ``norm_moe_gen`` for gen tokens."""
