@@ -40,7 +40,7 @@ def seconds(way: str, iterations: int, small: list[str]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="in small, to see that it runs")

@@ -166,8 +166,8 @@ REFUSED = [
     (("export", "MODEL", "RUN"), "is there and not empty"),
     (("export", "MODEL", "out", "--adapter"), "has no adapter"),
     (("make-tiny-bagel", "RUN"), "is there and not empty"),
-    (("draw", "a red circle"), "reproduce}"),
-    ((), "reproduce}"),
+    (("draw", "a red circle"), "doctor}"),
+    ((), "doctor}"),
 ]
 
 

@@ -17,10 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 
+def launched() -> bool:
+    """Whether torchrun (or what sets its variables) started this process as one of several."""
+    size = os.environ.get("WORLD_SIZE", "1").strip()
+    return "RANK" in os.environ and size.isdigit() and int(size) > 1
+
+
 def rank() -> int:
     """Which process of a job of several this is, by torchrun's variables; 0 for the only one."""
-    number, size = (os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE"))
-    return int(number) if number.isdigit() and size.isdigit() and int(size) > 1 else 0
+    number = os.environ.get("RANK", "").strip()
+    return int(number) if launched() and number.isdigit() else 0
 
 
 class Told(ValueError):

@@ -20,13 +20,13 @@ from unigrpo.runs.folders import begun_run, new_run
 from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, launch
 from unigrpo.runs.signals import exit_code
 from unigrpo.runs.training import Going, begin, resumed_recipe
-from unigrpo.training.parallel import ONE_PROCESS, World, joined, launched
+from unigrpo.training.parallel import ONE_PROCESS, World, joined
 
 
 def run(verb: options.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
-    if not (verb.keys or verb.dry_run) and (verb.nproc != 1 or launched()):
-        return among_ranks(verb, overrides) if launched() else launch_ranks(verb, overrides)
+    if not (verb.keys or verb.dry_run) and (verb.nproc != 1 or output.launched()):
+        return among_ranks(verb, overrides) if output.launched() else launch_ranks(verb, overrides)
     if verb.resume and (verb.keys or verb.dry_run):
         asked = resumed_recipe(verb.out, verb.recipe, overrides)
         return list_keys(asked) if verb.keys else planned(asked, verb)
@@ -129,7 +129,7 @@ def to_go_on(verb: options.Train, name: str, run_dir: Path) -> str:
     run_dir = run_dir.resolve()
     recipe = verb.recipe if verb.recipe == name else str(run_dir / runlog.RECIPE)
     argv = ["train", recipe, "--out", str(run_dir), "--resume"]
-    if launched() and os.environ.get(LAUNCHED):
+    if output.launched() and os.environ.get(LAUNCHED):
         argv += ["--nproc", os.environ["WORLD_SIZE"]]
     return own_rewards.to_go_on(shlex.join([program(), *argv]), argv, run_dir)
 

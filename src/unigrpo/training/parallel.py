@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unigrpo.output import Told
+from unigrpo.output import Told, launched
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 
@@ -35,12 +35,6 @@ class LostRank(ConfigError):
 
 class OtherRank(ConfigError):
     """Another rank could not do its part; the message is that rank's own."""
-
-
-def launched() -> bool:
-    """Whether torchrun (or what sets its variables) started this process as one of several."""
-    size = os.environ.get("WORLD_SIZE", "1").strip()
-    return "RANK" in os.environ and size.isdigit() and int(size) > 1
 
 
 @dataclass(frozen=True)
