@@ -92,6 +92,7 @@ STUDIES = {
             "text KL 0.03": {"method.text.kl-weight": "0.03"},
             "text KL 0.1": {"method.text.kl-weight": "0.1"},
             "text KL 0.1, faster": {"method.text.kl-weight": "0.1", **FASTER},
+            "text KL 0.12, faster": {"method.text.kl-weight": "0.12", **FASTER},
         },
         common=BEFORE,
     ),
