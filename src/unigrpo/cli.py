@@ -85,7 +85,7 @@ def unknown(verb: object, name: str, words: Sequence[str]) -> str:
 
 def _run(verb: Common, overrides: Sequence[str]) -> int:
     """Run a verb's command, which is imported only now: it takes torch along."""
-    from unigrpo.runs.ranks import refuse_ranks
+    from unigrpo.runs.alone import refuse_ranks
 
     name = next(name for name, kind in VERBS.items() if type(verb) is kind)
     if not isinstance(verb, Train):

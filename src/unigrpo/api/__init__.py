@@ -16,7 +16,7 @@ from unigrpo.api.prompts import Prompts
 from unigrpo.api.run import Run
 from unigrpo.api.training import RECIPE, Call, begun_by, resumed_by
 from unigrpo.ranges import ConfigError, shown
-from unigrpo.runs.ranks import refuse_ranks
+from unigrpo.runs.alone import refuse_ranks
 
 __all__ = ["Evaluated", "Run", "evaluate", "load", "train"]
 

@@ -10,17 +10,6 @@ from unigrpo import build
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import PromptData, Recipe, StagedRecipe
 from unigrpo.runs.measuring import rates
-from unigrpo.training.parallel import launched
-
-
-def refuse_ranks(what: str) -> None:
-    """ConfigError under torchrun with more than one process: each would be a whole copy of ``what``."""
-    if launched():
-        size = os.environ["WORLD_SIZE"]
-        raise ConfigError(
-            f"WORLD_SIZE is {size} (torchrun): {what} works in one process, and {size} copies would do the same work; "
-            "start it without torchrun (or unset RANK and WORLD_SIZE); only unigrpo train shares its work"
-        )
 
 
 def counted() -> tuple[int, int]:
