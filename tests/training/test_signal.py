@@ -1,5 +1,7 @@
 """A run in which nothing is learned says so, and why; a healthy one says nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import tiny_runs
 from formulas import METHODS, group_advantages
 from unigrpo.reports import runlog
 from unigrpo.rewards import registry
+from unigrpo.training.optimizer import TrainingFault
 from unigrpo.training.signal import SignalWatch, missing_signal
 from unigrpo.training.update import Updated
 
@@ -76,12 +79,14 @@ def test_weights_that_do_not_move_are_named(tmp_path, expert):
     assert not any("denoising" in w for w in line["no_signal"] if expert == "reasoning")
 
 
-def test_an_adapter_without_a_gradient_is_named(tmp_path):
+def test_an_adapter_that_its_gradient_does_not_reach_stops_the_run(tmp_path):
     trainer = tiny_runs.trainer_of(tmp_path, iterations=1, model__lora="{rank: 2, alpha: 4.0}")
     for parameter in trainer.optimizer.parameters["denoising"].values():
         parameter.register_hook(torch.zeros_like)
-    line = trainer.iterate(0)
-    assert "the weights of the denoising expert have not moved: it has no gradient" in line["no_signal"]
+    with pytest.raises(TrainingFault, match=r"the denoising expert has no gradient.*nothing was updated"):
+        trainer.iterate(0)
+    still = missing_signal(HEALTHY, METHODS["unigrpo"], [replace(STEP, grad_norm={"denoising": 0.0})], ["denoising"])
+    assert still == ["the weights of the denoising expert have not moved: it has no gradient"]
 
 
 def test_a_healthy_run_says_nothing():
