@@ -390,9 +390,9 @@ def loaded(monkeypatch):
     """The names of the recipes whose parts were made."""
     names, parts = [], build.parts
 
-    def counted(recipe):
+    def counted(recipe, *world):
         names.append(recipe.name.partition(":")[2])
-        return parts(recipe)
+        return parts(recipe, *world)
 
     monkeypatch.setattr(build, "parts", counted)
     return names
@@ -430,10 +430,10 @@ def test_ctrl_c_in_the_middle_of_a_stage(whole, tmp_path, monkeypatch, quick, ca
 def test_a_stage_that_could_not_be_loaded_says_how_to_go_on(whole, tmp_path, monkeypatch, quick, capsys):
     run_dir, parts = tmp_path / "run", build.parts
 
-    def fails(recipe):
+    def fails(recipe, *world):
         if recipe.name.endswith("words"):
             raise KeyboardInterrupt
-        return parts(recipe)
+        return parts(recipe, *world)
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "parts", fails)
@@ -492,9 +492,9 @@ def test_a_stage_whose_start_is_gone_says_so(whole, tmp_path, capsys):
 def test_the_model_of_a_finished_stage_is_gone_before_the_next_is_loaded(tmp_path, monkeypatch, quick):
     parts, alive = build.parts, []
 
-    def watched(recipe):
+    def watched(recipe, *world):
         assert [one for one in alive if one() is not None] == []
-        made = parts(recipe)
+        made = parts(recipe, *world)
         alive.append(weakref.ref(made.policy.module))
         return made
 

@@ -97,12 +97,12 @@ def spoil_gradient(trainer, nth):
     """Put a NaN into a gradient just before the ``nth`` optimizer step of a run."""
     whole, calls = trainer.optimizer.step, []
 
-    def step():
+    def step(**learning):
         calls.append(None)
         if len(calls) == nth:
             parameter = trainer.parts.policy.denoising_parameters()["llm2vae.weight"]
             parameter.grad[0, 0] = math.nan
-        return whole()
+        return whole(**learning)
 
     trainer.optimizer.step = step
 
