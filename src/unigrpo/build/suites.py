@@ -90,7 +90,9 @@ def of_prompts(suite: data.Suite, limit: int | None, by: Examining) -> Suite:
     if by.judge is not None:
         return _examined(suite.name, prompts, by.judge)
     if suite.name == "geneval":
-        raise ConfigError(f"--suite geneval needs {A_DETECTOR}, or a reward, such as --reward geneval_soft")
+        raise ConfigError(
+            f"--suite geneval needs {A_DETECTOR}, or a reward, such as --reward image/jpeg-compressibility"
+        )
     raise ConfigError(
         f"--suite {suite.name} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
         + (", or --judge where its prompts have points" if suite.rows is not None else "")
