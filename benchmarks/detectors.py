@@ -49,14 +49,12 @@ def mask2former() -> nn.Module:
     """A small Mask2Former of 100 queries; some classes are seen in every picture."""
     from transformers import Mask2FormerConfig, SwinConfig
 
-    swin = SwinConfig(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=3,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    common: Any = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}  # of every backbone, and not in its type
+    swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=3, **common)
+    labels: Any = {"num_labels": len(CLASSES)}  # of every configuration, and not in its type
     config = Mask2FormerConfig(
         backbone_config=swin, feature_size=32, hidden_dim=32, mask_feature_size=32, num_attention_heads=2,
-        encoder_layers=1, encoder_feedforward_dim=32, decoder_layers=2, dim_feedforward=32, num_queries=100,
-        num_labels=len(CLASSES),
+        encoder_layers=1, encoder_feedforward_dim=32, decoder_layers=2, dim_feedforward=32, num_queries=100, **labels,
     )  # fmt: skip
     network = shaken(network_class()(config))
     network.class_predictor.weight.mul_(5.0)

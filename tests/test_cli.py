@@ -150,7 +150,7 @@ REFUSED = [
     ((*DRAW, *MODEL, "--batch", "0"), "--batch 0: it must be at least 1"),
     ((*DRAW, *MODEL, "--device", "cuda"), "torch sees no CUDA device"),
     # eval
-    (("eval", *MODEL, "--suite", "geneval"), "has no judge of its own: name a reward"),
+    (("eval", *MODEL, "--suite", "geneval"), "needs a detector: --detector"),
     (("eval", *MODEL, "--limit", "0"), "must be at least 1"),
     (("eval", *MODEL, "--samples", "0"), "must be at least 1"),
     (("eval", *MODEL, "--num", "3"), "eval has no option '--num': see unigrpo eval --help"),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from unigrpo.evaluation.suites import Suite, answer
 from unigrpo.ranges import ConfigError
+from unigrpo.reports.evaluation_page import notices, page_content
 from unigrpo.runs import eval_folder
 from unigrpo.runs.eval_folder import check_plan, contents, line_of, write_picture, write_prompts
 from unigrpo.runs.examining import examine, result_of, write_result
@@ -69,6 +70,7 @@ def test_pictures_of_all_kinds_are_read(folder):
     result = result_of(folder, suite(), records, held, {}, "somebody")
     assert result["missing"] == 6 and result["failed"]["count"] == 2 and result["headline"]["value"] is None
     write_result(folder, folder, result, records)
+    assert "2 of 9 pictures have no answer and count nowhere; for example: 3.png cannot" in notices(result)[0]
     page = (folder / "report.html").read_text()
     assert "6 of 15 pictures are missing" in page and "notes.txt" in page and "2 of 9 pictures have no answer" in page
 
@@ -144,3 +146,14 @@ def test_what_was_thought_comes_back_letter_by_letter(tmp_path):
         write_picture(tmp_path, PROMPTS[0], n, torch.zeros(3, 2, 2, dtype=torch.uint8), words)
     assert [f.thinking for f in contents(tmp_path, PROMPTS).pictures] == ["", "a\r\nb \u2028 é\n", None]
     assert eval_folder.picture_of(tmp_path, 0, 2).is_file()
+
+
+def test_a_page_tells_further_figures_once(folder):
+    """Not those of its own tables, nor how many the examiner did not answer: it was not shown the unreadable ones."""
+    (folder / "00000/samples/0000.png").write_bytes(b"cut")
+    seen = {"single_object": 1.0, "correct_prompts": 0.5, "failed": 0}
+    told = Suite("s", PROMPTS, Sizes(), further=lambda records: seen)
+    records, held = examine(folder, folder, told)
+    result = result_of(folder, told, records, held, {}, "somebody")
+    assert result["further"] == seen and result["failed"]["count"] == 1 and "single_object" in result["categories"]
+    assert page_content(result, records, folder)["further"] == [("correct prompts", "0.5")]

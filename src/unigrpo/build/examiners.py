@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -134,6 +134,22 @@ def _told(scorer: Scorer) -> dict[str, Any]:
 # Detectors
 
 
+@runtime_checkable
+class _Says(Protocol):
+    """Says of itself what results must tell."""
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+
+def _says(thing: object, name: str) -> dict[str, Any]:
+    """What a detector says of itself; its score is never called GenEval, which only the official one's is."""
+    own = thing.about if isinstance(thing, _Says) else {}
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"detector {name!r}: its about is {own!r:.60}, and goes into the result: make it a dict")
+    return {key: value for key, value in own.items() if (key, value) != ("called", "GenEval")}
+
+
 class OwnDetector:
     """A detector of one's own, ``path/file.py:thing`` or ``package.module:thing``, made with its arguments.
 
@@ -152,8 +168,8 @@ class OwnDetector:
         if not callable(self._thing):
             raise ConfigError(f"detector {name!r} makes {self._thing!r:.60}, which cannot be called with a picture")
         file = {"sha256": digest(place.place)[:16]} if place.is_file else {}
-        own = vars(self._thing).get("about") or vars(type(self._thing)).get("about") or {}
-        self.about: Mapping[str, Any] = {"name": place.label, **file, "args": dict(args), **dict(own)}
+        own = _says(self._thing, name)
+        self.about: Mapping[str, Any] = {"name": place.label, **file, "args": dict(args), **own}
 
     def __call__(self, picture: Tensor, wanted: Sequence[str]) -> list[dict[str, Any]]:
         """What it finds in a picture uint8 [3, H, W]."""

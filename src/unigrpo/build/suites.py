@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from unigrpo.build import data, rewards
 from unigrpo.build.examiners import Nobody, OwnDetector, WithReward, WorldRules
 from unigrpo.build.trial import try_reward
-from unigrpo.build.worlds import named
+from unigrpo.build.worlds import EMBEDDED, named
 from unigrpo.evaluation import detectors, exam, geneval, geneval2, ocr, tiif, wise
 from unigrpo.evaluation.suites import Examiner, Suite, category_of
 from unigrpo.loading import reference
-from unigrpo.ranges import ConfigError
+from unigrpo.ranges import ConfigError, did_you_mean
 from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards.judge_points import points_of
 from unigrpo.trajectory import Prompt
@@ -26,6 +27,9 @@ STREAM = 504
 """Prompts of a list without end, and of one's own, unless more or fewer are asked for."""
 OFFICIAL = "GenEval"
 """What a score may be called where detector and prompts are GenEval's own."""
+OWN_LISTS = ("exam", "ocr")
+"""Suites whose prompts ship with the package, and have no path."""
+A_DETECTOR = 'a detector: --detector "{name: mask2former-mmdet, weights: PATH, clip: PATH}" (docs/geneval-detectors.md)'
 OF_SUITES = ("any_judge", "edition", "batch")
 """Arguments of --judge that are the suite's, not the judge's."""
 
@@ -54,9 +58,21 @@ class Examining:
 def evaluation_suite(name: str, limit: int | None, by: Examining) -> Suite:
     """The suite of a name; ConfigError says what it needs to be examined."""
     head, _, path = name.partition(":")
+    _check_name(name, head)
     if head in MAKERS and not (head == "geneval" and path in ("train", "fixed")):
         return MAKERS[head](name, path, by, limit).limited(limit)
     return of_prompts(data.suite(name), limit, by)
+
+
+def _check_name(name: str, head: str) -> None:
+    """ConfigError for a misspelt suite, with the one that was meant."""
+    if head in MAKERS or head in EMBEDDED or Path(head).suffix or Path(name).exists():
+        return
+    if near := did_you_mean(head, [*MAKERS, *EMBEDDED]):
+        raise ConfigError(
+            f"--suite {name} is none{near}: give {', '.join([*EMBEDDED, 'geneval', *OWN_LISTS])}, geneval:PATH, "
+            "tiif:PATH, geneval2:PATH, wise:PATH, or a file of prompts"
+        )
 
 
 def of_prompts(suite: data.Suite, limit: int | None, by: Examining) -> Suite:
@@ -73,6 +89,10 @@ def of_prompts(suite: data.Suite, limit: int | None, by: Examining) -> Suite:
         return Suite(suite.name, prompts, _with_reward(by), "reward", "pictures")
     if by.judge is not None:
         return _examined(suite.name, prompts, by.judge)
+    if suite.name == "geneval":
+        raise ConfigError(
+            f"--suite geneval needs {A_DETECTOR}, or a reward, such as --reward image/jpeg-compressibility"
+        )
     raise ConfigError(
         f"--suite {suite.name} has no judge of its own: name a reward, such as --reward image/jpeg-compressibility"
         + (", or --judge where its prompts have points" if suite.rows is not None else "")
@@ -117,10 +137,7 @@ def _geneval(name: str, path: str, by: Examining, limit: int | None) -> Suite:
     if not by.on:
         return Suite(name, prompts, Nobody(), variant=_variant(variant))
     if by.detector is None:
-        raise ConfigError(
-            f'--suite {name} needs a detector: --detector "{{name: mask2former-mmdet, weights: PATH, clip: PATH}}" '
-            "(docs/geneval-detectors.md), or --draw-only"
-        )
+        raise ConfigError(f"--suite {name} needs {A_DETECTOR}, or --draw-only")
     rules = geneval.Geneval(detector=_detector(by.detector))
     examiner = _with_reward(by, rules) if by.scorers else rules
     note = _note(rules.about["detector"])
@@ -130,7 +147,11 @@ def _geneval(name: str, path: str, by: Examining, limit: int | None) -> Suite:
 
 def _variant(told: str) -> str:
     """How a result calls the wording of GenEval's prompts."""
-    known = {"official": "as written", "rewritten": "GenEval's tasks in other words (rewritten prompts)"}
+    known = {
+        "official": "as written",
+        "rewritten": "GenEval's tasks in other words (rewritten prompts)",
+        "other prompts": "not GenEval's 553, so no published score compares",
+    }
     return known.get(told, told)
 
 
@@ -152,6 +173,7 @@ def _detector(given: Mapping[str, Any]) -> Any:
 
 def _exam(name: str, path: str, by: Examining, limit: int | None) -> Suite:
     """Our own 150 prompts with points."""
+    _has_no_path(name, path)
     suite = _judged(name, exam.prompts(), exam, by, lambda given: exam.ExamExaminer(**given))
     note = "TA-style: prompts and questions are this package's own, not the paper's, which are not published."
     return replace(suite, note=note, paper="exam")
@@ -159,6 +181,7 @@ def _exam(name: str, path: str, by: Examining, limit: int | None) -> Suite:
 
 def _ocr(name: str, path: str, by: Examining, limit: int | None) -> Suite:
     """Our own prompts of words, read by rapidocr."""
+    _has_no_path(name, path)
     by.only(name)
     examiner = ocr.OcrExaminer() if by.on else Nobody()
     return Suite(name, ocr.prompts(), examiner, ocr.HEADLINE, ocr.AVERAGE, ocr.figures)
@@ -193,6 +216,15 @@ def _wise(name: str, path: str, by: Examining, limit: int | None) -> Suite:
 def _needs_path(name: str, path: str, what: str) -> None:
     if not path:
         raise ConfigError(f"--suite {name} reads the official prompts, which do not ship: write {name}:PATH of {what}")
+
+
+def _has_no_path(name: str, path: str) -> None:
+    if path:
+        own = name.partition(":")[0]
+        raise ConfigError(
+            f"--suite {name}: {own} is this package's own list and reads no file: write it without :{path}, or a file "
+            "of prompts by its name alone"
+        )
 
 
 def _judged(

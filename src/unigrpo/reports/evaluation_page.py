@@ -19,6 +19,8 @@ from unigrpo.reports.pictures import PIXELATED, thumbnail
 
 FAILURES, SUCCESSES, UNANSWERED = 24, 8, 8
 """Pictures of each kind on the page."""
+COUNTED = ("failed", "unanswered")
+"""Further figures that the page says otherwise, with the files that no examiner could be shown."""
 Json = Mapping[str, Any]
 
 
@@ -57,7 +59,7 @@ def page_content(result: Json, records: Sequence[Json], folder: Path) -> dict[st
         "further": [
             (name.replace("_", " "), _plain(value))
             for name, value in result["further"].items()
-            if name not in result["figures"]  # where it has an interval
+            if name not in (*result["figures"], *result["categories"], *COUNTED)  # where they have an interval
         ],
         "paper": beside(result["suite"].get("paper")),
         "average": AVERAGES[headline["average"]],
@@ -101,8 +103,10 @@ def notices(result: Json) -> list[str]:
     failed, missing, odd = result["failed"], result["missing"], result["odd_files"]
     if failed["count"]:
         reason, count = failed["reasons"][0]
-        often = f"; most often ({count} times): {reason}" if count > 1 else f": {reason}"
-        found.append(f"{failed['count']} of {result['pictures']} pictures have no answer and count nowhere{often}.")
+        often = f"; most often ({count} times)" if count > 1 else "; for example" if failed["count"] > 1 else ""
+        found.append(
+            f"{failed['count']} of {result['pictures']} pictures have no answer and count nowhere{often}: {reason}."
+        )
     if missing:
         found.append(f"{missing} of {missing + result['pictures']} pictures are missing and count nowhere.")
     if odd:

@@ -191,8 +191,8 @@ def _worded(folder: Path, prompt: Prompt) -> Prompt:
     if text == prompt.text:
         return prompt
     known = json.loads(json.dumps(dict(prompt.metadata), default=str))
-    told = {key: value for key, value in line.items() if key in known}
-    if not told or any(known[key] != value for key, value in told.items()):
+    known = {key: value for key, value in known.items() if key != "category"} or known  # official lines have none
+    if not known or any(line.get(key) != value for key, value in known.items()):
         raise ConfigError(
             f"{path} is of the prompt {shown(text)}, and the suite has {shown(prompt.text)} at {prompt.position}: name "
             "the suite that was drawn"

@@ -15,7 +15,7 @@ from unigrpo.reports.evaluations_compared import lines_of
 from unigrpo.runs import eval_folder
 from unigrpo.runs.comparing import Evaluated, compare, write_page
 from unigrpo.runs.evaluations import Outcome
-from unigrpo.runs.folders import must_be_new, usable
+from unigrpo.runs.folders import is_fresh, must_be_new, usable
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class Told:
 
 def check_folder(out: Path) -> None:
     """ConfigError where a folder holds anything but guidances that were drawn before."""
-    if not any(out.glob(f"guidance-*/{eval_folder.PLAN}")):
+    scales = list(out.glob("guidance-*"))
+    begun = any((scale / eval_folder.PLAN).is_file() for scale in scales)
+    killed = bool(scales) and len(scales) == len(list(out.iterdir())) and all(map(is_fresh, scales))
+    if not begun and not killed:  # killed as the first one began
         must_be_new(out)
 
 
