@@ -6,6 +6,7 @@ there), stretch ({rank: tokens}: the thinking of that rank never ends before so 
 
 import contextlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -78,3 +79,4 @@ def stretch(parts, tokens):
 
 if __name__ == "__main__":
     main(json.loads(Path(sys.argv[1]).read_text()))
+    os._exit(0)  # as the command does: beside torch's threads Python's way out may abort

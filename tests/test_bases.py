@@ -177,9 +177,12 @@ def test_an_adapter_without_our_note_is_still_loaded(moved, family):
 
 
 def test_an_adapter_on_a_made_model_remembers_its_seed(tmp_path):
-    # its velocity head is zero and no adapter trains it, so an adapter on the painter would have no gradient
-    words = {"model__lora": "{rank: 2, alpha: 4, experts: [reasoning]}"}
-    run = train(tmp_path / "run", "init:micro", seed=5, **words)
+    # words alone: its velocity head is zero and no adapter trains it, so an adapter on the painter has no gradient
+    words = {"model__lora": "{rank: 2, alpha: 4, experts: [reasoning]}", "method": "{name: text_grpo}"}
+    asked = tiny_runs.overrides(**{**QUICK, "model__path": "init:micro", "seed": 5, "checkpoint__keep": 1, **words})
+    place = asked.index("--method.regulariser")
+    run = tmp_path / "run"
+    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run, *asked[:place], *asked[place + 2 :]) == 0
     base = build.policy(Model("init:micro"), seed=5).module.state_dict()
     ours = merged(run)
     frozen = [name for name in base if "embed_tokens" in name or "pos_embed" in name]

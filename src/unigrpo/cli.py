@@ -29,7 +29,8 @@ def console() -> None:
     """The command in a process of its own, which ends here: beside a thread in torch's code Python's way out aborts."""
     code = main()
     calling = sys.modules.get("unigrpo.rewards.calling")
-    if calling is not None and calling.busy():  # a reward that hangs, or that Ctrl-C left to itself
+    # a reward that hangs, or that Ctrl-C left to itself; or what ranks have sent to each other
+    if output.launched() or (calling is not None and calling.busy()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -86,8 +86,8 @@ class ExpertOptimizer:
             if self.parameters.get(expert) and float(whole(norms[expert])) == 0.0:
                 raise TrainingFault(
                     f"the {expert} expert has no gradient, although its answers have one: its weights are cut off from "
-                    "the loss (by a head of zeros that no adapter trains, frozen after the optimizer was made, or computed "
-                    "with in another way than by the model's front doors); nothing was updated"
+                    "the loss (by a head of zeros that no adapter trains, frozen after the optimizer was made, or "
+                    "computed with in another way than by the model's front doors); nothing was updated"
                 )
         for expert, norm in norms.items():
             if not bool(whole(norm).isfinite()):  # looked at before clipping, which would spread it to every parameter
