@@ -44,9 +44,12 @@ class Measure:
 
 
 def measures(records: Records, headline: str, average: Average) -> list[Measure]:
-    """All figures that these records have: the headline's first, then those of the contract, then values by name."""
+    """All figures that these records have: the headline's first, then those of the contract, then values by name.
+
+    What is right is averaged as the headline is; all others are means over pictures.
+    """
     named = dict.fromkeys(["correct", "exam", *(name for r in records for name in r["values"])])
-    others = [Measure(key, "categories" if key == "correct" else "pictures") for key in named if key != headline]
+    others = [Measure(key, average if key == "correct" else "pictures") for key in named if key != headline]
     known = [m for m in others if not np.isnan(m.of(records)).all()] if records else []
     return [Measure(headline, average), *known]
 
