@@ -187,7 +187,7 @@ RULES = [
     (r"^unigrpo doctor", small("--no-self-test")),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
 ]
-SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE"  # others like them are quick
+SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE|--nproc "  # others like them are quick
 
 
 # ---------------------------------------------------------------- where they run
@@ -282,7 +282,7 @@ def test_a_command_that_nobody_runs_is_noticed(here, monkeypatch):
 UNNAMED = [p.name for p in sorted((ROOT / "benchmarks").glob("*.py")) if not any(p.name in c for c in COMMANDS)]
 
 
-@pytest.mark.parametrize("file", UNNAMED)
+@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.slow] * (f == "ranks.py")) for f in UNNAMED])
 def test_benchmarks_that_only_make_bench_names_run_in_small(file, here, monkeypatch):
     here("")
     script("--quick")(f"benchmarks/{file}", monkeypatch)

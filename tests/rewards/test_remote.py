@@ -234,9 +234,10 @@ def test_a_service_that_comes_back_is_used_again():
         reward_server.faulty() as fine,
     ):
         reward = remote(back, fine, batch=1, concurrency=1)
-        for _ in range(20):
+        latest = time.monotonic() + 60  # it is left alone for a second or so after each fault
+        while back.count <= 20:
             assert right(ask(reward, 20), 20)
-        assert back.count > 20
+            assert time.monotonic() < latest
 
 
 def test_a_service_that_is_down_is_waited_for():
