@@ -144,16 +144,15 @@ def facts_of(recipe: Recipe, asked: Recipe | StagedRecipe) -> dict[str, Any]:
 def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Recipe | StagedRecipe:
     """The recipe of the run in a folder, which must be of the recipe ``named`` (or that is a file).
 
-    Overrides may only change ``iterations``, and name files that have moved.
+    Overrides may only change ``iterations``, and name files that have moved; others must say what the run has.
     """
     run_dir = run_folder(out)
-    names = [word.split("=")[0] for word in overrides if word.startswith("--")]
-    if other := [name for name in names if not (ITERATIONS.fullmatch(name) or inputs.MOVABLE.fullmatch(name))]:
+    path = run_dir / runlog.RECIPE
+    if other := changing(path, overrides):
         raise ConfigError(
-            f"{other[0]} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
+            f"{other} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
             "(and --log, and the place of a file that has moved); leave it out, or start a new run"
         )
-    path = run_dir / runlog.RECIPE
     begun, asked = load_experiment(path), load_experiment(path, overrides)
     if asked.name != named and not is_recipe_file(named):
         raise ConfigError(f"{run_dir} is a run of {asked.name}, not of {named}: name that recipe, or another --out")
@@ -168,6 +167,32 @@ def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Re
     print("\n".join(notes), end="\n" if notes else "")
     own_rewards.recall(run_dir)
     return asked
+
+
+def changing(path: Path, overrides: Sequence[str]) -> str | None:
+    """The first override that would change the recipe in a file, where a resumed run may not; None: none does."""
+    given: list[list[str]] = []
+    for word in overrides:
+        if word.startswith("--") or not given:
+            given.append([])
+        given[-1].append(word)
+    names = [words[0].partition("=")[0] for words in given]
+    held = [
+        (name, words)
+        for name, words in zip(names, given, strict=True)
+        if name.startswith("--") and not (ITERATIONS.fullmatch(name) or inputs.MOVABLE.fullmatch(name))
+    ]
+    if not held or _same(path, [word for _, words in held for word in words]):
+        return None
+    return next((name for name, words in held if not _same(path, words)), held[0][0])
+
+
+def _same(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether overrides say what a recipe says without them."""
+    try:
+        return load_experiment(path, overrides) == load_experiment(path)
+    except ConfigError:
+        return False
 
 
 def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
