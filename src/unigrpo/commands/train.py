@@ -17,7 +17,7 @@ from unigrpo.recipe import Recipe, StagedRecipe, keys_figures, keys_listing, loa
 from unigrpo.reports import runlog
 from unigrpo.runs import own_rewards, ranks
 from unigrpo.runs.folders import begun_run, new_run, nothing_yet
-from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, launch
+from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, end_with_launcher, launch
 from unigrpo.runs.signals import exit_code
 from unigrpo.runs.training import Going, begin, resumed_recipe
 from unigrpo.training.parallel import ONE_PROCESS, World, joined
@@ -84,6 +84,7 @@ def launch_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
 
 def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
     """Train as one of the processes of a job: rank 0 holds the folder, writes and speaks."""
+    end_with_launcher()
     verb = settled(verb)
     try:
         asked = asked_for(verb, overrides)
@@ -111,7 +112,7 @@ def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
 
 def train(asked: Recipe | StagedRecipe, verb: options.Train, run_dir: Path, world: World = ONE_PROCESS) -> int:
     """Train in a folder that is this process's alone (of ranks, the first's); the exit code says who stopped it."""
-    going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder), world=world)
+    going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder), world=world, alone=True)
     return 0 if begin(asked, run_dir, going) else exit_code(going.stop)
 
 

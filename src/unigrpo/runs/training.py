@@ -36,13 +36,15 @@ ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?(iterations|parallel(\..+)?)|--log
 class Going:
     """How a run goes on: whether it was begun before, how a person resumes it once more, and what asks it to stop.
 
-    ``again``: (name of the recipe, run folder) -> what to type; ``world``: the ranks that do it together.
+    ``again``: (name of the recipe, run folder) -> what to type; ``world``: the ranks that do it together;
+    ``alone``: nothing else goes on in this process, so that it may be ended.
     """
 
     resume: bool
     again: Callable[[str, Path], str]
     stop: Stop = field(default_factory=Stop)
     world: World = ONE_PROCESS
+    alone: bool = False
 
 
 def begin(asked: Recipe | StagedRecipe, run_dir: Path, going: Going) -> bool:
@@ -63,7 +65,7 @@ def train_one(recipe: Recipe, run_dir: Path, going: Going) -> bool:
     start = trainer.resume() if going.resume else 0
     if going.world.first:  # reads large files
         trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
-    return run_trainer(trainer, start, going.again(recipe.name, run_dir))
+    return run_trainer(trainer, start, going.again(recipe.name, run_dir), going.alone)
 
 
 def _made(recipe: Recipe, world: World) -> tuple[Recipe, RunComponents]:
@@ -122,7 +124,7 @@ def train_stage(staged: StagedRecipe, number: int, run_dir: Path, going: Going) 
         start = trainer.resume()  # of a new stage: 0
         if going.world.first:  # reads large files
             trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
-        return run_trainer(trainer, start, going.again(staged.name, run_dir))
+        return run_trainer(trainer, start, going.again(staged.name, run_dir), going.alone)
 
 
 def parts_of_stage(recipe: Recipe, name: str, run_dir: Path, going: Going) -> RunComponents:
@@ -195,7 +197,7 @@ def _same(path: Path, overrides: Sequence[str]) -> bool:
         return False
 
 
-def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
+def run_trainer(trainer: Trainer, start: int, again: str, alone: bool = False) -> bool:
     """Run to the end (True) or until stopped, with progress, and write the report; ``again`` is how to go on."""
     began = time.perf_counter()
     recipe = trainer.recipe
@@ -206,7 +208,7 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
         if first:
             trainer.milestone = LiveReport(trainer.run_dir, progress.time_left, progress.note).milestone
         try:
-            with stoppable(trainer, progress):
+            with stoppable(trainer, progress, recipe.checkpoint.stop_within_s if alone else None):
                 finished = trainer.run(progress)
         except (Exception, KeyboardInterrupt) as error:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "by an error"
@@ -216,8 +218,9 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
         return finished
     report = write_report(trainer.run_dir)
     if not finished:
-        saved = f"saved after {trainer.done} iterations; to go on: {again}"
-        output.result(saved, run=str(trainer.run_dir), finished=False, iterations=trainer.done, resume=again)
+        done = trainer.saver.saved or 0
+        saved = f"saved after {done} iterations; to go on: {again}"
+        output.result(saved, run=str(trainer.run_dir), finished=False, iterations=done, resume=again)
         return False
     print(f"finished in {time.perf_counter() - began:.0f} s, {trainer.trained_seconds:.0f} s of it training")
     print_comparison(trainer.run_dir, held_out=recipe.eval.prompts.endswith("held-out"))
