@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,14 @@ from unigrpo.reports import runlog
 from unigrpo.rewards import registry
 from unigrpo.rewards.protocol import RewardOutput
 from unigrpo.training import checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_names_tests_that_are_there():
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
+    assert len(named) > 10
+    assert [test for path, test in named if f"def {test}(" not in (ROOT / path).read_text()] == []
 
 
 def test_one_nan_reward_in_a_hundred_is_counted_and_left_out(tmp_path, monkeypatch, quick):
@@ -107,7 +116,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
     """A short version of ``python scripts/chaos.py``: three kills of a run of two ranks."""
     import rank_runs
 
-    words = [str(Path(__file__).parents[2] / "scripts" / "chaos.py"), "--kills", "3", "--seed", "5"]
+    words = [str(ROOT / "scripts" / "chaos.py"), "--kills", "3", "--seed", "5"]
     words += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "chaos.json")]
     code, out, err = rank_runs._finished(words, 300, rank_runs.environment())
     assert code == 0, out + err
