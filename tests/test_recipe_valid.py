@@ -15,7 +15,7 @@ BASES = {"shapes/unigrpo": 3, "shapes/diffusion-nft": 1, "shapes/pretrain": 1}
 WEIGHTS = st.floats(0.0, 10.0, allow_nan=False)
 POSITIVE = st.floats(1e-3, 10.0)
 SHARES = st.floats(0.0, 1.0)
-RATES = st.floats(0.0, 1e-2)
+RATES = st.floats(1e-9, 1e-2)
 
 
 def some(keys):
@@ -34,8 +34,6 @@ def optimizers():
             "max_grad_norm": POSITIVE,
             "ppo_epochs": st.integers(1, 8),
             "micro_batch": st.integers(1, 500),
-            "warmup": st.integers(0, 10_000),
-            "decay": SHARES,
             "ema": st.floats(0.0, 0.9999),
         }
     )
@@ -118,14 +116,18 @@ def recipes(draw):
     base = draw(st.sampled_from([name for name, share in BASES.items() for _ in range(share)]))
     recipe = copy.deepcopy(shipped(base))
     changes = {"optimizer": draw(optimizers()), "eval": draw(evaluations()), "checkpoint": draw(checkpoints())}
-    recipe |= draw(some({"seed": st.integers(0, 2**31), "iterations": st.integers(1, 10**6)}))
+    recipe |= draw(some({"seed": st.integers(0, 2**31)})) | {"iterations": draw(st.integers(1, 10**6))}
+    changes["optimizer"] |= {
+        "warmup": draw(st.integers(0, recipe["iterations"] // 2)),
+        "decay": draw(st.floats(0.0, 0.4)),
+    }
     changes["rollout"] = draw(rollouts(base))
     if base == "shapes/pretrain":
         changes["data"] = draw(some({"batch_size": st.integers(1, 200)}))
     else:
         prompts = draw(st.integers(1, 40))
         changes["data"] = {"prompts_per_iteration": prompts, "group_size": draw(st.integers(2, 40))}
-        changes["optimizer"]["minibatches"] = draw(st.integers(1, prompts))
+        changes["optimizer"]["minibatches"] = draw(st.sampled_from([n for n in range(1, 41) if prompts % n == 0]))
         changes["reward"] = draw(some({"on_error": st.just("drop_sample"), "max_failed_share": SHARES}))
         if changes["reward"].keys() == {"max_failed_share"}:
             changes["reward"]["on_error"] = "drop_sample"
