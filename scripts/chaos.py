@@ -213,8 +213,9 @@ def chaos(work: Path, *, kills: int, seed: int, seconds: float) -> dict[str, Any
     result = compared(run_dir, untouched)
     if not result["metric_lines_equal"] or not result["evaluations_equal"] or result["tensors_that_differ"]:
         raise Chaos(f"the killed run is not the one that nobody killed: {result}")
+    limit = f" --seconds {seconds:g}" if seconds < float("inf") else ""
     return {
-        "command": f"python scripts/chaos.py --kills {kills} --seed {seed}",
+        "command": f"python scripts/chaos.py --kills {kills} --seed {seed}{limit}",
         "kills": len(done),
         "by_moment": dict(sorted(Counter(kill.moment for kill in done).items())),
         "by_victim": dict(sorted(Counter(kill.victim for kill in done).items())),
