@@ -121,8 +121,7 @@ REFUSED = [
     # train: the run folder
     ((*TRAIN, "--out", "RUN"), "already holds a run: add --resume to go on with it, or name another --out"),
     ((*TRAIN, "--resume"), "--resume needs --out"),
-    ((*TRAIN, "--resume", "--out", "EMPTY"), "holds no run yet, nothing is lost: leave out --resume to begin it"),
-    ((*TRAIN, "--resume", "--out", "nowhere"), "is not a run folder (it has no recipe.yaml)"),
+    ((*TRAIN, "--resume", "--out", "FULL"), "is not a run folder (it has no recipe.yaml)"),
     (("train", "bagel/unigrpo", "--resume", "--out", "RUN"), "is a run of shapes/unigrpo, not of bagel/unigrpo"),
     # generate
     (("generate",), "PROMPT"),
@@ -173,9 +172,10 @@ REFUSED = [
 
 def known_folders(tmp_path):
     """The folders that the capital words of REFUSED stand for."""
-    folders = {name: tmp_path / name.lower() for name in ("EMPTY", "NO_CHECKPOINT", "BLIND", "TORN", "RUN")}
-    for name in ("EMPTY", "NO_CHECKPOINT", "RUN"):
+    folders = {name: tmp_path / name.lower() for name in ("EMPTY", "FULL", "NO_CHECKPOINT", "BLIND", "TORN", "RUN")}
+    for name in ("EMPTY", "FULL", "NO_CHECKPOINT", "RUN"):
         folders[name].mkdir()
+    (folders["FULL"] / "notes.txt").write_text("mine")
     for name in ("NO_CHECKPOINT", "RUN"):
         (folders[name] / runlog.RECIPE).write_text(to_yaml(tiny_runs.tiny_recipe()))
     shutil.copytree(tiny_runs.model_folder(), folders["BLIND"])

@@ -151,6 +151,10 @@ RULES = [
         r"^python scripts/write_scaling.py",
         covered("tests/test_scaling.py::test_the_script_would_change_no_table_and_misses_none"),
     ),
+    (
+        r"^python scripts/chaos.py",
+        covered("tests/training/test_injected_faults.py::test_kills_at_random_moments_lose_nothing"),
+    ),
     (r"^python scripts/study.py", covered("tests/test_study.py::test_runs_that_are_there_are_read_and_not_made_again")),
     (r"^unigrpo reproduce .*\|", usage),
     (r"^unigrpo reproduce ", covered("tests/end_to_end/test_reproduce.py::test_results_say_how_they_were_made")),
@@ -187,7 +191,8 @@ RULES = [
     (r"^unigrpo doctor", small("--no-self-test")),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
 ]
-SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE|--nproc "  # others like them are quick
+SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE|--nproc "
+"""Others like them are quick."""
 
 
 # ---------------------------------------------------------------- where they run

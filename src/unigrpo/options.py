@@ -72,7 +72,7 @@ class Train(Common):
     mfu: float = 0.4
     """For --dry-run: the share of it that is reached."""
     resume: bool = False
-    """Go on with the run in --out from its last complete checkpoint."""
+    """Go on with the run in --out from its last complete checkpoint; where --out is empty or not there, start it."""
     nproc: int = 1
     """Ranks (processes) that share the run on this machine, each with a GPU of its own where there are any; 0: as many
     as a measurement of a second finds faster. Several machines: torchrun."""

@@ -4,6 +4,7 @@ import math
 import random
 import sys
 import threading
+import time
 from contextlib import ExitStack
 
 import fault_server as faults

@@ -175,6 +175,36 @@ def test_no_other_override_may(tmp_path, word, capsys):
     assert tiny_runs.listed(run_dir) == tiny_runs.listed(tiny_runs.finished_run())
 
 
+def test_one_line_of_a_job_script_starts_and_goes_on(tmp_path, quick, capsys):
+    """The same command, with its overrides, in a folder that is not there, and again in the one it has made."""
+    run_dir, words = tmp_path / "job" / "run", tiny_runs.overrides()
+    line = ("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume", *words)
+    half = [str(2 if before == "--iterations" else word) for before, word in zip(["", *words], words, strict=False)]
+    assert tiny_runs.unigrpo(*line[:5], *half) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"--resume: {run_dir} holds no run yet, so a new one starts there") == 1 and "going on" not in out
+    assert tiny_runs.unigrpo(*line) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"--resume: going on with the run in {run_dir}") == 1 and "holds no run yet" not in out
+    assert "(resumed after 2 iterations)" in out
+    assert [line["iteration"] for line in runlog.read_metrics(run_dir)] == [0, 1, 2, 3]
+    tiny_runs.assert_same_run(run_dir, tiny_runs.finished_run())
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path, "--resume") == 2
+    assert "is not a run folder (it has no recipe.yaml)" in capsys.readouterr().err
+    assert tiny_runs.listed(tmp_path) == ["notes.txt"]
+
+
+def test_overrides_that_say_what_the_run_has_are_no_change(tmp_path):
+    path = tiny_runs.finished_run() / runlog.RECIPE
+    assert train_command.changing(path, ["--eval.limit", "6", "--data.group_size=3", "--iterations", "9"]) is None
+    assert train_command.changing(path, ["--eval.limit", "6", "--data.group_size=4"]) == "--data.group_size"
+    assert train_command.changing(path, ["--eval.limit", "six"]) == "--eval.limit"
+
+
 def interrupt(times):
     """A progress that gets Ctrl-C while the second iteration is shown."""
 

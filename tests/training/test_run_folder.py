@@ -136,8 +136,8 @@ def test_killed_before_the_recipe_was_whole_is_a_new_run(tmp_path, capsys):
     run_dir.mkdir()
     named(run_dir / locks.LOCK, ended())
     (run_dir / f".recipe.yaml.{ended()}.0123abcd.tmp").write_text("name: shap")
-    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume") == 2
-    assert "holds no run yet, nothing is lost: leave out --resume to begin it" in capsys.readouterr().err
+    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume", "--model.path", tmp_path) == 2
+    assert f"--resume: {run_dir} holds no run yet, so a new one starts there" in capsys.readouterr().out
     with folders.new_run(run_dir, "any") as made:
         assert [path.name for path in made.iterdir()] == [locks.LOCK]
     (run_dir / ".notes").write_text("mine")

@@ -16,8 +16,8 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, keys_figures, keys_listing, load_experiment
 from unigrpo.reports import runlog
 from unigrpo.runs import own_rewards, ranks
-from unigrpo.runs.folders import begun_run, new_run
-from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, launch
+from unigrpo.runs.folders import begun_run, new_run, nothing_yet
+from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, end_with_launcher, launch
 from unigrpo.runs.signals import exit_code
 from unigrpo.runs.training import Going, begin, resumed_recipe
 from unigrpo.training.parallel import ONE_PROCESS, World, joined
@@ -27,6 +27,7 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
     """Train, or print what would be trained."""
     if not (verb.keys or verb.dry_run) and (verb.nproc != 1 or output.launched()):
         return among_ranks(verb, overrides) if output.launched() else launch_ranks(verb, overrides)
+    verb = settled(verb)
     if verb.resume and (verb.keys or verb.dry_run):
         asked = resumed_recipe(verb.out, verb.recipe, overrides)
         return list_keys(asked) if verb.keys else planned(asked, verb)
@@ -41,6 +42,17 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
         return planned(asked, verb)
     with new_run(verb.out, asked.name) as run_dir:
         return train(asked, verb, run_dir)
+
+
+def settled(verb: options.Train) -> options.Train:
+    """Of ``--resume``: whether there is a run to go on with, or one to start; which of the two is said."""
+    if not verb.resume:
+        return verb
+    if nothing_yet(verb.out):
+        print(f"--resume: {verb.out} holds no run yet, so a new one starts there")
+        return replace(verb, resume=False)
+    print(f"--resume: going on with the run in {verb.out}")
+    return verb
 
 
 def asked_for(verb: options.Train, overrides: Sequence[str]) -> Recipe | StagedRecipe:
@@ -58,7 +70,7 @@ def launch_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
             f"--nproc {verb.nproc}: it must be from 1 to {MOST_RANKS}, or 0 for as many as are faster on this machine"
         )
     with contextlib.redirect_stdout(output.SafeStream(None)):  # rank 0 says it again
-        asked = asked_for(verb, overrides)
+        asked = asked_for(settled(verb), overrides)
     count, why = (verb.nproc, "") if verb.nproc else ranks.faster(asked)
     print(why, end="\n" if why else "")
     if count == 1:
@@ -72,6 +84,8 @@ def launch_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
 
 def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
     """Train as one of the processes of a job: rank 0 holds the folder, writes and speaks."""
+    end_with_launcher()
+    verb = settled(verb)
     try:
         asked = asked_for(verb, overrides)
         size, here = ranks.counted()
@@ -98,7 +112,7 @@ def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
 
 def train(asked: Recipe | StagedRecipe, verb: options.Train, run_dir: Path, world: World = ONE_PROCESS) -> int:
     """Train in a folder that is this process's alone (of ranks, the first's); the exit code says who stopped it."""
-    going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder), world=world)
+    going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder), world=world, alone=True)
     return 0 if begin(asked, run_dir, going) else exit_code(going.stop)
 
 

@@ -321,6 +321,8 @@ class Checkpoint:
     """Also save when this much time has passed since the last checkpoint; null: never (it changes no number)."""
     keep: Count = 2
     """How many of the newest stay."""
+    stop_within_s: Positive = 60.0
+    """Seconds from SIGTERM, SIGHUP or Ctrl-C to the end; an iteration that would take longer is given up."""
 
 
 @dataclass(frozen=True)

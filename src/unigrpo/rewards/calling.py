@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from unigrpo import doing
 from unigrpo.rewards.answers import RewardFault
 from unigrpo.rewards.awaiting import stop_waiting
 
@@ -114,7 +115,7 @@ def within(name: str, seconds: float, action: Callable[[], _T]) -> _T:
     worker = workers[0]
     future = worker.submit(action)
     try:
-        return future.result(seconds)
+        return doing.result_of(future, seconds)
     except TimeoutError as error:
         if future.done():  # it raised a TimeoutError itself
             raise

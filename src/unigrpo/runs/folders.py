@@ -90,6 +90,11 @@ def begun_run(out: Path | None, say: Wording = COMMAND) -> Iterator[Path]:
         yield run_dir
 
 
+def nothing_yet(out: Path | None) -> bool:
+    """Whether a folder is one to begin a run in: not there, empty, or with what a process killed as it began left."""
+    return out is not None and (is_fresh(out) if out.is_dir() else not out.exists() and not out.is_symlink())
+
+
 def run_folder(out: Path | None, say: Wording = COMMAND) -> Path:
     """The folder to resume; ConfigError where it holds no run."""
     if out is None:

@@ -6,6 +6,7 @@ where a run finishes its iteration and saves.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -17,8 +18,10 @@ from types import FrameType
 
 MOST_RANKS = 1024
 LAUNCHED = "UNIGRPO_LAUNCHED"
-"""Set for the ranks that were started here, so that they say how to start them again."""
+"""Set for the ranks that were started here, to the launcher's process: they say how to start them again."""
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: which signal a process gets when its parent dies."""
 FAILED = 1
 """The exit code where a rank died."""
 
@@ -64,6 +67,15 @@ def launch(words: Sequence[str], nproc: int) -> int:
     return verdict({rank: (failure.pid, failure.exitcode) for rank, failure in result.failures.items()})
 
 
+def end_with_launcher() -> None:
+    """Let the system end a rank whose launcher was killed: it would go on, and keep the run folder to itself."""
+    if sys.platform != "linux" or LAUNCHED not in os.environ:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[LAUNCHED]):  # killed before that
+        os._exit(FAILED)
+
+
 def environment(rank: int, nproc: int, port: int) -> dict[str, str]:
     """What a rank finds: torchrun's variables, and one thread of its own unless somebody has set them."""
     set_before = {"OMP_NUM_THREADS": "1"}
@@ -79,7 +91,7 @@ def environment(rank: int, nproc: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
-        LAUNCHED: "1",
+        LAUNCHED: str(os.getpid()),
     }
 
 

@@ -36,13 +36,15 @@ ITERATIONS = re.compile(r"--(stages\.[^.]+\.)?(iterations|parallel(\..+)?)|--log
 class Going:
     """How a run goes on: whether it was begun before, how a person resumes it once more, and what asks it to stop.
 
-    ``again``: (name of the recipe, run folder) -> what to type; ``world``: the ranks that do it together.
+    ``again``: (name of the recipe, run folder) -> what to type; ``world``: the ranks that do it together;
+    ``alone``: nothing else goes on in this process, so that it may be ended.
     """
 
     resume: bool
     again: Callable[[str, Path], str]
     stop: Stop = field(default_factory=Stop)
     world: World = ONE_PROCESS
+    alone: bool = False
 
 
 def begin(asked: Recipe | StagedRecipe, run_dir: Path, going: Going) -> bool:
@@ -63,7 +65,7 @@ def train_one(recipe: Recipe, run_dir: Path, going: Going) -> bool:
     start = trainer.resume() if going.resume else 0
     if going.world.first:  # reads large files
         trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
-    return run_trainer(trainer, start, going.again(recipe.name, run_dir))
+    return run_trainer(trainer, start, going.again(recipe.name, run_dir), going.alone)
 
 
 def _made(recipe: Recipe, world: World) -> tuple[Recipe, RunComponents]:
@@ -122,7 +124,7 @@ def train_stage(staged: StagedRecipe, number: int, run_dir: Path, going: Going) 
         start = trainer.resume()  # of a new stage: 0
         if going.world.first:  # reads large files
             trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
-        return run_trainer(trainer, start, going.again(staged.name, run_dir))
+        return run_trainer(trainer, start, going.again(staged.name, run_dir), going.alone)
 
 
 def parts_of_stage(recipe: Recipe, name: str, run_dir: Path, going: Going) -> RunComponents:
@@ -144,16 +146,15 @@ def facts_of(recipe: Recipe, asked: Recipe | StagedRecipe) -> dict[str, Any]:
 def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Recipe | StagedRecipe:
     """The recipe of the run in a folder, which must be of the recipe ``named`` (or that is a file).
 
-    Overrides may only change ``iterations``, and name files that have moved.
+    Overrides may only change ``iterations``, and name files that have moved; others must say what the run has.
     """
     run_dir = run_folder(out)
-    names = [word.split("=")[0] for word in overrides if word.startswith("--")]
-    if other := [name for name in names if not (ITERATIONS.fullmatch(name) or inputs.MOVABLE.fullmatch(name))]:
+    path = run_dir / runlog.RECIPE
+    if other := changing(path, overrides):
         raise ConfigError(
-            f"{other[0]} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
+            f"{other} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
             "(and --log, and the place of a file that has moved); leave it out, or start a new run"
         )
-    path = run_dir / runlog.RECIPE
     begun, asked = load_experiment(path), load_experiment(path, overrides)
     if asked.name != named and not is_recipe_file(named):
         raise ConfigError(f"{run_dir} is a run of {asked.name}, not of {named}: name that recipe, or another --out")
@@ -170,7 +171,33 @@ def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Re
     return asked
 
 
-def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
+def changing(path: Path, overrides: Sequence[str]) -> str | None:
+    """The first override that would change the recipe in a file, where a resumed run may not; None: none does."""
+    given: list[list[str]] = []
+    for word in overrides:
+        if word.startswith("--") or not given:
+            given.append([])
+        given[-1].append(word)
+    names = [words[0].partition("=")[0] for words in given]
+    held = [
+        (name, words)
+        for name, words in zip(names, given, strict=True)
+        if name.startswith("--") and not (ITERATIONS.fullmatch(name) or inputs.MOVABLE.fullmatch(name))
+    ]
+    if not held or _same(path, [word for _, words in held for word in words]):
+        return None
+    return next((name for name, words in held if not _same(path, words)), held[0][0])
+
+
+def _same(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether overrides say what a recipe says without them."""
+    try:
+        return load_experiment(path, overrides) == load_experiment(path)
+    except ConfigError:
+        return False
+
+
+def run_trainer(trainer: Trainer, start: int, again: str, alone: bool = False) -> bool:
     """Run to the end (True) or until stopped, with progress, and write the report; ``again`` is how to go on."""
     began = time.perf_counter()
     recipe = trainer.recipe
@@ -181,7 +208,7 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
         if first:
             trainer.milestone = LiveReport(trainer.run_dir, progress.time_left, progress.note).milestone
         try:
-            with stoppable(trainer, progress):
+            with stoppable(trainer, progress, recipe.checkpoint.stop_within_s if alone else None):
                 finished = trainer.run(progress)
         except (Exception, KeyboardInterrupt) as error:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "by an error"
@@ -191,8 +218,9 @@ def run_trainer(trainer: Trainer, start: int, again: str) -> bool:
         return finished
     report = write_report(trainer.run_dir)
     if not finished:
-        saved = f"saved after {trainer.done} iterations; to go on: {again}"
-        output.result(saved, run=str(trainer.run_dir), finished=False, iterations=trainer.done, resume=again)
+        done = trainer.saver.saved or 0
+        saved = f"saved after {done} iterations; to go on: {again}"
+        output.result(saved, run=str(trainer.run_dir), finished=False, iterations=done, resume=again)
         return False
     print(f"finished in {time.perf_counter() - began:.0f} s, {trainer.trained_seconds:.0f} s of it training")
     print_comparison(trainer.run_dir, held_out=recipe.eval.prompts.endswith("held-out"))

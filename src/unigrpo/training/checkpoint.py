@@ -55,17 +55,21 @@ def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None]
     partial = final.with_name(PARTIAL + final.name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with naming(final):
-        save_model(partial)
-        tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
-        (partial / STATE_TENSORS).write_bytes(serialise(tensors))
-        facts = json.dumps({"done": state.done, **state.facts}, indent=1)
-        (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
-        if (final / KEPT).is_file():  # the same iteration, made again after a resume
-            shutil.copyfile(final / KEPT, partial / KEPT)
-        for path in partial.iterdir():
-            _sync(path)
-        _sync(partial)
+    try:
+        with naming(final):
+            save_model(partial)
+            tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
+            (partial / STATE_TENSORS).write_bytes(serialise(tensors))
+            facts = json.dumps({"done": state.done, **state.facts}, indent=1)
+            (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
+            if (final / KEPT).is_file():  # the same iteration, made again after a resume
+                shutil.copyfile(final / KEPT, partial / KEPT)
+            for path in partial.iterdir():
+                _sync(path)
+            _sync(partial)
+    except OSError:  # the disk is full: nothing half-made stays in the way of making room
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     _sync(final.parent)

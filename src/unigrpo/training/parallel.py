@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from unigrpo import doing
 from unigrpo.output import Told, launched
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
@@ -105,11 +106,17 @@ class World:
         """Inside, work without collectives: where any rank fails, all fail at the end of it, and nobody waits.
 
         Rank 0 raises its own exception, or :class:`OtherRank` with the words of the first that failed; the others raise
-        :class:`~unigrpo.output.Told`, for rank 0 says it.
+        :class:`~unigrpo.output.Told`, for rank 0 says it. Where one gives up (``doing.GivenUp``), all do.
         """
         failed: Exception | None = None
+        given_up: doing.GivenUp | None = None
         try:
-            yield
+            with doing.breakable(True):
+                yield
+        except doing.GivenUp as error:
+            if not self.many:
+                raise
+            given_up = error
         except Exception as error:
             if not self.many or isinstance(error, LostRank):
                 raise
@@ -119,7 +126,8 @@ class World:
         other = failed if isinstance(failed, OtherRank) else None
         if other is not None:  # this rank knows that one failed, and here it learns which
             failed = None
-        said = self.gather(None if failed is None else str(failed))
+        answers = self.gather((None if failed is None else str(failed), given_up is not None))
+        said = [words for words, _ in answers]
         if failed is not None:
             if self.first or not isinstance(failed, ValueError | OSError):
                 raise failed
@@ -127,6 +135,8 @@ class World:
         for rank, words in enumerate(said):
             if words is not None:
                 raise OtherRank(f"rank {rank}: {words}") if self.first else Told(words)
+        if any(late for _, late in answers):
+            raise given_up or doing.GivenUp
         if other is not None:
             raise other
 

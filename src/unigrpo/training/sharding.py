@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from unigrpo import doing
 from unigrpo.policy import Policy
 from unigrpo.recipe import Parallel
 from unigrpo.training.parallel import OtherRank, World, put
@@ -180,7 +181,8 @@ class Lockstep:
         """The policy itself; at the end a rank goes on gathering until all are finished."""
         self.on = True
         try:
-            yield policy
+            with doing.breakable(False):
+                yield policy
             while (chosen := self._agreed(IDLE)) != IDLE:
                 self._idle(chosen)
         except OtherRank:

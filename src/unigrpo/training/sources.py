@@ -198,7 +198,7 @@ class RolloutSource:
                 waiting.append(scoring.submit(lambda part=part: _timed_score(self.reward, part)))
             doing.say("scoring")
             with clock.phase("reward"), clock.phase("reward_wait"):
-                done = [future.result() for future in waiting]
+                done = [doing.result_of(future) for future in waiting]
         except BaseException:
             for future in waiting:
                 future.cancel()

@@ -33,6 +33,7 @@ from unigrpo.training.sharing import tokens_of
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
 from unigrpo.training.sinks import Place, opened
 from unigrpo.training.sources import RolloutBatch, Source
+from unigrpo.training.stopping import Haste, Stop
 from unigrpo.training.update import (
     RatioBounds,
     Updated,
@@ -79,14 +80,6 @@ class RunComponents:
 
 
 @dataclass
-class Stop:
-    """Set from outside to end the run after the iteration under way; ``by`` is the signal that asked for it."""
-
-    requested: bool = False
-    by: int | None = None
-
-
-@dataclass
 class Trainer:
     """One run in one folder."""
 
@@ -115,6 +108,7 @@ class Trainer:
             known_reference=self.parts.reference_hash,
             whole=self.parts.whole,
         )
+        self.haste = Haste(self.stop, recipe.checkpoint.stop_within_s)
         self.done = 0
         self.steps = 0  # optimizer steps of the ``done`` iterations
         self.under_way = ""  # what would be lost of unfinished work, in words
@@ -128,8 +122,37 @@ class Trainer:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
         place = Place(self.run_dir, self.recipe.name, asdict(self.recipe))
         loggers = self.recipe.log if self.world.first else ()
-        with self.recorder.watched(opened(loggers, place, progress.note)):
-            return self._train(progress)
+        told = self.recorder.watched(opened(loggers, place, progress.note))
+        # of several ranks, one breaks off only where none waits for another (``World.together``)
+        with told, doing.checked(self._look), doing.breakable(not self.world.many):
+            try:
+                return self._train(progress)
+            except doing.GivenUp:
+                self._give_up(progress)
+                return False
+
+    @property
+    def changed(self) -> bool:
+        """Whether the weights are further than those of the finished iterations."""
+        return self.optimizer.steps != self.steps
+
+    def _look(self) -> None:
+        """Give up what is under way, where it would take longer than a stop may."""
+        if self.haste.late(changed=self.changed):
+            raise doing.GivenUp
+
+    def _look_together(self) -> None:
+        """The same before an iteration's first step, after which giving up loses more: all ranks agree."""
+        if any(self.world.gather(self.haste.late(changed=False))):
+            raise doing.GivenUp
+
+    def _give_up(self, progress: Progress) -> None:
+        """Save what is finished, where the weights are still those."""
+        self.haste.over = True
+        if not self.changed:
+            self.save()
+        lost = self.unsaved()
+        progress.note(f"{lost} is given up: it would take longer than checkpoint.stop_within_s" if lost else "saved")
 
     def _train(self, progress: Progress) -> bool:
         for note in self.notes:
@@ -144,7 +167,9 @@ class Trainer:
         try:
             while self.done < self.recipe.iterations:
                 self.under_way = f"what is done of iteration {self.done + 1}"
+                self.haste.begin()
                 line = self.iterate(self.done)
+                self.haste.end()
                 self.done, self.steps, self.under_way = self.done + 1, self.optimizer.steps, ""
                 self.trained_seconds += line["seconds"]["total"]
                 self.recorder.metrics(line)
@@ -300,6 +325,7 @@ class Trainer:
                         check=self.bounds() if not updates else None,
                         latent_reward=self.parts.latent_reward,
                         ranks=ranks,
+                        before_step=None if updates else self._look_together,
                     )
                 )
         self.optimizer.zero_grad()  # gradients take memory that the next rollout can use
@@ -372,7 +398,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
+        started = time.perf_counter()
         self.saver.save(self.done)
+        self.haste.saved(time.perf_counter() - started)
 
     def resume(self) -> int:
         """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -58,12 +58,13 @@ def update(
     check: RatioBounds | None = None,
     latent_reward: LatentReward | None = None,
     ranks: Ranks = NO_RANKS,
+    before_step: Callable[[], None] | None = None,
 ) -> Updated:
     """Accumulate the gradient of mean_i loss_i over a minibatch, check it, and step once.
 
     ``check``: bounds of the first update's log-ratios; beyond them TrainingFault, before anything is changed.
     ``latent_reward``: for methods that follow the reward's gradient. Of several ranks, ``batch`` is this one's part of
-    the minibatch; means and norms are of the whole.
+    the minibatch; means and norms are of the whole. ``before_step`` is called when all is ready to step, and may raise.
     """
     optimizer.zero_grad()
     world = ranks.world
@@ -97,6 +98,8 @@ def update(
         entropy = total / tokens if tokens else None
     if check is not None:
         check.require(stats)
+    if before_step is not None:
+        before_step()
     world.sum_gradients([p for named in optimizer.parameters.values() for p in named.values()])
     norms = optimizer.step(learning=reached.experts())
     return Updated(stats, norms, entropy)
