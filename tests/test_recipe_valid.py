@@ -73,7 +73,7 @@ def rollouts(draw, base):
             {
                 "shift": st.floats(0.01, 20.0),
                 "temperature": st.floats(0.1, 5.0),
-                "max_think_tokens": st.integers(1, 64),
+                "max_think_tokens": st.integers(2, 64),
                 "batch": st.none() | st.integers(1, 300),
                 "same_initial_noise": st.booleans(),
             }
@@ -124,6 +124,7 @@ def recipes(draw):
     changes["rollout"] = draw(rollouts(base))
     if base == "shapes/pretrain":
         changes["data"] = draw(some({"batch_size": st.integers(1, 200)}))
+        changes["optimizer"] |= {"ppo_epochs": 1}  # demonstrations are used once
     else:
         prompts = draw(st.integers(1, 40))
         changes["data"] = {"prompts_per_iteration": prompts, "group_size": draw(st.integers(2, 40))}
