@@ -65,6 +65,7 @@ def test_a_second_time_nothing_is_run_and_the_numbers_are_the_same(made, capsys,
     assert "4 there, 0 to make" in capsys.readouterr().out and results_of(made)["cells"] == before
 
 
+@pytest.mark.slow
 def test_the_same_cells_serve_other_targets(made, monkeypatch):
     monkeypatch.setattr(Runner, "_run", lambda *a: pytest.fail("a finished cell was run again"))
     assert run(made, "fig3") == 0 and run(made, "traces") == 0
@@ -72,6 +73,7 @@ def test_the_same_cells_serve_other_targets(made, monkeypatch):
     assert "UniGRPO" in (made / "results" / "traces-quick.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_and_ends_the_same(made, tmp_path, monkeypatch):
     """Cut after its first checkpoint would be: the folder of the run stays, its result is gone."""
     monkeypatch.setitem(ROWS, "table1", tuple(row for row in TABLE1 if row.id == "unigrpo"))
@@ -96,6 +98,7 @@ def test_a_folder_of_another_recipe_is_refused(made, tmp_path, monkeypatch, caps
     assert "was made by another recipe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_the_others_are_made(tmp_path, monkeypatch, capsys):
     bad = Row("unigrpo", "paper/unigrpo", overrides=("--model.path", str(tmp_path / "nowhere")))
     good = Row("sft-yes", model=cells.SFT)

@@ -65,7 +65,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = ("unifpo", "refl")  # the others have parts of these, or one draw more
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in METHODS]
+)
 def test_every_method_goes_on_bit_for_bit(tmp_path, name):
     """What is drawn once per trajectory (t, eps, late steps), and where a window slides, follow from the iteration."""
     options = {**METHODS[name], "method__regulariser": "{weight: 0.1}", "iterations": 3, "eval__every": 9}
