@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 OURS = Path(__file__).parent
-CALLERS = ("protocol.py", "loading.py", "making.py", "awaiting.py", "calling.py", "serving.py")
+CALLERS = ("protocol.py", "loading.py", "making.py", "awaiting.py", "calling.py", "serving.py", "doing.py")
 """The files of this package that call what users write."""
 LIBRARIES = tuple(str(Path(os.__file__).parent / name) for name in ("asyncio", "concurrent"))
 SHOWN = 5  # frames at either end of a long traceback

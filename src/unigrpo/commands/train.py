@@ -29,11 +29,11 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
         return among_ranks(verb, overrides) if output.launched() else launch_ranks(verb, overrides)
     verb = settled(verb)
     if verb.resume and (verb.keys or verb.dry_run):
-        asked = resumed_recipe(verb.out, verb.recipe, overrides)
+        asked = asked_for(verb, overrides)
         return list_keys(asked) if verb.keys else planned(asked, verb)
     if verb.resume:
         with begun_run(verb.out) as run_dir:
-            return train(resumed_recipe(verb.out, verb.recipe, overrides), verb, run_dir)
+            return train(asked_for(verb, overrides), verb, run_dir)
     own_rewards.recall(None)
     asked = load_experiment(verb.recipe, overrides)
     if verb.keys:
@@ -45,20 +45,19 @@ def run(verb: options.Train, overrides: Sequence[str]) -> int:
 
 
 def settled(verb: options.Train) -> options.Train:
-    """Of ``--resume``: whether there is a run to go on with, or one to start; which of the two is said."""
-    if not verb.resume:
+    """Of ``--resume``: whether there is a run to go on with, or one to start, which is said."""
+    if not verb.resume or not nothing_yet(verb.out):
         return verb
-    if nothing_yet(verb.out):
-        print(f"--resume: {verb.out} holds no run yet, so a new one starts there")
-        return replace(verb, resume=False)
-    print(f"--resume: going on with the run in {verb.out}")
-    return verb
+    print(f"--resume: {verb.out} holds no run yet, so a new one starts there")
+    return replace(verb, resume=False)
 
 
 def asked_for(verb: options.Train, overrides: Sequence[str]) -> Recipe | StagedRecipe:
-    """The recipe that is meant, new or resumed."""
+    """The recipe that is meant, new or resumed, which is said once it can be read."""
     if verb.resume:
-        return resumed_recipe(verb.out, verb.recipe, overrides)
+        asked = resumed_recipe(verb.out, verb.recipe, overrides)
+        print(f"--resume: going on with the run in {verb.out}")
+        return asked
     own_rewards.recall(None)
     return load_experiment(verb.recipe, overrides)
 
