@@ -191,7 +191,7 @@ RULES = [
     (r"^unigrpo doctor", small("--no-self-test")),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),
 ]
-SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE|--nproc "
+SLOW = r"--part gradient|put <image> beside|train shapes/unigrpo --seed N| KEY VALUE|--nproc |serve.py"
 """Others like them are quick."""
 
 

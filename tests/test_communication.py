@@ -61,6 +61,7 @@ def test_gradients_that_are_reduced_and_scattered(name, ranks):
         assert 0.65 * most <= seen["backward"]["scatter"] <= most
 
 
+@pytest.mark.slow
 def test_two_ranks_send_what_the_formulas_say():
     seen = counted(2, ("text",))
     check_weights("text", seen["text"], 2)

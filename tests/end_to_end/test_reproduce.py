@@ -40,6 +40,7 @@ def results_of(work, name="table1-quick"):
     return json.loads((work / "results" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_results_say_how_they_were_made(made):
     results = results_of(made)
     found = {cell["row"]: cell for cell in results["cells"]}
@@ -57,6 +58,7 @@ def test_results_say_how_they_were_made(made):
     assert (made / "results" / "table1-quick.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_second_time_nothing_is_run_and_the_numbers_are_the_same(made, capsys, monkeypatch):
     monkeypatch.setitem(ROWS, "table1", tuple(row for row in TABLE1 if row.id in SOME))
     monkeypatch.setattr(Runner, "_run", lambda *a: pytest.fail("a finished cell was run again"))
@@ -90,6 +92,7 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(made, tmp_path, monkeypatc
         assert after[key] == before[key], key
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_recipe_is_refused(made, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ROWS, "table1", (Row("unigrpo", "paper/unigrpo", overrides=("--method.lambda_flow", "2")),))
     work = tmp_path / "work"
