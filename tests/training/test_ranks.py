@@ -44,7 +44,7 @@ def alone(tmp_path_factory):
     return small(tmp_path_factory.mktemp("alone"), "one", 1)
 
 
-@pytest.mark.parametrize("mode", ["replicate", "shard"])
+@pytest.mark.parametrize("mode", ["replicate", pytest.param("shard", marks=pytest.mark.slow)])
 def test_two_ranks_do_what_one_process_does(tmp_path, alone, mode):
     rank_runs.assert_alike(small(tmp_path, mode, 2, mode), alone)
 
