@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unigrpo import doing
 from unigrpo.evaluation.statistics import judged_difference
+from unigrpo.evaluation.suites import category_of as category_of
 from unigrpo.policy import Policy
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import RewardInput, metadata_of
@@ -128,11 +129,6 @@ def unjudged(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str |
     """
     unknown = ("correct", "exam", "reward", "points", "parsable", "plan_right", "follow")
     return [{"category": category_of(prompt), **dict.fromkeys(unknown)} for prompt in prompts]
-
-
-def category_of(prompt: Prompt) -> str:
-    """The category that a prompt's metadata names, else "all"."""
-    return str(prompt.metadata.get("category") or prompt.metadata.get("tag") or "all")
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from unigrpo import version as versions
+from unigrpo.evaluation.suites import answer, no_answer
 from unigrpo.ranges import ConfigError, did_you_mean, shown
 from unigrpo.rewards.awaiting import wait_for
 from unigrpo.rewards.judge import Judge
@@ -100,16 +101,10 @@ def record(
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known of one picture; where there is no answer, correct, exam and the values are None, never 0."""
-    known = failed is None
-    return {
-        "category": str(prompt.metadata["category"]),
-        "correct": correct if known else None,
-        "exam": exam if known else None,
-        "reasons": list(reasons) if known else [],
-        "failed": failed,
-        "values": dict(values) if known else dict.fromkeys(values),
-        "detail": dict(detail or {}),
-    }
+    category, kept = str(prompt.metadata["category"]), dict(detail or {})
+    if failed is not None:
+        return {**no_answer(category, failed, detail=kept), "values": dict.fromkeys(values)}
+    return answer(category, correct=correct, exam=exam, reasons=reasons, values=values, detail=kept)
 
 
 def mean(numbers: Sequence[float | None]) -> float | None:

@@ -6,11 +6,9 @@ from dataclasses import replace
 
 from unigrpo.build import families
 from unigrpo.recipe import Recipe
+from unigrpo.tools.planning.layouts import USABLE
 from unigrpo.tools.planning.model_sizes import sizes
 from unigrpo.tools.planning.scaling import GIGA, estimate
-
-USABLE = 0.92
-"""Share of a GPU's memory that a run may plan with: the rest is the driver's, NCCL's and the allocator's."""
 
 
 def chosen(recipe: Recipe, gpu_bytes: int | None) -> tuple[str, str]:
