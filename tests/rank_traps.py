@@ -20,7 +20,7 @@ from unigrpo import seeds
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.recipe import Optimizer, Parallel
-from unigrpo.training import sharding
+from unigrpo.training import messages, sharding
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
 from unigrpo.training.parallel import OtherRank, joined, whole
@@ -321,6 +321,16 @@ def a_fault_on_one_rank_is_all_ranks(world):
         assert world.told(world.rank) == 0 and world.most(world.rank) == 1 and world.sums(1.5, world.rank) == [3.0, 1.0]
 
 
+def messages_arrive(world):
+    """Short ones in one collective, long ones in two, of every length around the border, different on every rank."""
+    for length in (0, messages.ROOM - 60, messages.ROOM, 3 * messages.ROOM * (1 + world.rank)):
+        said = world.gather((world.rank, b"x" * length, torch.full((2,), float(world.rank))))
+        assert [rank for rank, _, _ in said] == [0, 1] and len(said[world.rank][1]) == length
+        assert [float(numbers.sum()) for _, _, numbers in said] == [0.0, 2.0]
+    first = world.to_first(torch.full((3,), world.rank))
+    assert (first is None) != world.first and (first is None or [int(t.sum()) for t in first] == [0, 3])
+
+
 TRAPS = [
     each_expert_gets_its_gradient,
     recomputation_enters_no_door,
@@ -334,6 +344,7 @@ TRAPS = [
     a_copy_to_draw_with,
     summed_as_one_process,
     a_fault_on_one_rank_is_all_ranks,
+    messages_arrive,
 ]
 
 

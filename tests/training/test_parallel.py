@@ -14,6 +14,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Optimizer, load_recipe
 from unigrpo.runs import launching, measuring, ranks
 from unigrpo.tools.planning.modes import chosen
+from unigrpo.training import messages
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.training.parallel import ONE_PROCESS, World, buckets
 from unigrpo.training.sharing import (
@@ -288,3 +289,31 @@ def test_a_rank_has_torchruns_variables_and_one_thread(monkeypatch):
     assert (found["RANK"], found["WORLD_SIZE"], found["OMP_NUM_THREADS"]) == ("1", "2", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert launching.environment(1, 2, 4000)["OMP_NUM_THREADS"] == "3"
+
+
+# What ranks tell each other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 5)])
+def test_a_tensor_arrives_bit_for_bit(dtype, shape):
+    sent = torch.randn(shape).to(dtype)
+    (got,) = messages.loads(messages.dumps((sent,)))
+    assert got.dtype == sent.dtype and got.shape == sent.shape and torch.equal(got, sent)
+    got.zero_()  # its own memory, which may be written to
+
+
+def test_of_a_view_only_its_own_numbers_are_sent_and_what_is_shared_is_sent_once():
+    batch = torch.randn(1000, 100)
+    message = messages.dumps([batch[3], batch[:, 7], batch[3]])
+    assert len(message) < 3 * 1000 * 4
+    row, column, _ = messages.loads(message)
+    assert torch.equal(row, batch[3]) and torch.equal(column, batch[:, 7])
+    one = batch[5]
+    first, second = messages.loads(messages.dumps([one, one]))
+    assert first is second
+
+
+def test_a_weight_is_sent_with_its_kind():
+    got = messages.loads(messages.dumps(torch.nn.Parameter(torch.ones(3))))
+    assert isinstance(got, torch.nn.Parameter) and torch.equal(got, torch.ones(3))

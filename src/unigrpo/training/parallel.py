@@ -21,6 +21,7 @@ from unigrpo import doing
 from unigrpo.output import Told, launched
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
+from unigrpo.training import messages
 
 BUCKET = 2**24
 """Numbers of gradients that are summed over the ranks in one call: 64 MiB of fp32."""
@@ -65,10 +66,8 @@ class World:
         """What every rank says, in the order of ranks; the same list on all."""
         if not self.many:
             return [value]
-        said: list[Value | None] = [None] * self.size
         with _answered():
-            dist.all_gather_object(said, value)
-        return said  # type: ignore[return-value]
+            return messages.gather(value, self.size)
 
     def to_first(self, value: Value) -> list[Value] | None:
         """The same for rank 0 alone (None on all others): for what is not small."""
@@ -76,8 +75,8 @@ class World:
             return [value]
         said: Any = [None] * self.size if self.first else None
         with _answered():
-            dist.gather_object(value, said, dst=0)
-        return said
+            dist.gather_object(messages.dumps(value), said, dst=0)
+        return [messages.loads(message) for message in said] if self.first else None
 
     def told(self, value: Value) -> Value:
         """What rank 0 says."""
