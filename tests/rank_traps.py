@@ -288,6 +288,21 @@ def a_copy_to_draw_with(world):
         close(logits_of(drawer), logits_of(policy), 1e-6)
 
 
+def a_copy_below_fp32_says_what_the_shares_say(world):
+    """The copy's layers are held as they are computed with, and it answers as the gathered ones do, to a bit."""
+    policy, whole_copy = small_policy(), small_policy()
+    for one in (policy, whole_copy):
+        one.compute_dtype = torch.bfloat16
+    share(policy, world)
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.add_(0.01 * parameter)
+    with sharding.Replica(policy, whole_copy)(policy) as drawer:
+        kinds = {p.dtype for layer in drawer.sharded_layers() for p in layer.parameters()}
+        assert kinds == {torch.bfloat16}
+        assert torch.equal(logits_of(drawer), logits_of(policy))
+
+
 def summed_as_one_process(world):
     """Ranks that hold all weights: gradients are summed, and a parameter with one nowhere keeps none."""
     policy, reference = small_policy(), small_policy()
@@ -342,6 +357,7 @@ TRAPS = [
     saved_whole_and_read_whole,
     one_rank_draws_much_longer,
     a_copy_to_draw_with,
+    a_copy_below_fp32_says_what_the_shares_say,
     summed_as_one_process,
     a_fault_on_one_rank_is_all_ranks,
     messages_arrive,

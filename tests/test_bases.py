@@ -9,7 +9,7 @@ import torch
 
 import tiny_runs
 from unigrpo import build
-from unigrpo.build import runs
+from unigrpo.build import weights
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model, load_recipe, to_yaml
 from unigrpo.reports import runlog
@@ -146,14 +146,14 @@ def test_a_start_that_is_gone_is_named_as_what_it_was(moved, capsys, verb):
 
 def test_a_start_that_is_deleted_while_it_is_read_ends_the_start(moved, monkeypatch):
     recipe = build.started(tiny_runs.tiny_recipe(**{**QUICK, "model__path": moved / "first"}))
-    load = runs.full_training
+    load = weights.full_training
 
-    def load_then_lose(recipe, **options):
-        made = load(recipe, **options)
+    def load_then_lose(recipe, world):
+        made = load(recipe, world)
         shutil.rmtree(recipe.model.path)
         return made
 
-    monkeypatch.setattr(runs, "full_training", load_then_lose)
+    monkeypatch.setattr(weights, "full_training", load_then_lose)
     with pytest.raises(ConfigError, match=r"which is a checkpoint of the run .* that was deleted"):
         build.parts(recipe)
 

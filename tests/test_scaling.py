@@ -31,7 +31,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.planning.compute import replay_backward, replay_forward, velocity
 from unigrpo.tools.planning.layouts import USABLE, choose, choose_for, named
-from unigrpo.tools.planning.memory import activations, autocast, step_working, token_bytes
+from unigrpo.tools.planning.memory import activations, drawn_casts, step_working, token_bytes
 from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
 from unigrpo.tools.planning.scaling import GPUS, SHARDED, estimate, scaling_report
 from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
@@ -456,10 +456,11 @@ def test_replicas_share_rows_and_no_more_than_a_group_shares_weights():
 def test_a_copy_to_draw_with_is_there_in_rollouts_alone():
     recipe = load_recipe("bagel/unigrpo")
     copy, lockstep = estimate(recipe, BAGEL_7B, Layout(8)), estimate(recipe, BAGEL_7B, Layout(8, rollout="sharded"))
-    assert copy.memory.replica == pytest.approx(57.5e9, rel=0.01) and lockstep.memory.replica == 0
+    # 14.7 thousand million numbers in bf16, embeddings and text head once more for fp32
+    assert copy.memory.replica == pytest.approx(31.4e9, rel=0.01) and lockstep.memory.replica == 0
     assert copy.memory.update_peak == lockstep.memory.update_peak
     more = copy.memory.rollout_peak - lockstep.memory.rollout_peak
-    assert more == pytest.approx(copy.memory.replica + autocast(copy.work) - copy.memory.casts)
+    assert more == pytest.approx(copy.memory.replica + drawn_casts(copy.work) - copy.memory.casts)
 
 
 def test_offload_leaves_what_is_computed_with():
@@ -479,7 +480,8 @@ def test_offload_leaves_what_is_computed_with():
         ("bagel/unigrpo-lora-1gpu", 8, 42, "shard"),
         ("bagel/unigrpo", 8, 141, "shard"),
         ("bagel/unigrpo", 64, 141, "shard (replicas 8)"),
-        ("bagel/unigrpo", 8, 80, "shard (rollout_weights sharded)"),
+        ("bagel/unigrpo", 8, 80, "shard"),
+        ("bagel/unigrpo", 8, 60, "shard (rollout_weights sharded)"),
         ("bagel/unigrpo", 8, 24, "shard (rollout_weights sharded, cpu_offload)"),
     ],
 )

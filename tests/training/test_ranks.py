@@ -62,6 +62,7 @@ QUICK = (
     "summed_as_one_process",
     "a_fault_on_one_rank_is_all_ranks",
     "messages_arrive",
+    "a_copy_below_fp32_says_what_the_shares_say",
 )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -20,14 +19,13 @@ from unigrpo.build.sampling import (
     validation_reward,
 )
 from unigrpo.build.trial import drawn_size, try_rewards
+from unigrpo.build.weights import trained
 from unigrpo.evaluation.evaluator import Evaluation, evaluate
-from unigrpo.policy import Policy, Scorer
-from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
+from unigrpo.policy import Policy
+from unigrpo.recipe import DemonstrationData, Recipe
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.episode import single_round
-from unigrpo.training.lora import Adapter, WithoutAdapter
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
-from unigrpo.training.saving import Whole, as_held, fingerprint
 from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import RunComponents
@@ -104,106 +102,6 @@ def source(recipe: Recipe, world: World = ONE_PROCESS, drawing: Drawing = as_it_
     )
 
 
-def trains(recipe: Recipe) -> Callable[[str], bool]:
-    """Which parameters, by name, a run without LoRA trains: those of the method's experts, and what both share."""
-    groups = {*trained_experts(recipe), "shared", *(["vision"] if recipe.method.train_vision else [])}
-    group_of = models.group_of(recipe.model.path)
-    return lambda name: group_of(name) in groups
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The policy of a run, what its regularisers compare with, and how its weights are saved and read back.
-
-    frozen: the reference, where it is a model of its own and not the policy without its adapter.
-    """
-
-    policy: Policy
-    reference: Scorer | None
-    save: Callable[[Path], None]
-    load: Callable[[Path], None]
-    frozen: Policy | None = None
-
-
-def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
-    """All weights of the method's experts; the reference is a frozen copy in ``model.dtype``.
-
-    Its norms and text head are kept in fp32 as the policy's are, so that before the first step both say the same.
-    """
-    side, trained = recipe.rollout.image_size, trains(recipe)
-    policy = models.policy(recipe.model, seed=recipe.seed, image_side=side, trained=trained, merge=True)
-    for name, parameter in policy.module.named_parameters():
-        parameter.requires_grad_(trained(name))
-    frozen = None
-    if wants_reference:
-        wide = ("norm", "lm_head")
-        frozen = models.policy(
-            recipe.model,
-            seed=recipe.seed,
-            image_side=side,
-            trained=lambda name: trained(name) and any(part in name for part in wide),
-            merge=True,
-        )
-        frozen.module.requires_grad_(False)
-    return Trained(policy, frozen, policy.save, policy.restore, frozen)
-
-
-def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
-    """Low-rank adapters on frozen weights; the reference is the same model with the adapters off.
-
-    It is there whether a term asks for it or not: a resumed run checks by it that the base is the one it began with.
-    """
-    policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
-    policy.module.requires_grad_(False)
-    experts = [expert for expert in trained_experts(recipe) if expert in lora.experts]
-    adapter = Adapter.create(
-        policy.module,
-        policy.adapter_targets(experts),
-        rank=lora.rank,
-        alpha=lora.alpha,
-        seed=recipe.seed,
-        base_name=models.lasting_name(recipe.model.path),
-        base_key=models.base_key(recipe.model.path, recipe.seed),
-    )
-    return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
-
-
-def trained(recipe: Recipe, *, wants_reference: bool = True) -> Trained:
-    """The policy and its reference, as the recipe trains it."""
-    if recipe.model.lora is None:
-        return full_training(recipe, wants_reference=wants_reference and recipe.method.needs_reference)
-    return adapter_training(recipe, recipe.model.lora)
-
-
-@dataclass(frozen=True)
-class Shared:
-    """How a run draws and saves, by whether its weights are shared out over the ranks."""
-
-    drawing: Drawing = as_it_is
-    whole: Whole = as_held
-    reference_hash: str | None = None
-
-
-def shared_out(recipe: Recipe, made: Trained, world: World) -> Shared:
-    """Share the weights of a policy and its reference out over the ranks, in place; nothing else in other runs."""
-    if not world.sharded:
-        return Shared()
-    from unigrpo.training import sharding
-
-    device, known = next(made.policy.module.parameters()).device, fingerprint(made.reference)
-    config, drawing = recipe.parallel, as_it_is
-    if config.rollout_weights == "replica":
-        drawing = sharding.Replica(made.policy, trained(recipe, wants_reference=False).policy)
-    mesh = sharding.mesh_of(world, device, config.replicas)
-    sharding.shard(made.policy, mesh, config)
-    if made.frozen is not None:
-        sharding.shard(made.frozen, mesh, config)
-    if config.rollout_weights == "sharded":
-        drawing = sharding.Lockstep(made.policy, world)
-    module = made.policy.module
-    return Shared(drawing, lambda read: sharding.gathered(module, world, read=read), known)
-
-
 def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
     rewards = check_rewards(recipe)  # refused before a model is loaded
@@ -213,25 +111,24 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     if size is not None:
         check_size(recipe, size)
         try_rewards(recipe, rewards, made_source, made_suite, size)
-    made = trained(recipe)
+    made = trained(recipe, world)
     bases.require_start(recipe.model.path)
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
-    shared = shared_out(recipe, made, world)
     return RunComponents(
         policy=made.policy,
         reference=made.reference,
         method=recipe.method,
-        source=source(recipe, world, shared.drawing),
-        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe), world, shared.drawing),
+        source=source(recipe, world, made.drawing),
+        evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe), world, made.drawing),
         save_model=made.save,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],
         latent_reward=latent_reward(recipe, made.policy.decode_image),
         world=world,
-        reference_hash=shared.reference_hash,
-        whole=shared.whole,
+        reference_hash=made.reference_hash,
+        whole=made.whole,
     )

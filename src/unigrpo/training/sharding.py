@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,9 +29,10 @@ from torch.distributed.tensor import DTensor
 from unigrpo import doing
 from unigrpo.policy import Policy
 from unigrpo.recipe import Parallel
-from unigrpo.training.parallel import OtherRank, World, put
+from unigrpo.training.parallel import OtherRank, World, put, whole
 
 
+@cache
 def mesh_of(world: World, device: torch.device, replicas: int) -> DeviceMesh:
     """All ranks in a row, or (HSDP) ``replicas`` rows, each of which holds all weights."""
     if replicas == 1:
@@ -115,11 +117,17 @@ def gathered(module: nn.Module, world: World, *, read: bool = False) -> Iterator
 class Replica:
     """A whole copy of the weights on every rank, made new before anything is drawn, so that no draw waits for another.
 
-    ``copy``: the same model, not shared out; beside a GPU it is parked in the CPU's memory when it is not used.
+    ``copy``: the same model, not shared out; beside a GPU it is parked in the CPU's memory when it is not used. Its
+    layers are held in the dtype that they compute in, which is what a replay gathers (:func:`shard`): half the memory,
+    and the same numbers. Refreshed weights are rounded before they are gathered: half the bytes.
     """
 
     policy: Policy
     copy: Policy
+
+    def __post_init__(self) -> None:
+        for layer in self.copy.sharded_layers():
+            layer.to(self.copy.compute_dtype)
 
     @contextmanager
     def __call__(self, policy: Policy) -> Iterator[Policy]:
@@ -137,8 +145,7 @@ class Replica:
     def _refresh(self) -> None:
         places = dict(self.copy.module.named_parameters())
         for name, parameter in self.trained.items():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            places[name].copy_(full)
+            places[name].copy_(whole(parameter.detach().to(places[name].dtype)))
 
     @property
     def trained(self) -> Mapping[str, nn.Parameter]:

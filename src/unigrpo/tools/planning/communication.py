@@ -117,11 +117,16 @@ def traffic(work: Workload, cost: Compute) -> Traffic:
 
 
 def _rollout(work: Workload, cost: Compute) -> float:
-    """Weights for drawing: what is trained, once (a copy has the rest), or in lockstep all of them at every forward."""
+    """Weights for drawing: in lockstep all of them at every forward, else what is trained, once, for a copy.
+
+    The copy has the rest already, and its layers come as they compute.
+    """
     if work.supervised:
         return 0.0
     if work.layout.has_replica:
-        return gathered(work.shards, memory.FP32 * memory.trained(work))
+        outside = memory.trained_outside(work)
+        layers = memory.trained(work) - outside
+        return gathered(work.shards, work.compute * layers + memory.FP32 * outside)
     steps = cost.think_steps * bool(work.actions) + cost.draw_steps * work.branches
     forwards = steps * (layers_bytes(work) + 2 * root_bytes(work)) + layers_bytes(work) + root_bytes(work)
     return gathered(work.shards, cost.portions * forwards)

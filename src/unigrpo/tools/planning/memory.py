@@ -34,6 +34,14 @@ def trained(work: Workload) -> int:
     return _of_experts(work, sizes.expert) + seeing
 
 
+def trained_outside(work: Workload) -> int:
+    """Those of them that are in no layer: of whole experts embeddings, last norms, heads, and the vision tower."""
+    sizes = work.sizes
+    seeing = sizes.vision_parameters + sizes.connector if work.train_vision else 0
+    layers = sizes.layers * sizes.layer_parameters
+    return seeing + sum(sizes.expert(expert) - layers for expert in EXPERTS if work.training(expert) == "full")
+
+
 def frozen(work: Workload) -> int:
     """Numbers that stay as they are, the autoencoder's included."""
     sizes = work.sizes
@@ -66,10 +74,14 @@ def copied(work: Workload) -> float:
 
 
 def replica(work: Workload) -> float:
-    """What a rollout draws with where weights are shared out: the whole model on every GPU, parked after it."""
+    """What a rollout draws with where weights are shared out: the whole model on every GPU, parked after it.
+
+    Its layers are in the computation's dtype, as those that a replay gathers; what is outside of them is as it is held.
+    """
     if not work.layout.has_replica or work.supervised:
         return 0.0
-    return FP32 * trained(work) + work.compute * (frozen(work) - work.sizes.autoencoder_parameters)
+    c, everything = work.compute, trained(work) + frozen(work) - work.sizes.autoencoder_parameters
+    return c * everything + (FP32 - c) * trained_outside(work)
 
 
 def reference(work: Workload) -> float:
@@ -170,8 +182,17 @@ def casts(work: Workload) -> float:
 
 
 def autocast(work: Workload) -> float:
-    """The casts of whole weights, where a forward meets them (one process, ``replicate``, or a replica)."""
+    """The casts of whole weights, where a forward meets them (one process, ``replicate``)."""
     return 0.0 if work.compute == FP32 else work.compute * _of_experts(work, work.sizes.cast)
+
+
+def drawn_casts(work: Workload) -> float:
+    """The casts while samples are drawn: a replica's layers need none, for they are held in the computation's dtype."""
+    if not work.layout.has_replica:
+        return casts(work)
+    s = work.sizes
+    ends = sum(s.cast(expert) - s.layers * s.layer_matrices for expert in EXPERTS if work.training(expert) == "full")
+    return 0.0 if work.compute == FP32 else work.compute * ends
 
 
 def logits(work: Workload) -> float:

@@ -111,7 +111,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
     replica = memory.replica(work)
-    read = memory.autocast(work) if replica else casts
+    drawn = replica + max(cache + memory.drawn_casts(work) + drawing, decoding)
     always = weights + reference + average + moments + trajectories
     return Memory(
         weights=weights,
@@ -128,7 +128,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
         drawing=drawing,
         decoding=decoding,
         replica=replica,
-        rollout_peak=0.0 if work.supervised else always + replica + max(cache + read + drawing, decoding),
+        rollout_peak=0.0 if work.supervised else always + drawn,
         update_peak=always + memory.update_peak(work),
         step_peak=always + gradients + memory.step_working(work, kind),
     )
