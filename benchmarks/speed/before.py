@@ -64,7 +64,7 @@ def rolled(policy: Bagel, prompts: Sequence[Prompt], sampling: Any, how: Rolled)
 
 def made_ready(recipe: Any, policy: Bagel, sampled: Sequence[Trajectory]) -> Case:
     """Trajectories with random advantages (a weak model's rewards may all be equal) and the reference's answers."""
-    method = resolve.method(recipe.method)
+    method = resolve.method(recipe, policy.decode_image)
     generator = seeds.generator(recipe.seed, 0, 0, 0, "replay benchmark")
     advantages = torch.randn(len(sampled), generator=generator).tolist()
     ready = [replace(t, advantage=a) for t, a in zip(sampled, advantages, strict=True)]
