@@ -74,6 +74,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(rates, monkeypatch):
 
 
 def test_a_folder_says_with_how_many_it_began(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: mine")
     assert choosing.began_with(tmp_path) is None
     (tmp_path / "environment.json").write_text('{"threads": 3, "resumed": [{"threads": 1}]}')
     assert choosing.began_with(tmp_path) == 3

@@ -61,6 +61,6 @@ def began_with(run_dir: Path) -> int | None:
     """The number of threads that a run (of stages: its first one) began with; None where it does not say."""
     for folder in (run_dir, *stage_folders(run_dir)):
         count = runlog.read_json(folder / runlog.ENVIRONMENT).get("threads")
-        if type(count) is int and count >= 1:
+        if isinstance(count, int) and count >= 1:
             return count
     return None
