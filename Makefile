@@ -10,9 +10,6 @@ READY := $(VENV)/.ready
 RECIPE ?= shapes/unigrpo
 # Three processes of one thread each: on two cores a fifth of the time of two of them is waiting for others.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 3
-BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
-# The 7B sizes need a GPU; where there is none, that script measures the tiny ones.
-ON_CPU := $(if $(shell nvidia-smi --list-gpus 2>/dev/null),,--tiny)
 # Other orders of the same sums: what rounds differently and must not fail (tests/tolerances.py).
 SETTINGS := MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 
@@ -43,12 +40,8 @@ lint: $(READY)  ## check without the tests
 	@$(BIN)/pyright
 	@PYTHONPATH=src $(BIN)/lint-imports --no-cache --no-logo
 
-bench: $(READY)  ## the benchmarks, one after another (QUICK=1: in small, to see that they run)
-	@failed=""; for script in $(BENCHMARKS); do \
-		echo "== $$script"; options="$(if $(QUICK),--quick)"; \
-		case $$script in */bagel_7b.py) options="$$options $(ON_CPU)";; esac; \
-		$(BIN)/python $$script $$options || failed="$$failed $$script"; \
-	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+bench: $(READY)  ## the benchmarks, as a table (QUICK=1: in small; AGAINST=REV: beside a revision; OUT=FILE: as JSON)
+	@$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(AGAINST),--against $(AGAINST)) $(if $(OUT),--out $(OUT))
 
 base: $(READY)  ## make the shipped base checkpoints again, from nothing
 	@$(BIN)/python scripts/make_base.py

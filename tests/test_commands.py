@@ -144,6 +144,10 @@ RULES = [
     (r"^make ", make),
     (r"^unigrpo parity( DIR)?$", usage),
     (r"^pytest ", paths_exist),
+    (
+        r"^python benchmarks/run.py",
+        covered("tests/test_benchmarks.py::test_sections_are_measured_in_one_table_and_one_json"),
+    ),
     (r"bagel_7b.py", script("--tiny")),
     (r"^python benchmarks/", script("--quick")),
     (r"^python scripts/(collect_results|write_recipe_keys).py", script()),
@@ -284,20 +288,20 @@ def test_a_command_that_nobody_runs_is_noticed(here, monkeypatch):
 # Benchmarks and make
 
 
-UNNAMED = [p.name for p in sorted((ROOT / "benchmarks").glob("*.py")) if not any(p.name in c for c in COMMANDS)]
+SCRIPTS = [p.name for p in sorted((ROOT / "benchmarks").glob("*.py")) if p.name != "run.py"]
+UNNAMED = [name for name in SCRIPTS if not any(name in command for command in COMMANDS)]
 
 
-@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.slow] * (f == "ranks.py")) for f in UNNAMED])
-def test_benchmarks_that_only_make_bench_names_run_in_small(file, here, monkeypatch):
+@pytest.mark.parametrize("file", UNNAMED)
+def test_benchmarks_that_no_document_names_run_in_small(file, here, monkeypatch):
     here("")
     script("--quick")(f"benchmarks/{file}", monkeypatch)
 
 
-def test_all_benchmarks_run_though_one_fails_and_it_is_named(tmp_path):
-    scripts = "BENCHMARKS=benchmarks/fails.py benchmarks/bagel_7b.py benchmarks/last.py"
-    done = make_with_stand_ins(tmp_path / "bin", "bench", scripts)
-    assert done.returncode != 0 and "failed: benchmarks/fails.py\n" in done.stdout
-    assert done.stdout.count("ran python") == 3 and "ran python benchmarks/last.py" in done.stdout
+def test_bench_is_one_command(tmp_path):
+    done = make_with_stand_ins(tmp_path / "bin", "bench", "QUICK=1", "AGAINST=abc", "OUT=x.json")
+    assert "ran python benchmarks/run.py --quick --against abc --out x.json" in done.stdout and not done.returncode
+    assert make_with_stand_ins(tmp_path / "other", "bench", "AGAINST=fails").returncode != 0
 
 
 def test_the_suite_runs_in_five_settings_and_a_line_says_of_each(tmp_path):

@@ -16,7 +16,7 @@ from typing import Annotated, Union
 import tyro
 from tyro.conf import CascadeSubcommandArgs, FlagCreatePairsOff, subcommand
 
-from unigrpo import loading, output, version
+from unigrpo import loading, output, threads, version
 from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval, Train
 
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The command in a process of its own, which ends here: beside a thread in torch's code Python's way out aborts."""
+    threads.prepare()
     code = main()
     calling = sys.modules.get("unigrpo.rewards.calling")
     # a reward that hangs, or that Ctrl-C left to itself; or what ranks have sent to each other

@@ -15,7 +15,7 @@ from unigrpo import build, options, output
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, keys_figures, keys_listing, load_experiment
 from unigrpo.reports import runlog
-from unigrpo.runs import own_rewards, ranks
+from unigrpo.runs import own_rewards, ranks, threads
 from unigrpo.runs.folders import begun_run, new_run, nothing_yet
 from unigrpo.runs.launching import LAUNCHED, MOST_RANKS, end_with_launcher, launch
 from unigrpo.runs.signals import exit_code
@@ -111,6 +111,8 @@ def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
 
 def train(asked: Recipe | StagedRecipe, verb: options.Train, run_dir: Path, world: World = ONE_PROCESS) -> int:
     """Train in a folder that is this process's alone (of ranks, the first's); the exit code says who stopped it."""
+    if note := threads.settle(threads.began_with(run_dir) if verb.resume else None):
+        print(note)
     going = Going(verb.resume, lambda name, folder: to_go_on(verb, name, folder), world=world, alone=True)
     return 0 if begin(asked, run_dir, going) else exit_code(going.stop)
 

@@ -20,7 +20,7 @@ from unigrpo.reports.html import write_report
 from unigrpo.reports.live import LiveReport
 from unigrpo.reports.pace import Schedule
 from unigrpo.reports.progress import Progress
-from unigrpo.runs import inputs, own_rewards, stages
+from unigrpo.runs import inputs, own_rewards, stages, threads
 from unigrpo.runs.folders import run_folder, usable
 from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.signals import stoppable
@@ -139,8 +139,8 @@ def parts_of_stage(recipe: Recipe, name: str, run_dir: Path, going: Going) -> Ru
 
 
 def facts_of(recipe: Recipe, asked: Recipe | StagedRecipe) -> dict[str, Any]:
-    """What a run keeps of its origins: its files, and the rewards of the user's own of all stages."""
-    return {**own_rewards.facts(asked), "inputs": inputs.recorded(recipe)}
+    """What a run keeps of its origins: its files, the rewards of the user's own of all stages, its threads."""
+    return {**own_rewards.facts(asked), **threads.facts(), "inputs": inputs.recorded(recipe)}
 
 
 def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Recipe | StagedRecipe:

@@ -9,6 +9,7 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import Sampling
 from unigrpo.rollout.generate import COLDEST, MOST, STRONGEST, Defaults, how_to_draw
+from unigrpo.runs import threads
 from unigrpo.runs.models import loaded
 
 
@@ -61,7 +62,8 @@ def size_of(verb: options.Drawing) -> tuple[int, int] | None:
 
 
 def load(verb: options.Drawing) -> Policy:
-    """The model that the options name, at the size that they name."""
+    """The model that the options name, at the size that they name; what it computes then is worth choosing threads."""
+    threads.settle()
     policy, size = loaded(verb.model, device=verb.device, dtype=verb.dtype), size_of(verb)
     if size is None:
         return policy
