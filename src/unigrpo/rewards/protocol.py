@@ -113,7 +113,7 @@ def call(
         answer = within(name, timeout_s, answered)
     output = read(name, answer, len(given.prompts), value)
     if output.errors and strict:
-        raise RewardFault(_told(name, output.errors, given.prompts))
+        raise RewardFault(_told(name, output.errors, given.prompts), errors=output.errors)
     return output
 
 

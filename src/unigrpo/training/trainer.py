@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from unigrpo import doing, seeds
+from unigrpo import doing, seeds, suspects
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Method
@@ -23,6 +23,7 @@ from unigrpo.reports.progress import Progress
 from unigrpo.rewards.answers import alike
 from unigrpo.training.alarms import Alarm, Alarms, sentence
 from unigrpo.training.clock import Clock
+from unigrpo.training.fault_files import FaultFiles
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
 from unigrpo.training.parallel import ONE_PROCESS, LostRank, World, drifted
@@ -117,6 +118,7 @@ class Trainer:
         self.warned: set[str] = set()
         self.sounding: set[str] = set()  # alarms of the last validation
         self.movement, self.watch = Movement(self.optimizer), SignalWatch()
+        self.faults = FaultFiles(self.run_dir, policy, self.world.rank)
 
     def run(self, progress: Progress) -> bool:
         """Train to the end (True) or until stopped (False); a fault saves what was finished and is raised again."""
@@ -124,7 +126,8 @@ class Trainer:
         loggers = self.recipe.log if self.world.first else ()
         told = self.recorder.watched(opened(loggers, place, progress.note))
         # of several ranks, one breaks off only where none waits for another (``World.together``)
-        with told, doing.checked(self._look), doing.breakable(not self.world.many):
+        self.faults.say = progress.note
+        with told, doing.checked(self._look), doing.breakable(not self.world.many), suspects.kept(self.faults.keep):
             try:
                 return self._train(progress)
             except doing.GivenUp:
@@ -206,6 +209,7 @@ class Trainer:
         """Collect, annotate, update; return the metric line."""
         clock, recipe = Clock(), self.recipe
         started = time.perf_counter()
+        self.faults.iteration = iteration
         rates = self.optimizer.set_iteration(iteration)
         collected = self.parts.source.collect(self.parts.policy, iteration, clock)
         doing.say("asking the reference, and what else stays the same over epochs")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from unigrpo import doing
+from unigrpo import doing, suspects
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow, targets_per_row
 from unigrpo.objectives.terms import Statistics, merge, summarize
 from unigrpo.policy import Policy, Scorer
+from unigrpo.ranges import NotFiniteError
 from unigrpo.training.gradients import Reached, backward, backward_sharded
 from unigrpo.training.optimizer import ExpertOptimizer, NotFinite, TrainingFault
 from unigrpo.training.parallel import World
@@ -88,7 +89,7 @@ def update(
             if real:
                 collected.append(seen)
                 entropies.extend(tokens_seen)
-    whole = torch.cat(entropies) if entropies else torch.zeros(0)
+    whole, here = torch.cat(entropies) if entropies else torch.zeros(0), reached
     if not world.many:
         stats, entropy = summarize(merge(collected)), float(whole.mean()) if whole.numel() else None
     else:
@@ -97,12 +98,26 @@ def update(
         total, tokens = world.sums(float(whole.double().sum()), whole.numel())
         entropy = total / tokens if tokens else None
     if check is not None:
-        check.require(stats)
+        with named("ratio", batch):
+            check.require(stats)
     if before_step is not None:
         before_step()
     world.sum_gradients([p for named in optimizer.parameters.values() for p in named.values()])
-    norms = optimizer.step(learning=reached.experts())
+    with named("gradient", batch, here.not_finite):
+        norms = optimizer.step(learning=reached.experts())
     return Updated(stats, norms, entropy)
+
+
+@contextmanager
+def named(kind: suspects.Kind, part: Batch, rows: Callable[[], Collection[int]] = tuple) -> Iterator[None]:
+    """Where something inside is not finite, name the trajectories that it came from: those of ``rows`` first."""
+    try:
+        yield
+    except NotFiniteError as error:
+        first = rows()
+        order = sorted(range(len(part)), key=lambda row: row not in first)
+        suspects.note(kind, str(error), [part.trajectories[row] for row in order])
+        raise
 
 
 def targets_of_all(world: World, batch: Batch) -> tuple[int, TargetsPerRow]:
@@ -134,12 +149,20 @@ def accumulate(
     if reached is not None:
         reached.watch(answers)
     spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
-    losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
+    with named("loss", part):
+        losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
     if reached is None:
         text, image = (None if loss is None else loss * 0.0 for loss in (losses.text_loss, losses.image_loss))
         losses = Losses(text, image, losses.stats)
-    (backward_sharded if sharded else backward)(policy, method, losses, count)
+    with named("loss", part, lambda: not_finite(losses)):
+        (backward_sharded if sharded else backward)(policy, method, losses, count)
     return {**losses.stats, "text/spread_max": spread}, [answer.entropies for answer in answers]
+
+
+def not_finite(losses: Losses) -> set[int]:
+    """The rows of a micro-batch whose own loss is not finite."""
+    both = [loss.detach() for loss in (losses.text_loss, losses.image_loss) if loss is not None]
+    return {row for loss in both for row in (~loss.isfinite()).nonzero()[:, 0].tolist()}
 
 
 REPLAYED_BOUND = 1e-9
