@@ -16,7 +16,7 @@ from typing import Annotated, Union
 import tyro
 from tyro.conf import CascadeSubcommandArgs, FlagCreatePairsOff, subcommand
 
-from unigrpo import loading, output, version
+from unigrpo import loading, memory, output, version
 from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval, Train
 
 
@@ -109,6 +109,10 @@ def guarded(action: Callable[[], int]) -> int:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail("stopped", code=130)
+    except (RuntimeError, MemoryError) as error:
+        if memory.is_full(error):
+            return fail(str(memory.told(error)))
+        raise
 
 
 def fail(message: str, code: int = 2) -> int:

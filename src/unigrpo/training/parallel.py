@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unigrpo import doing
+from unigrpo import doing, memory
 from unigrpo.output import Told, launched
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
@@ -120,7 +120,7 @@ class World:
         except Exception as error:
             if not self.many or isinstance(error, LostRank):
                 raise
-            failed = error
+            failed = memory.told(error)
         if not self.many:
             return
         other = failed if isinstance(failed, OtherRank) else None

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unigrpo import doing, suspects
+from unigrpo import doing, memory, suspects
 from unigrpo.objectives.advantage import Advantage, Share
 from unigrpo.policy import Policy
 from unigrpo.ranges import NotFiniteError
@@ -26,6 +26,7 @@ from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.training.clock import Clock
 from unigrpo.training.figures import describe, failures
+from unigrpo.training.full_memory import REWARD
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
 from unigrpo.training.sharing import (
     balanced,
@@ -254,7 +255,8 @@ def _name_no_numbers(scored: Sequence[Trajectory], pictures: Tensor) -> None:
 def _scored(part: Drawn, future: Future[tuple[list[Trajectory], float]]) -> tuple[list[Trajectory], float]:
     """Wait for a portion's scores; where a fault ends the run, the samples that gave no number are named first."""
     try:
-        return doing.result_of(future)
+        with memory.phase(REWARD):
+            return doing.result_of(future)
     except RewardFault as fault:
         told = [replace(t, failure=fault.errors.get(i)) for i, t in enumerate(part.trajectories)]
         _name_no_numbers(told, part.pictures)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from unigrpo import doing, seeds, suspects
+from unigrpo import doing, memory, seeds, suspects
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Method
@@ -24,6 +24,7 @@ from unigrpo.rewards.answers import alike
 from unigrpo.training.alarms import Alarm, Alarms, sentence
 from unigrpo.training.clock import Clock
 from unigrpo.training.fault_files import FaultFiles
+from unigrpo.training.full_memory import ANNOTATE, EVALUATION, ROLLOUT, UPDATE, advice_for
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
 from unigrpo.training.parallel import ONE_PROCESS, LostRank, World, drifted
@@ -129,7 +130,8 @@ class Trainer:
         self.faults.say = progress.note
         with told, doing.checked(self._look), doing.breakable(not self.world.many), suspects.kept(self.faults.keep):
             try:
-                return self._train(progress)
+                with memory.advised(advice_for(self.recipe)):
+                    return self._train(progress)
             except doing.GivenUp:
                 self._give_up(progress)
                 return False
@@ -211,11 +213,12 @@ class Trainer:
         started = time.perf_counter()
         self.faults.iteration = iteration
         rates = self.optimizer.set_iteration(iteration)
-        collected = self.parts.source.collect(self.parts.policy, iteration, clock)
+        with memory.phase(ROLLOUT):
+            collected = self.parts.source.collect(self.parts.policy, iteration, clock)
         doing.say("asking the reference, and what else stays the same over epochs")
-        with clock.phase("annotate"):
+        with clock.phase("annotate"), memory.phase(ANNOTATE):
             batch, gap = self.annotate(collected, iteration)
-        with clock.phase("update"):
+        with clock.phase("update"), memory.phase(UPDATE):
             self.movement.mark()
             updates = self.update(batch, collected.trained if self.world.many else ())
             still = self.movement.still(self.world)
@@ -375,13 +378,14 @@ class Trainer:
 
     def _with_average(self, measure: Callable[[Policy], Evaluation]) -> Evaluation:
         """Evaluate the averaged weights where the run keeps an average."""
-        if self.average is None:
-            return measure(self.parts.policy)
-        self.average.swap()
-        try:
-            return measure(self.parts.policy)
-        finally:
+        with memory.phase(EVALUATION):
+            if self.average is None:
+                return measure(self.parts.policy)
             self.average.swap()
+            try:
+                return measure(self.parts.policy)
+            finally:
+                self.average.swap()
 
     def _evaluate(self, when: Any, progress: Progress) -> None:
         if self.world.told(self.recorder.evaluated(when)):
