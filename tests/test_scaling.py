@@ -6,6 +6,7 @@ fp32 the text attends in fp64 on a CPU only, which the formulas leave out.
 """
 
 import ast
+import functools
 import math
 import weakref
 from dataclasses import dataclass, replace
@@ -511,12 +512,23 @@ def test_auto_tries_what_sends_least_first():
     assert tried[:3] == ["replicate", "shard (replicas 2)", "shard"] and tried[-1].endswith("cpu_offload)")
 
 
-def test_train_dry_run_and_doctor_choose_the_same():
+def test_train_dry_run_and_doctor_choose_the_same(monkeypatch):
     """Every model, number of GPUs and memory, those near each limit too: one function decides, and the mode fits."""
+    known, plain = {}, modes.estimate
+
+    def estimated(recipe, found, layout):
+        key = recipe.name, layout
+        if key not in known:
+            known[key] = plain(recipe, found, layout)
+        return known[key]
+
+    monkeypatch.setattr(modes, "estimate", estimated)
+    monkeypatch.setattr(modes, "sizes", functools.cache(sizes))
+    monkeypatch.setattr(planned, "load_recipe", functools.cache(load_recipe))
     for name in planned.RECIPES:
-        recipe = load_recipe(name)
-        for gpus in (1, 2, 8, 64):
-            peaks = [estimate(recipe, sizes(recipe.model)[0], layout).memory.peak for layout in layouts(gpus)]
+        recipe, found = load_recipe(name), sizes(load_recipe(name).model)[0]
+        for gpus in (1, 2, 8, 16):
+            peaks = [estimated(recipe, found, layout).memory.peak for layout in layouts(gpus)]
             limits = [peak / USABLE * near for peak in peaks for near in (0.999999, 1.000001)]
             for memory in [*limits, 24e9, 80e9, 141e9]:
                 taken = modes.chosen(recipe, gpus, memory)
