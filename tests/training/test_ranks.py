@@ -61,6 +61,7 @@ QUICK = (
     "one_rank_draws_much_longer",
     "summed_as_one_process",
     "a_fault_on_one_rank_is_all_ranks",
+    "failures_are_counted_over_all_ranks",
 )
 
 

@@ -50,15 +50,16 @@ SHORT = {
 class Evaluation:
     """One record per picture, and the pictures uint8 [N, 3, H, W], in the order of the records.
 
-    sources: the pictures uint8 [3, H, W] that came with a prompt, by its position, where there are any.
+    sources: the pictures uint8 [3, H, W] that came with a prompt, by its position, where there are any. failures: why
+    the reward could not score a picture, or None, one each (nothing without a reward).
     """
 
     records: list[dict[str, Any]]
     pictures: Tensor
     sources: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
+    failures: Sequence[str | None] = ()
 
 
-@torch.no_grad()
 def evaluate(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -73,8 +74,31 @@ def evaluate(
 ) -> Evaluation:
     """Draw ``samples`` pictures per prompt, at most ``batch`` at a time, and judge them.
 
-    ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``).
+    ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``); RewardFault
+    where too many pictures could not be scored.
     """
+    result = evaluate_part(
+        policy, prompts, judge, sampling, samples=samples, seed=seed, think=think, reward=reward, batch=batch
+    )
+    if reward is not None:
+        reward.check_failures(result.failures)
+    return result
+
+
+@torch.no_grad()
+def evaluate_part(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    sampling: Sampling,
+    *,
+    samples: int,
+    seed: int,
+    think: bool,
+    reward: CompositeReward | None = None,
+    batch: int = 192,
+) -> Evaluation:
+    """The same for some of an evaluation's prompts: whether too many failed is asked of all of them together."""
     records: list[dict[str, Any]] = []
     failed: list[str | None] = []
     height, width = policy.spec.image_size
@@ -105,9 +129,7 @@ def evaluate(
         for trajectory, text, verdict in zip(drawn.trajectories, drawn.thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
-    if reward is not None:
-        reward.check_failures(failed)
-    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images})
+    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images}, failed)
 
 
 def _told(drawing: Iterator[Drawn], total: int) -> Iterator[Drawn]:
