@@ -10,7 +10,7 @@ from unigrpo.memory import OutOfMemory
 from unigrpo.recipe import load_recipe
 from unigrpo.rewards import registry
 from unigrpo.rollout import sample
-from unigrpo.training import full_memory, parallel
+from unigrpo.training import annotating, full_memory, parallel
 from unigrpo.training import trainer as trainer_module
 from unigrpo.training.parallel import World
 
@@ -27,7 +27,7 @@ def in_rollout(monkeypatch, trainer):
 
 
 def in_annotate(monkeypatch, trainer):
-    monkeypatch.setattr(trainer_module, "annotate_reference", runs_out)
+    monkeypatch.setattr(annotating, "annotate_reference", runs_out)
 
 
 def in_update(monkeypatch, trainer):

@@ -4,81 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from unigrpo import doing, memory, seeds, suspects
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
-from unigrpo.objectives.image_terms import LatentReward
-from unigrpo.objectives.method import Method
-from unigrpo.policy import Policy, Scorer
+from unigrpo.policy import Policy
 from unigrpo.ranges import NotFiniteError
 from unigrpo.recipe import Recipe
 from unigrpo.reports import runlog
 from unigrpo.reports.progress import Progress
-from unigrpo.rewards.answers import alike
-from unigrpo.training.alarms import Alarm, Alarms, sentence
+from unigrpo.training.alarms import Alarm, Alarms
+from unigrpo.training.annotating import Asked, annotated
 from unigrpo.training.clock import Clock
+from unigrpo.training.components import RunComponents as RunComponents
 from unigrpo.training.fault_files import FaultFiles
 from unigrpo.training.full_memory import ANNOTATE, EVALUATION, ROLLOUT, UPDATE, advice_for
 from unigrpo.training.metrics import metrics_line
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
-from unigrpo.training.parallel import ONE_PROCESS, LostRank, World, drifted
+from unigrpo.training.parallel import LostRank, drifted
 from unigrpo.training.recorder import NoRecorder, Recorder, gathered, training_canaries
-from unigrpo.training.replay import Batch, Ranks
-from unigrpo.training.saving import Saver, Whole, as_held
+from unigrpo.training.replay import Batch, Ranks, minibatches
+from unigrpo.training.saving import Saver
 from unigrpo.training.sharing import tokens_of
-from unigrpo.training.signal import Movement, SignalWatch, missing_signal
+from unigrpo.training.signal import Movement, missing_signal
 from unigrpo.training.sinks import Place, opened
-from unigrpo.training.sources import RolloutBatch, Source
+from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.stopping import Haste, Stop
-from unigrpo.training.update import (
-    RatioBounds,
-    Updated,
-    annotate_behaviour,
-    annotate_reference,
-    minibatches,
-    ratio_bounds,
-    rescore,
-    update,
-)
+from unigrpo.training.update import RatioBounds, Updated, ratio_bounds, update
+from unigrpo.training.voice import Voice
 from unigrpo.trajectory import Trajectory
-
-TEXT_GAP_LIMIT = 0.3  # of the log ratio between rollout and replay in low precision, above which a person is told
-
-
-class Evaluator(Protocol):
-    """Evaluates the policy: few pictures while training, many before and after."""
-
-    def validate(self, policy: Policy) -> Evaluation:
-        """The cadence evaluation."""
-        ...
-
-    def compare(self, policy: Policy) -> Evaluation:
-        """The large one, before and after training."""
-        ...
-
-
-@dataclass
-class RunComponents:
-    """Everything a run is made of; ``build`` turns a recipe's names into these."""
-
-    policy: Policy
-    reference: Scorer | None
-    method: Method
-    source: Source
-    evaluator: Evaluator
-    save_model: Callable[[Path], None]
-    load_model: Callable[[Path], None]
-    compute_dtype: torch.dtype = torch.float32
-    latent_reward: LatentReward | None = None
-    world: World = ONE_PROCESS
-    reference_hash: str | None = None
-    whole: Whole = as_held
 
 
 @dataclass
@@ -116,9 +74,7 @@ class Trainer:
         self.under_way = ""  # what would be lost of unfinished work, in words
         self.notes: list[str] = []  # of resuming, for a person
         self.trained_seconds = 0.0
-        self.warned: set[str] = set()
-        self.sounding: set[str] = set()  # alarms of the last validation
-        self.movement, self.watch = Movement(self.optimizer), SignalWatch()
+        self.movement, self.voice = Movement(self.optimizer), Voice(self.clip_range)
         self.faults = FaultFiles(self.run_dir, policy, self.world.rank)
 
     def run(self, progress: Progress) -> bool:
@@ -179,7 +135,7 @@ class Trainer:
                 self.trained_seconds += line["seconds"]["total"]
                 self.recorder.metrics(line)
                 progress.update(line)
-                self._warn(line, progress)
+                self.voice.warn(line, progress)
                 if self.world.told(self.saver.due(self.done)):
                     self.save()
                     progress.aside("checkpoint")
@@ -263,8 +219,7 @@ class Trainer:
 
         Also returns how far the rollout and its replay are apart in low precision (nothing in fp32).
         """
-        method, optimizer, recipe, world = self.parts.method, self.recipe.optimizer, self.recipe, self.world
-        temperature = recipe.rollout.temperature
+        method, recipe = self.parts.method, self.recipe
         queries = [
             method.queries(
                 t,
@@ -276,24 +231,17 @@ class Trainer:
         reference = self.parts.reference if method.needs_reference else None
         if method.needs_reference and reference is None:
             raise ValueError("this method regularises towards a reference, but the run was built without one")
-        rounds = self.parts.compute_dtype != torch.float32 and method.needs_old_values
-        ready, gap = Batch([], []), {"text": 0.0, "image": 0.0}
+        asked = Asked(
+            self.parts.policy,
+            reference,
+            behaviour=method.needs_behaviour_velocity,
+            rounds=self.parts.compute_dtype != torch.float32 and method.needs_old_values,
+            minibatches=recipe.optimizer.minibatches,
+            micro_batch=recipe.optimizer.micro_batch,
+            temperature=recipe.rollout.temperature,
+        )
         whole = Batch(collected.trajectories, queries)
-        how: Any = {"micro_batch": optimizer.micro_batch, "temperature": temperature, "ranks": self._ranks(whole)}
-        with nullcontext() if world.sharded else world.together():
-            for part in minibatches(whole, optimizer.minibatches, collected.trained if world.many else ()):
-                # cut into the very micro-batches that are trained on: other shapes would round otherwise
-                if reference is not None:
-                    part = annotate_reference(reference, part, **how)
-                if method.needs_behaviour_velocity:
-                    part = annotate_behaviour(self.parts.policy, part, **how)
-                if rounds:
-                    part, apart = rescore(self.parts.policy, part, **how)
-                    gap = {kind: max(gap[kind], apart[kind]) for kind in gap}
-                ready = Batch(ready.trajectories + part.trajectories, ready.queries + part.queries)
-        if not rounds:
-            return ready, {}
-        return ready, {kind: max(said[kind] for said in world.gather(gap)) for kind in gap}
+        return annotated(asked, whole, self._ranks(whole), collected.trained if self.world.many else ())
 
     def _ranks(self, batch: Batch) -> Ranks:
         """How ranks keep step: each has its shortest trajectory to replay where another has more to do."""
@@ -347,33 +295,6 @@ class Trainer:
         """The range to which ratios of SDE steps are clipped; None for a method without any."""
         return self.parts.method.clip_range_for(self.parts.policy.spec.num_elements)
 
-    def _warn(self, line: dict[str, Any], progress: Progress) -> None:
-        """Say when nothing is learned, or when rollout and replay round so differently that clipping acts on it."""
-        if told := self.watch.note(line.get("no_signal", []), line["iteration"]):
-            progress.note(told)
-        if "validation" in line:
-            self._sound(line.get("alarms", []), line["iteration"], progress)
-        for reason in line.get("failures", []):
-            kind = alike(reason.partition(": ")[2])
-            if kind not in self.warned:
-                self.warned.add(kind)
-                progress.note(f"warning: samples that could not be scored are left out of training, {reason}")
-        gap, limits = line.get("rollout_gap", {}), {"text": TEXT_GAP_LIMIT, "image": self.clip_range}
-        for kind, limit in limits.items():
-            if limit is not None and gap.get(kind, 0.0) > limit and kind not in self.warned:
-                self.warned.add(kind)
-                progress.note(
-                    f"warning: rollout and replay differ by {gap[kind]:.2g} in the {kind} log ratio "
-                    f"(limit {limit:.2g}): training uses the replay's values; model.dtype float32 has no gap"
-                )
-
-    def _sound(self, alarms: Sequence[Mapping[str, Any]], iteration: int, progress: Progress) -> None:
-        """Say at once what has left its band, where the look before did not say so."""
-        for alarm in alarms:
-            if alarm["title"] not in self.sounding:
-                progress.note(sentence(alarm, iteration))
-        self.sounding = {alarm["title"] for alarm in alarms}
-
     # Evaluation and checkpoints
 
     def _with_average(self, measure: Callable[[Policy], Evaluation]) -> Evaluation:
@@ -402,7 +323,7 @@ class Trainer:
         progress.note(f"{when} training: {describe_summary(summary[when])}")
         if when == "after":
             last = [alarm for alarm in summary.get("alarms", []) if alarm["when"] == "after"]
-            self._sound(last, self.done - 1, progress)
+            self.voice.sound(last, self.done - 1, progress)
 
     def save(self) -> None:
         """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
@@ -417,7 +338,7 @@ class Trainer:
             self.notes += runlog.settle_metrics(self.run_dir, self.done)
             self.alarms.settle(self.done)
             validations = [line for line in runlog.read_metrics(self.run_dir) if "validation" in line]
-            self.sounding = {alarm["title"] for line in validations[-1:] for alarm in line.get("alarms", [])}
+            self.voice.sounding = {alarm["title"] for line in validations[-1:] for alarm in line.get("alarms", [])}
         return self.done
 
     def unsaved(self) -> str:
