@@ -20,7 +20,7 @@ from unigrpo.build.sampling import (
     validation_reward,
 )
 from unigrpo.build.trial import drawn_size, try_rewards
-from unigrpo.evaluation.evaluator import Evaluation, evaluate_part
+from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.policy import Policy, Scorer
 from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
 from unigrpo.rewards.composite import CompositeReward
@@ -69,7 +69,7 @@ class RecipeEvaluator:
         return Evaluation([record for part in parts for record in part.records], torch.cat(pictures), sources)
 
     def _evaluated(self, policy: Policy, prompts: Sequence[Prompt], samples: int) -> Evaluation:
-        return evaluate_part(
+        return evaluate(
             policy,
             prompts,
             self.suite.judge,
@@ -79,6 +79,7 @@ class RecipeEvaluator:
             think=self.recipe.eval.think,
             reward=self.reward,
             batch=self.recipe.rollout.batch or 192,
+            part=True,
         )
 
     def validate(self, policy: Policy) -> Evaluation:

@@ -15,6 +15,8 @@ from torch import Tensor
 from unigrpo.flow import log_ratio_norm
 from unigrpo.objectives.flow_grpo import replay_transition
 from unigrpo.policy import Policy, Scorer
+from unigrpo.recipe import Recipe
+from unigrpo.training.components import RunComponents
 from unigrpo.training.replay import NO_RANKS, Batch, Ranks, minibatches
 from unigrpo.trajectory import Behaviour, FlowPath, Image, Reference, Segment, Text, Trajectory
 
@@ -34,6 +36,22 @@ class Asked:
     minibatches: int
     micro_batch: int
     temperature: float
+
+
+def asked_of(recipe: Recipe, parts: RunComponents) -> Asked:
+    """What the method of a recipe asks in its run; ValueError where it needs a reference and the run has none."""
+    method = parts.method
+    if method.needs_reference and parts.reference is None:
+        raise ValueError("this method regularises towards a reference, but the run was built without one")
+    return Asked(
+        parts.policy,
+        parts.reference if method.needs_reference else None,
+        behaviour=method.needs_behaviour_velocity,
+        rounds=parts.compute_dtype != torch.float32 and method.needs_old_values,
+        minibatches=recipe.optimizer.minibatches,
+        micro_batch=recipe.optimizer.micro_batch,
+        temperature=recipe.rollout.temperature,
+    )
 
 
 def annotated(

@@ -38,6 +38,10 @@ class OtherRank(ConfigError):
     """Another rank could not do its part; the message is that rank's own."""
 
 
+class DriftedRank(ValueError):
+    """Ranks that should hold the same weights do not."""
+
+
 @dataclass(frozen=True)
 class World:
     """The ranks of a run as one of them sees them: its own number, and how many there are.
@@ -233,6 +237,17 @@ def drifted(world: World, numbers: Sequence[Tensor]) -> list[int]:
     """The ranks whose numbers are not those of rank 0, bit for bit: weights that should be the same everywhere."""
     said = world.gather([zlib.crc32(number.detach().cpu().contiguous().numpy().tobytes()) for number in numbers])
     return [rank for rank, theirs in enumerate(said) if theirs != said[0]]
+
+
+def check_drift(world: World, numbers: Callable[[], Tensor]) -> None:
+    """DriftedRank where ranks that hold all weights do not hold the same ones, by some ``numbers`` of them."""
+    if not world.many or world.sharded:
+        return
+    if others := drifted(world, [numbers()]):
+        raise DriftedRank(
+            f"the weights of rank {others[0]} are not those of rank 0: their updates were not the same. Nothing of "
+            "this iteration is saved; go on with --resume, and if it happens again, report it"
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.rollout.guidance import mix, words_alone
 from unigrpo.training.parallel import ONE_PROCESS, World
-from unigrpo.training.sharing import minibatch_of
+from unigrpo.training.sharing import minibatch_of, tokens_of
 from unigrpo.trajectory import Segment, Trajectory, without_prompt
 
 
@@ -79,6 +79,14 @@ def minibatches(batch: Batch, count: int, everybody: Sequence[Trajectory] = ()) 
 
 
 NO_RANKS = Ranks()
+
+
+def ranks_of(world: World, batch: Batch) -> Ranks:
+    """How ranks keep step: each has its shortest trajectory to replay where another has more to do."""
+    if not world.sharded:
+        return Ranks(world)
+    rows = sorted(range(len(batch)), key=lambda row: tokens_of(batch.trajectories[row]))
+    return Ranks(world, batch.part(rows[0], rows[0] + 1) if rows else None)
 
 
 def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:

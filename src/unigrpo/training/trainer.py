@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from unigrpo import doing, memory, seeds, suspects
-from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
-from unigrpo.policy import Policy
+from unigrpo.evaluation.evaluator import describe_summary
 from unigrpo.ranges import NotFiniteError
 from unigrpo.recipe import Recipe
 from unigrpo.reports import runlog
 from unigrpo.reports.progress import Progress
-from unigrpo.training.alarms import Alarm, Alarms
-from unigrpo.training.annotating import Asked, annotated
+from unigrpo.training.alarms import Alarms
+from unigrpo.training.annotating import annotated, asked_of
 from unigrpo.training.clock import Clock
 from unigrpo.training.components import RunComponents as RunComponents
 from unigrpo.training.fault_files import FaultFiles
-from unigrpo.training.full_memory import ANNOTATE, EVALUATION, ROLLOUT, UPDATE, advice_for
+from unigrpo.training.full_memory import ANNOTATE, ROLLOUT, UPDATE, advice_for
+from unigrpo.training.looks import Looks
 from unigrpo.training.metrics import metrics_line
-from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
-from unigrpo.training.parallel import LostRank, drifted
+from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage
+from unigrpo.training.parallel import LostRank, check_drift
 from unigrpo.training.recorder import NoRecorder, Recorder, gathered, training_canaries
-from unigrpo.training.replay import Batch, Ranks, minibatches
+from unigrpo.training.replay import Batch, minibatches, ranks_of
 from unigrpo.training.saving import Saver
-from unigrpo.training.sharing import tokens_of
 from unigrpo.training.signal import Movement, missing_signal
 from unigrpo.training.sinks import Place, opened
 from unigrpo.training.sources import RolloutBatch
@@ -55,6 +52,7 @@ class Trainer:
         self.recorder = Recorder(self.run_dir, self.alarms) if self.world.first else NoRecorder(self.run_dir)
         self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
+        self.looks = Looks(self.parts, self.run_dir, self.alarms, self.average)
         self.saver = Saver(
             recipe,
             self.run_dir,
@@ -178,7 +176,7 @@ class Trainer:
             self.movement.mark()
             updates = self.update(batch, collected.trained if self.world.many else ())
             still = self.movement.still(self.world)
-            self._check_drift()
+            check_drift(self.world, self.movement.numbers)
         collected = gathered(self.world, collected)
         if self.average is not None:
             self.average.update(iteration)
@@ -187,7 +185,7 @@ class Trainer:
         validation, alarms = None, []
         if (iteration + 1) % recipe.eval.every == 0:
             with clock.phase("validation"):
-                validation, alarms = self.validate(collected, canaries, iteration)
+                validation, alarms = self.looks.validate(collected, canaries, iteration)
                 self.recorder.samples(self.parts.policy, collected, iteration)
         return metrics_line(
             iteration=iteration,
@@ -201,18 +199,6 @@ class Trainer:
             seconds={**clock.seconds, "total": time.perf_counter() - started},
             alarms=alarms,
         )
-
-    def validate(
-        self, collected: RolloutBatch, canaries: Mapping[str, float], iteration: int
-    ) -> tuple[dict[str, Any], list[Alarm]]:
-        """The figures and canaries of the cadence evaluation, and its alarms; ``canaries``: of the training samples."""
-        result = self._with_average(self.parts.evaluator.validate)
-        if not self.world.first:  # who has no records, and keeps no history
-            return summarise(result.records), []
-        now = {"iteration": iteration, **collected.metrics, "canaries": canaries}
-        lines = [*runlog.read_metrics(self.run_dir), now]
-        own, alarms = self.alarms.validation(result, iteration, lines)
-        return {**summarise(result.records), "canaries": own}, alarms
 
     def annotate(self, collected: RolloutBatch, iteration: int) -> tuple[Batch, dict[str, float]]:
         """Fix what stays the same over epochs: the queries, the reference's answers, below fp32 the old values.
@@ -228,37 +214,13 @@ class Trainer:
             )
             for t in collected.trajectories
         ]
-        reference = self.parts.reference if method.needs_reference else None
-        if method.needs_reference and reference is None:
-            raise ValueError("this method regularises towards a reference, but the run was built without one")
-        asked = Asked(
-            self.parts.policy,
-            reference,
-            behaviour=method.needs_behaviour_velocity,
-            rounds=self.parts.compute_dtype != torch.float32 and method.needs_old_values,
-            minibatches=recipe.optimizer.minibatches,
-            micro_batch=recipe.optimizer.micro_batch,
-            temperature=recipe.rollout.temperature,
-        )
         whole = Batch(collected.trajectories, queries)
-        return annotated(asked, whole, self._ranks(whole), collected.trained if self.world.many else ())
-
-    def _ranks(self, batch: Batch) -> Ranks:
-        """How ranks keep step: each has its shortest trajectory to replay where another has more to do."""
-        if not self.world.sharded:
-            return Ranks(self.world)
-        rows = sorted(range(len(batch)), key=lambda row: tokens_of(batch.trajectories[row]))
-        return Ranks(self.world, batch.part(rows[0], rows[0] + 1) if rows else None)
-
-    def _check_drift(self) -> None:
-        """TrainingFault where ranks that hold all weights do not hold the same ones."""
-        if not self.world.many or self.world.sharded:
-            return
-        if others := drifted(self.world, [self.movement.numbers()]):
-            raise TrainingFault(
-                f"the weights of rank {others[0]} are not those of rank 0: their updates were not the same. Nothing of "
-                "this iteration is saved; go on with --resume, and if it happens again, report it"
-            )
+        return annotated(
+            asked_of(recipe, self.parts),
+            whole,
+            ranks_of(self.world, whole),
+            collected.trained if self.world.many else (),
+        )
 
     def update(self, batch: Batch, everybody: Sequence[Trajectory] = ()) -> list[Updated]:
         """ppo_epochs passes over disjoint minibatches, one optimizer step each; the very first checks the ratios.
@@ -266,7 +228,7 @@ class Trainer:
         ``everybody``: the trajectories of all ranks that are trained on, where there are several.
         """
         config, updates = self.recipe.optimizer, []
-        ranks = self._ranks(batch)
+        ranks = ranks_of(self.world, batch)
         for _ in range(config.ppo_epochs):
             for part in minibatches(batch, config.minibatches, everybody):
                 updates.append(
@@ -297,23 +259,12 @@ class Trainer:
 
     # Evaluation and checkpoints
 
-    def _with_average(self, measure: Callable[[Policy], Evaluation]) -> Evaluation:
-        """Evaluate the averaged weights where the run keeps an average."""
-        with memory.phase(EVALUATION):
-            if self.average is None:
-                return measure(self.parts.policy)
-            self.average.swap()
-            try:
-                return measure(self.parts.policy)
-            finally:
-                self.average.swap()
-
     def _evaluate(self, when: Any, progress: Progress) -> None:
         if self.world.told(self.recorder.evaluated(when)):
             return
         progress.note(f"evaluating {when} training ...")
         self.under_way = f"the evaluation {when} training"
-        result = self._with_average(self.parts.evaluator.compare)
+        result = self.looks.measured(self.parts.evaluator.compare)
         if not self.world.first:
             self.under_way = ""
             return
