@@ -17,9 +17,13 @@ from torch.distributed.tensor import DTensor
 from formulas import combination, queries_of
 from small_models import TRAINING, prompts, sample, small_policy
 from unigrpo import seeds
+from unigrpo.build import data
+from unigrpo.build.runs import RecipeEvaluator
+from unigrpo.build.sampling import validation_reward
+from unigrpo.evaluation.evaluator import Evaluation
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.regularisers import Regulariser
-from unigrpo.recipe import Optimizer, Parallel
+from unigrpo.recipe import Optimizer, Parallel, load_recipe
 from unigrpo.training import messages, sharding
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
@@ -346,6 +350,30 @@ def messages_arrive(world):
     assert (first is None) != world.first and (first is None or [int(t.sum()) for t in first] == [0, 3])
 
 
+class Halves(RecipeEvaluator):
+    """Draws nothing; the reward could not score the first picture of rank 1."""
+
+    def _evaluated(self, policy, prompts, samples):
+        failed = ["no answer" if self.world.rank == 1 and n == 0 else None for n in range(len(prompts))]
+        pictures = torch.zeros((len(prompts), 3, 32, 32), dtype=torch.uint8)
+        return Evaluation([{"position": p.position, "sample": 0} for p in prompts], pictures, {}, failed)
+
+
+def failures_are_counted_over_all_ranks(world):
+    """A half of rank 1's pictures, and a quarter of all: what is allowed is a share of all."""
+    recipe, policy, said = load_recipe("shapes/unigrpo"), small_policy(image_size=(32, 32)), []
+    for allowed in (0.3, 0.2):
+        reward = validation_reward(recipe)
+        reward = replace(reward, on_error="drop_sample", max_failed_share=allowed)
+        try:
+            Halves(recipe, data.suite("shapes:held-out"), reward, world)._evaluate(policy, 4, 1)
+        except ValueError as error:
+            said.append((allowed, str(error)))
+    assert [allowed for allowed, _ in said] == [0.2] and said[0][1].startswith(
+        "1 of 4 pictures could not be scored (25%)"
+    )
+
+
 TRAPS = [
     each_expert_gets_its_gradient,
     recomputation_enters_no_door,
@@ -361,6 +389,7 @@ TRAPS = [
     summed_as_one_process,
     a_fault_on_one_rank_is_all_ranks,
     messages_arrive,
+    failures_are_counted_over_all_ranks,
 ]
 
 

@@ -492,11 +492,14 @@ def test_a_script_that_trains_is_read_again_for_its_reward(here):
 # ---------------------------------------------------------------- to go on
 
 
-def test_the_same_call_goes_on_with_more_iterations(here, no_report):
+def test_the_same_call_goes_on_with_more_iterations(here, no_report, capsys):
+    """As the command's --resume: go on if there is something, else start, so that a script can be one call."""
     mine, keys = module(here), tiny(seed=5)
     keys.pop("iterations")
     call = {"prompts": TWO, "reward": mine.red, "out": "run", **keys}
-    unigrpo.train(iterations=1, **call)
+    (here / "run").mkdir()
+    assert unigrpo.train(iterations=1, resume=True, **call).iterations == 1
+    assert "resume=True: run holds no run yet, so a new one starts there" in capsys.readouterr().out
     before = len(mine.calls)
     longer = unigrpo.train(iterations=3, resume=True, **call)
     assert longer.iterations == 3 and longer.finished and len(mine.calls) > before
@@ -552,7 +555,7 @@ def test_a_run_may_start_from_another(here, finished, no_report):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ({"out": "nothing"}, "nothing is not a run folder"),
+        ({"out": "full"}, "full is not a run folder"),
         ({}, "resume=True needs out, the folder of the run to go on with"),
         ({"out": "run", "data": {"group_size": 3}}, "data.group_size = '3' with resume=True: the recipe of the run"),
         ({"out": "run", "recipe": "shapes/sft"}, "is a run of shapes/unigrpo, not of shapes/sft"),
@@ -563,16 +566,12 @@ def test_a_run_may_start_from_another(here, finished, no_report):
 )
 def test_what_cannot_be_gone_on_with(here, finished, call, said):
     shutil.copytree(finished[0].path, here / "run")
+    (here / "full").mkdir()
+    (here / "full" / "thesis.txt").write_text("mine")
     before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=said):
         unigrpo.train(resume=True, **call)
     assert {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()} == before
-
-
-def test_an_empty_folder_is_no_run_to_go_on_with(here):
-    (here / "run").mkdir()
-    with pytest.raises(ConfigError, match="run holds no run yet, nothing is lost: leave out resume=True to begin it"):
-        unigrpo.train(out="run", resume=True)
 
 
 # ---------------------------------------------------------------- drawing

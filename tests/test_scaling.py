@@ -6,6 +6,7 @@ fp32 the text attends in fp64 on a CPU only, which the formulas leave out.
 """
 
 import ast
+import functools
 import math
 import weakref
 from dataclasses import dataclass, replace
@@ -29,9 +30,13 @@ from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import load_recipe
+from unigrpo.tools.doctor import planned
+from unigrpo.tools.planning import modes
 from unigrpo.tools.planning.compute import replay_backward, replay_forward, velocity
-from unigrpo.tools.planning.layouts import USABLE, choose, choose_for, named
+from unigrpo.tools.planning.dry_run import auto_line
+from unigrpo.tools.planning.layouts import USABLE, choose, layouts, named
 from unigrpo.tools.planning.memory import activations, drawn_casts, step_working, token_bytes
+from unigrpo.tools.planning.model_sizes import sizes
 from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
 from unigrpo.tools.planning.scaling import GPUS, SHARDED, estimate, scaling_report
 from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
@@ -487,14 +492,18 @@ def test_offload_leaves_what_is_computed_with():
 )
 def test_auto_takes_the_first_that_fits(name, gpus, gigabytes, chosen):
     recipe = load_recipe(name)
-    found = choose_for(recipe, BAGEL_7B, gpus, gigabytes * 1e9)
+    taken = modes.chosen_for(recipe, BAGEL_7B, gpus, gigabytes * 1e9)
+    found = taken.choice
+    assert found is not None and taken.mode == chosen.partition(" ")[0]
     assert found.layout is not None and named(found.layout) == chosen and chosen in found.reason
     assert found.peak == estimate(recipe, BAGEL_7B, found.layout).memory.peak <= USABLE * gigabytes * 1e9
     assert "\n" not in found.reason
 
 
 def test_auto_says_why_nothing_fits_and_knows_ranks_on_cpus():
-    none = choose_for(load_recipe("bagel/unigrpo"), BAGEL_7B, 1, 80e9)
+    taken = modes.chosen_for(load_recipe("bagel/unigrpo"), BAGEL_7B, 1, 80e9)
+    none = taken.choice
+    assert taken.mode == "replicate" and none is not None
     assert none.layout is None and "would take 302 GB" in none.reason and "lora" in none.reason
     assert choose(4, None, lambda layout: 1e15).layout == Layout(4, "replicate")
 
@@ -503,6 +512,54 @@ def test_auto_tries_what_sends_least_first():
     tried = []
     choose(16, 1.0, lambda layout: tried.append(named(layout)) or 2.0)
     assert tried[:3] == ["replicate", "shard (replicas 2)", "shard"] and tried[-1].endswith("cpu_offload)")
+
+
+def test_train_dry_run_and_doctor_choose_the_same(monkeypatch):
+    """Every model, number of GPUs and memory, those near each limit too: one function decides, and the mode fits."""
+    known, plain = {}, modes.estimate
+
+    def estimated(recipe, found, layout):
+        key = recipe.name, layout
+        if key not in known:
+            known[key] = plain(recipe, found, layout)
+        return known[key]
+
+    monkeypatch.setattr(modes, "estimate", estimated)
+    monkeypatch.setattr(modes, "sizes", functools.cache(sizes))
+    monkeypatch.setattr(planned, "load_recipe", functools.cache(load_recipe))
+    for name in planned.RECIPES:
+        recipe, found = load_recipe(name), sizes(load_recipe(name).model)[0]
+        for gpus in (1, 2, 8, 16):
+            peaks = [estimated(recipe, found, layout).memory.peak for layout in layouts(gpus)]
+            limits = [peak / USABLE * near for peak in peaks for near in (0.999999, 1.000001)]
+            for memory in [*limits, 24e9, 80e9, 141e9]:
+                taken = modes.chosen(recipe, gpus, memory)
+                fitting = [layout for layout, peak in zip(layouts(gpus), peaks, strict=True) if peak <= USABLE * memory]
+                assert taken.mode == (fitting[0].mode if fitting else "replicate" if gpus == 1 else "shard")
+                _, figures = auto_line(recipe, memory)
+                assert figures["modes"].get(gpus, taken.mode) == taken.mode
+                (told,) = [f for f in planned.check_plan(gpus, memory) if f.check == f"auto: {name}"]
+                assert told.figures["mode"] == (taken.mode if fitting else None)
+                assert not fitting or told.said.startswith(f"{taken.mode} on {gpus} GPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "said"),
+    [
+        ("bagel/unigrpo", ["--optimizer.kind=adamw_8bit", "--optimizer.eps_denoising=1e-8"], "bitsandbytes"),
+        ("bagel/sft", [], "demonstrations"),
+    ],
+)
+def test_auto_does_not_share_out_what_cannot_be(name, keys, said):
+    recipe = load_recipe(name, keys)
+    taken = modes.chosen_for(recipe, BAGEL_7B, 8, 24e9)
+    assert taken.mode == "replicate" and said in taken.reason
+
+
+def test_auto_tries_first_how_the_recipe_shares_out():
+    recipe = load_recipe("bagel/unigrpo", ["--parallel.rollout_weights=sharded"])
+    taken = modes.chosen_for(recipe, BAGEL_7B, 8, 141e9)
+    assert taken.choice is not None and taken.choice.layout == Layout(8, "shard", rollout="sharded")
 
 
 # What is printed

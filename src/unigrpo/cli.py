@@ -16,7 +16,7 @@ from typing import Annotated, Union
 import tyro
 from tyro.conf import CascadeSubcommandArgs, FlagCreatePairsOff, subcommand
 
-from unigrpo import loading, output, threads, version
+from unigrpo import loading, memory, output, threads, version
 from unigrpo.options import VERBS, WITH_OVERRIDES, Common, Eval, Train
 
 
@@ -87,15 +87,21 @@ def unknown(verb: object, name: str, words: Sequence[str]) -> str:
 
 def _run(verb: Common, overrides: Sequence[str]) -> int:
     """Run a verb's command, which is imported only now: it takes torch along."""
-    from unigrpo.runs.alone import refuse_ranks
+    from unigrpo.runs.alone import Ended, ending_well, refuse_ranks
 
     name = next(name for name, kind in VERBS.items() if type(verb) is kind)
     if not isinstance(verb, Train | Eval):  # whose ranks share the work
         refuse_ranks(f"unigrpo {name}")
-    command = import_module(f"unigrpo.commands.{name.replace('-', '_')}")
     silent = nullcontext() if output.rank() == 0 else redirect_stdout(output.SafeStream(None))
+    ending = ending_well() if isinstance(verb, Train) else nullcontext()
     with silent, output.speaking(quiet=verb.quiet, json=verb.json):
-        return command.run(verb, overrides) if isinstance(verb, WITH_OVERRIDES) else command.run(verb)
+        try:
+            with ending:
+                command = import_module(f"unigrpo.commands.{name.replace('-', '_')}")
+                return command.run(verb, overrides) if isinstance(verb, WITH_OVERRIDES) else command.run(verb)
+        except Ended as ended:
+            print(ended)
+            return 0
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -110,6 +116,10 @@ def guarded(action: Callable[[], int]) -> int:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail("stopped", code=130)
+    except (RuntimeError, MemoryError) as error:
+        if memory.is_full(error):
+            return fail(str(memory.told(error)))
+        raise
 
 
 def fail(message: str, code: int = 2) -> int:

@@ -23,6 +23,7 @@ _CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 _BREAKABLE: ContextVar[bool] = ContextVar("breakable", default=False)
 _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 _AROUND: ContextVar[str] = ContextVar("around", default="")
+_LATEST: ContextVar[str] = ContextVar("latest", default="")
 
 
 class GivenUp(BaseException):
@@ -70,9 +71,20 @@ def result_of(future: Future[_T], seconds: float | None = None) -> _T:
 def say(text: str) -> None:
     """Say what begins now ("drawing, step 3 of 8"); costs nothing where nobody listens."""
     look()
+    _LATEST.set(text)
     if (listener := _LISTENER.get()) is not None:
         around = _AROUND.get()
         listener(f"{around}: {text}" if around else text)
+
+
+def latest() -> str:
+    """What was said last, by this thread, since :func:`forget`."""
+    return _LATEST.get()
+
+
+def forget() -> None:
+    """Something else begins: what was said last was of what went before."""
+    _LATEST.set("")
 
 
 @contextmanager

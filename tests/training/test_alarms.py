@@ -157,7 +157,7 @@ def test_a_resumed_run_raises_the_alarms_of_one_that_was_never_stopped(tmp_path,
 
     assert not tiny_runs.train(cut, after)
     again = tiny_runs.trainer_of(tmp_path / "cut", checkpoint__every=25)
-    assert again.resume() == 3 and again.sounding == {alarm["title"] for alarm in first}
+    assert again.resume() == 3 and again.voice.sounding == {alarm["title"] for alarm in first}
     assert tiny_runs.train(again)
     tiny_runs.assert_same_run(tmp_path / "cut", tmp_path / "run")
     for name in (runlog.SUMMARY, alarms.HISTORY, alarms.REFERENCE):

@@ -51,6 +51,10 @@ def test_one_nan_reward_in_a_hundred_is_counted_and_left_out(tmp_path, monkeypat
     assert [line.get("failed_share", 0.0) for line in lines] == [1 / 50, 0.0]
     (said,) = lines[0]["failures"]
     assert said.startswith("1 of 50: reward 'tests/one-in-a-hundred' gave nan")
+    (event,) = (tmp_path / "faults").glob("*/event.json")  # and what it came from can be looked at
+    (kept,) = runlog.read_json(event)["kept"]
+    assert kept["failure"].startswith("reward 'tests/one-in-a-hundred' gave nan") and kept["reward"] is None
+    assert kept["values"] == {"tests/one-in-a-hundred": "nan"} and (event.parent / kept["picture"]).is_file()
     state = tiny_runs.final_state(tmp_path)
     assert int(state["done"]) == 2 and all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
 

@@ -13,7 +13,7 @@ from small_models import sample, small_policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Optimizer, load_recipe
 from unigrpo.runs import launching, measuring, ranks
-from unigrpo.tools.planning.modes import chosen
+from unigrpo.tools.planning.modes import Chosen, chosen
 from unigrpo.training import messages
 from unigrpo.training.optimizer import ExpertOptimizer, TrainingFault
 from unigrpo.training.parallel import ONE_PROCESS, World, buckets
@@ -243,16 +243,17 @@ def test_too_many_ranks_are_refused_before_any_starts(tmp_path, capsys, monkeypa
 
 
 def test_auto_replicates_on_cpus_and_says_why():
-    assert chosen(recipe(), None) == ("replicate", "auto, and on CPUs every rank holds all weights")
-    assert chosen(recipe(parallel__mode="shard"), None) == ("shard", "as the recipe says")
+    taken = chosen(recipe(), 2, None)
+    assert (taken.mode, taken.reason) == ("replicate", "auto, and on CPUs every rank holds all weights")
+    assert chosen(recipe(parallel__mode="shard"), 2, None) == Chosen("shard", "as the recipe says")
 
 
 def test_auto_asks_the_memory_model():
     large = load_recipe("bagel/unigrpo")
-    mode, why = chosen(large, 80 * 10**9)
-    assert mode == "shard" and "GB of the 74 GB that a GPU has" in why
-    assert chosen(large, 2000 * 10**9)[0] == "replicate"
-    assert chosen(load_recipe("bagel/unigrpo-lora-1gpu"), 141 * 10**9)[0] == "replicate"
+    taken = chosen(large, 8, 80 * 10**9)
+    assert taken.mode == "shard" and "replicate would take 291 GB" in taken.reason
+    assert chosen(large, 8, 2000 * 10**9).mode == "replicate"
+    assert chosen(load_recipe("bagel/unigrpo-lora-1gpu"), 8, 141 * 10**9).mode == "replicate"
 
 
 def test_ranks_are_chosen_only_where_they_are_faster():

@@ -63,6 +63,7 @@ QUICK = (
     "a_fault_on_one_rank_is_all_ranks",
     "messages_arrive",
     "a_copy_below_fp32_says_what_the_shares_say",
+    "failures_are_counted_over_all_ranks",
 )
 
 

@@ -16,7 +16,7 @@ from unigrpo.rewards import registry
 from unigrpo.rewards.calling import Worker
 from unigrpo.rewards.protocol import RewardFault, RewardInput, RewardOutput, call
 from unigrpo.training.clock import Clock
-from unigrpo.training.sources import _means
+from unigrpo.training.figures import _means
 
 NAMED = "[{name: tests/watched}]"
 

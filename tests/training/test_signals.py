@@ -9,6 +9,7 @@ import pytest
 
 import tiny_runs
 import unigrpo.recipe as recipe_of
+from unigrpo import build, cli
 from unigrpo.runs import signals
 from unigrpo.runs import training as train_command
 from unigrpo.training import checkpoint, saving
@@ -54,6 +55,43 @@ def test_a_scheduler_or_a_closed_terminal_saves_and_ends_well(tmp_path, quick, m
         return
     assert tiny_runs.unigrpo(*shlex.split(said.partition("to go on: ")[2])[1:]) == 0
     tiny_runs.assert_same_run(run_dir, tiny_runs.finished_run())
+
+
+def sends_first(number, plain):
+    """``plain`` after a signal."""
+
+    def called(*arguments, **options):
+        signal.raise_signal(number)
+        return plain(*arguments, **options)
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)], ids=lambda n: str(n)
+)
+@pytest.mark.parametrize("where", ["import", "load"])
+def test_a_signal_before_training_ends_well_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys, handlers, number, code, where
+):
+    """While the command is imported, and while the model loads: the folder and its lock are gone again."""
+    place, name = {"import": (cli, "import_module"), "load": (build, "parts")}[where]
+    monkeypatch.setattr(place, name, sends_first(number, getattr(place, name)))
+    assert tiny_runs.unigrpo(*WORDS, "--out", tmp_path / "run") == code
+    shown = capsys.readouterr()
+    if code == 0:
+        assert f"stopped by {number.name} while nothing was being trained: nothing is half-written" in shown.out
+        assert not shown.err
+    assert tiny_runs.listed(tmp_path) == []
+
+
+def test_a_signal_while_a_run_to_go_on_with_loads_changes_nothing(tmp_path, monkeypatch, handlers):
+    run_dir = tiny_runs.copied_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    monkeypatch.setattr(build, "parts", sends_first(signal.SIGTERM, build.parts))
+    words = ("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume", "--iterations", 5)
+    assert tiny_runs.unigrpo(*words) == 0
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_what_a_stop_would_lose(tmp_path):

@@ -154,10 +154,10 @@ def test_the_average_is_evaluated_and_saved_and_the_raw_weights_are_trained(tmp_
     trainer.iterate(0)
     raw = {name: p.detach().clone() for name, p in trainer.parts.policy.model.named_parameters()}
     shadow = {name: value.clone() for name, value in trainer.average.shadow.items()}
-    assert trainer._with_average(measure) == "measured"
+    assert trainer.looks.measured(measure) == "measured"
     assert all(torch.equal(seen[0][name], shadow[name]) for name in shadow)
     with pytest.raises(RuntimeError, match="while evaluating"):
-        trainer._with_average(lambda policy: (_ for _ in ()).throw(RuntimeError("while evaluating")))
+        trainer.looks.measured(lambda policy: (_ for _ in ()).throw(RuntimeError("while evaluating")))
     now = dict(trainer.parts.policy.model.named_parameters())
     assert all(torch.equal(now[name], raw[name]) for name in raw)
     trainer.done = 1

@@ -17,6 +17,7 @@ from unigrpo.api.run import Run
 from unigrpo.api.training import RECIPE, Call, begun_by, resumed_by
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.runs.alone import refuse_ranks
+from unigrpo.runs.folders import nothing_yet
 
 __all__ = ["Evaluated", "Run", "evaluate", "load", "train"]
 
@@ -50,8 +51,8 @@ def train(
 
     overrides: keys of the recipe: ``iterations=20``, ``data={"group_size": 4}`` (merged key by key), and
     ``optimizer__lr_reasoning=1e-4``, with __ for a dot. out: the run's folder, new or empty; without it a new one in
-    ``runs/``. resume: go on with the run in ``out``: what else is given must be as it was, but for ``iterations`` (and
-    places of files that have moved).
+    ``runs/``. resume: go on with the run in ``out``, or begin it there if the folder is new or empty; of a run that was
+    begun, what else is given must be as it was, but for ``iterations`` (and places of files that have moved).
 
     Ctrl-C finishes the iteration, saves, says how to go on and raises KeyboardInterrupt. ConfigError (a ValueError)
     says what was set, why it cannot work and what to change.
@@ -60,6 +61,9 @@ def train(
     refuse_ranks("unigrpo.train from Python")
     call = Call(str(recipe), _named(model), prompts, reward, nested(overrides))
     folder = None if out is None else Path(out).expanduser()
+    if resume and nothing_yet(folder):
+        print(f"resume=True: {folder} holds no run yet, so a new one starts there")
+        resume = False
     return Run(resumed_by(call, folder) if resume else begun_by(call, folder))
 
 

@@ -45,13 +45,21 @@ class RecipeEvaluator:
     drawing: Drawing = as_it_is
 
     def _evaluate(self, policy: Policy, limit: int, samples: int) -> Evaluation:
-        """Draw and judge; of several ranks each does its share of the prompts, and rank 0 alone has the whole."""
+        """Draw and judge; of several ranks each does its share of the prompts, and rank 0 alone has the whole.
+
+        Whether too many pictures could not be scored is judged over all ranks' pictures.
+        """
         prompts = self.suite.prompts(limit)
         if not self.world.many:
-            return self._evaluated(policy, prompts, samples)
+            whole = self._evaluated(policy, prompts, samples)
+            self.reward.check_failures(whole.failures)
+            return whole
         own = prompts[share_of(self.world, len(prompts))]
         with self.world.together(), self.drawing(policy) as drawer:
             part = self._evaluated(drawer, own, samples) if own else None
+        failed = self.world.gather([] if part is None else list(part.failures))
+        with self.world.together():
+            self.reward.check_failures([failure for some in failed for failure in some])
         parts = [part for part in self.world.to_first(part) or () if part is not None]
         height, width = policy.spec.image_size
         pictures = [part.pictures for part in parts] or [torch.empty((0, 3, height, width), dtype=torch.uint8)]
@@ -69,6 +77,7 @@ class RecipeEvaluator:
             think=self.recipe.eval.think,
             reward=self.reward,
             batch=self.recipe.rollout.batch or 192,
+            part=True,
         )
 
     def validate(self, policy: Policy) -> Evaluation:

@@ -91,22 +91,27 @@ def among_ranks(verb: options.Train, overrides: Sequence[str]) -> int:
         first = ranks.check(asked, size, here)
     except ValueError as error:
         raise error if output.rank() == 0 else output.Told(str(error)) from error
-    import torch
-
-    from unigrpo.tools.planning.modes import chosen
-
-    cuda = build.device_of(first.model).type == "cuda"
-    mode, why = chosen(first, torch.cuda.get_device_properties(0).total_memory if cuda else None)
-    print(f"{size} ranks, parallel.mode {mode}: {why}")
-    sharded, wait = mode == "shard", first.parallel.timeout_s
-    with joined(cuda=cuda, timeout_s=wait, sharded=sharded) as world, contextlib.ExitStack() as held:
-        run_dir = None
+    cuda, wait = build.device_of(first.model).type == "cuda", first.parallel.timeout_s
+    with joined(cuda=cuda, timeout_s=wait) as world, contextlib.ExitStack() as held:
+        world, run_dir = in_its_mode(world, first, cuda=cuda), None
         with world.together():
             if world.first:
                 run_dir = held.enter_context(begun_run(verb.out) if verb.resume else new_run(verb.out, asked.name))
         run_dir = world.told(run_dir)
         assert run_dir is not None
         return train(asked, verb, run_dir, world)
+
+
+def in_its_mode(world: World, recipe: Recipe, *, cuda: bool) -> World:
+    """The ranks with the mode that they take together, which is said: it must fit into the smallest of their GPUs."""
+    import torch
+
+    from unigrpo.tools.planning.modes import chosen
+
+    smallest = min(world.gather(torch.cuda.get_device_properties().total_memory)) if cuda else None
+    taken = chosen(recipe, world.size, smallest)
+    print(f"{world.size} ranks, parallel.mode {taken.mode}: {taken.reason}")
+    return replace(world, sharded=taken.mode == "shard")
 
 
 def train(asked: Recipe | StagedRecipe, verb: options.Train, run_dir: Path, world: World = ONE_PROCESS) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import doing
-from unigrpo.evaluation.statistics import judged_difference
+from unigrpo.evaluation.statistics import judged_difference, mean
 from unigrpo.evaluation.suites import category_of as category_of
 from unigrpo.policy import Policy
 from unigrpo.rewards.composite import CompositeReward
@@ -50,12 +50,14 @@ SHORT = {
 class Evaluation:
     """One record per picture, and the pictures uint8 [N, 3, H, W], in the order of the records.
 
-    sources: the pictures uint8 [3, H, W] that came with a prompt, by its position, where there are any.
+    sources: the pictures uint8 [3, H, W] that came with a prompt, by its position, where there are any. failures: why
+    the reward could not score a picture, or None, one each (nothing without a reward).
     """
 
     records: list[dict[str, Any]]
     pictures: Tensor
     sources: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
+    failures: Sequence[str | None] = ()
 
 
 @torch.no_grad()
@@ -70,10 +72,13 @@ def evaluate(
     think: bool,
     reward: CompositeReward | None = None,
     batch: int = 192,
+    part: bool = False,
 ) -> Evaluation:
     """Draw ``samples`` pictures per prompt, at most ``batch`` at a time, and judge them.
 
-    ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``).
+    ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``); RewardFault
+    where too many pictures could not be scored. part: these are some of an evaluation's prompts, and whoever has the
+    others too asks that of all together.
     """
     records: list[dict[str, Any]] = []
     failed: list[str | None] = []
@@ -105,9 +110,9 @@ def evaluate(
         for trajectory, text, verdict in zip(drawn.trajectories, drawn.thinking, verdicts, strict=True):
             who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
             records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
-    if reward is not None:
+    if reward is not None and not part:
         reward.check_failures(failed)
-    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images})
+    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images}, failed)
 
 
 def _told(drawing: Iterator[Drawn], total: int) -> Iterator[Drawn]:
@@ -131,11 +136,6 @@ def unjudged(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str |
     return [{"category": category_of(prompt), **dict.fromkeys(unknown)} for prompt in prompts]
 
 
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [float(v) for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
 def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of an evaluation; None where no picture says anything.
 
@@ -146,12 +146,12 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     by_category = _by_category(records, "correct")
     figures = {
-        "score": _mean(list(by_category.values())),
-        "exam_score": _mean([r["exam"] for r in records]),
-        "reward": _mean([r["reward"] for r in records]),
-        "plan_right": _mean([r["plan_right"] for r in records]),
-        "follow": _mean([r["follow"] for r in records]),
-        "parsable": _mean([r["parsable"] for r in records]),
+        "score": mean(list(by_category.values())),
+        "exam_score": mean([r["exam"] for r in records]),
+        "reward": mean([r["reward"] for r in records]),
+        "plan_right": mean([r["plan_right"] for r in records]),
+        "follow": mean([r["follow"] for r in records]),
+        "parsable": mean([r["parsable"] for r in records]),
         "by_category": by_category,
         "n": len(records),
     }
@@ -164,7 +164,7 @@ def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float
     categories: dict[str, list[Any]] = {}
     for record in records:
         categories.setdefault(record["category"], []).append(record[key])
-    means = {name: _mean(values) for name, values in categories.items()}
+    means = {name: mean(values) for name, values in categories.items()}
     return {name: mean for name, mean in means.items() if mean is not None}
 
 

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from unigrpo.evaluation.judged import BATCH, Judged, about_judge, digest_of, judge_of, mean, record, version_of
+from unigrpo.evaluation.judged import BATCH, Judged, about_judge, digest_of, judge_of, record, version_of
+from unigrpo.evaluation.statistics import mean
 from unigrpo.files import parse_json_object
 from unigrpo.rewards import judge_asking
 from unigrpo.rewards.judge import Examined, JudgeExam

@@ -17,6 +17,7 @@ from unigrpo.evaluation import geneval_rules as rules
 from unigrpo.evaluation.detectors import Detector
 from unigrpo.evaluation.geneval_metadata import EXAMPLE, Asked, check
 from unigrpo.evaluation.geneval_rules import DetectionError, Found, judge, kept, uncoloured
+from unigrpo.evaluation.statistics import mean
 from unigrpo.geneval_names import TAGS
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.trajectory import Prompt
@@ -93,20 +94,16 @@ def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | Non
     for record in known:
         by_tag.setdefault(record["category"], []).append(record["correct"])
         by_prompt.setdefault(json.dumps(record["detail"]["asked"], sort_keys=True), []).append(record["correct"])
-    means = {tag: _mean(by_tag.get(tag, [])) for tag in TAGS}
+    means = {tag: mean(by_tag.get(tag, [])) for tag in TAGS}
     return {
-        "overall": _mean([mean for mean in means.values() if mean is not None]),
+        "overall": mean(list(means.values())),
         **means,
-        "correct_images": _mean([record["correct"] for record in known]),
-        "correct_prompts": _mean([any(group) for group in by_prompt.values()]),
+        "correct_images": mean([record["correct"] for record in known]),
+        "correct_prompts": mean([any(group) for group in by_prompt.values()]),
         "images": len(known),
         "prompts": len(by_prompt),
         "failed": len(records) - len(known),
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:

@@ -20,13 +20,13 @@ from unigrpo.evaluation.judged import (
     Judged,
     about_judge,
     check_judge,
-    digest_of,
     judge_of,
-    mean,
     record,
+    template_of,
     version_of,
 )
 from unigrpo.evaluation.official import Row, digests, lines_of, script
+from unigrpo.evaluation.statistics import mean
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.rewards.judge import JudgeReader
 from unigrpo.rewards.judge_asking import Chat, Picture
@@ -185,9 +185,7 @@ class GenEval2Examiner(Judged):
         self.template = OWN if found is None else found.formatted(FUNCTION)
         if "{}" not in self.template:
             raise ConfigError(f"{NAME}: the template {shown(self.template)} has no place for the question")
-        source = "unigrpo, version 1" if found is None else f"official {SCRIPT}"
-        wording = "our own wording of the question" if found is None else None
-        template = {"source": source, "sha256": digest_of(self.template)}
+        template, wording = template_of(found and SCRIPT, self.template)
         about = about_judge(NAME, self._judge, template, [other, wording])
         super().__init__({**about, "files": digests([_file(path)])}, batch, "vqa_list")
 

@@ -107,10 +107,14 @@ def record(
     return answer(category, correct=correct, exam=exam, reasons=reasons, values=values, detail=kept)
 
 
-def mean(numbers: Sequence[float | None]) -> float | None:
-    """The mean of those that are known; None of none."""
-    known = [number for number in numbers if number is not None]
-    return sum(known) / len(known) if known else None
+def template_of(official: str | None, words: Any, asks: str = "question") -> tuple[dict[str, str], str | None]:
+    """What was asked with, as a result names it, and a note where these are our own words.
+
+    official: the name of the benchmark's script that they were read from; None: they are ours.
+    """
+    source = "unigrpo, version 1" if official is None else f"official {official}"
+    note = f"our own wording of the {asks}" if official is None else None
+    return {"source": source, "sha256": digest_of(words)}, note
 
 
 class Judged(ABC):

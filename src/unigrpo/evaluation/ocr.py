@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo import version as versions
-from unigrpo.evaluation.judged import mean, record, version_of
+from unigrpo.evaluation.judged import record, version_of
+from unigrpo.evaluation.statistics import mean
 from unigrpo.files import parse_json_object
 from unigrpo.rewards.ocr import PACKAGES, OcrText, closeness, plain, wanted_word
 from unigrpo.trajectory import Prompt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -13,6 +15,12 @@ FEWEST = FEWEST_PROMPTS
 """Prompts below which a bootstrap over prompts is no interval: its ends would be those of a handful of numbers."""
 ROUNDING = 1e-9
 """Of the largest figure: a spread below this is what summing in another order makes, and says nothing of prompts."""
+
+
+def mean(numbers: Sequence[float | None]) -> float | None:
+    """The mean of those that are known; None of none."""
+    known = [float(number) for number in numbers if number is not None]
+    return sum(known) / len(known) if known else None
 
 
 def judged_interval(

@@ -20,11 +20,12 @@ from unigrpo.evaluation.judged import (
     check_judge,
     digest_of,
     judge_of,
-    mean,
     record,
+    template_of,
     version_of,
 )
 from unigrpo.evaluation.official import Row, lines_of, script
+from unigrpo.evaluation.statistics import mean
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.rewards.judge import JudgeReader
 from unigrpo.rewards.judge_asking import Chat, Picture
@@ -193,9 +194,7 @@ class TiifExaminer(Judged):
         if missing := [text for text in self.templates if HOLE not in text]:
             raise ConfigError(f"{NAME}: the template {shown(missing[0])} has no place for questions ({HOLE})")
         self.system = None if found is None else found.said("generate_with_prompt", "system")
-        source = "unigrpo, version 1" if found is None else f"official {SCRIPT}"
-        wording = "our own wording of the questions" if found is None else None
-        template = {"source": source, "sha256": digest_of([self.system, self.templates])}
+        template, wording = template_of(found and SCRIPT, [self.system, self.templates], "questions")
         official = (
             "temperature 1 and one of three templates at random; here temperature 0, and the template is drawn from "
             "the hash of the questions"

@@ -21,13 +21,13 @@ from unigrpo.evaluation.judged import (
     Judged,
     about_judge,
     check_judge,
-    digest_of,
     judge_of,
-    mean,
     record,
+    template_of,
     version_of,
 )
 from unigrpo.evaluation.official import Row, digests, list_of, script
+from unigrpo.evaluation.statistics import mean
 from unigrpo.evaluation.wise_editions import (
     ASKED,
     CATEGORIES,
@@ -180,10 +180,8 @@ class WiseExaminer(Judged):
         self.system = None if found is None else found.said(ASKED, "system")
         if missing := [key for key in ("{Prompt}", "{Explanation}") if key not in self.template]:
             raise ConfigError(f"{suite}: the template has no place for {missing[0]}: get the official script")
-        source = "unigrpo, version 1" if found is None else f"official {own.script}"
-        wording = "our own wording of the question" if found is None else None
+        template, wording = template_of(found and own.script, [self.system, self.template])
         changed = "rewritten prompts" if any("_rewrite" in file.name for file in files) else None
-        template = {"source": source, "sha256": digest_of([self.system, self.template])}
         about = about_judge(suite, self._judge, template, [changed, other, wording])
         super().__init__({**about, "edition": own.name, "files": digests(files)}, batch, "edition", "explanation")
 

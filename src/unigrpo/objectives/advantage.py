@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from unigrpo.ranges import NonNegative, Positive
+from unigrpo.ranges import NonNegative, NotFiniteError, Positive
 from unigrpo.trajectory import Trajectory
 
 if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
@@ -156,7 +156,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _checked(rewards: Float[Tensor, " N"] | Sequence[float], group_ids: Sequence[Hashable]) -> Tensor:
-    """Rewards as fp64 [N]; ValueError where they are not one finite number a row."""
+    """Rewards as fp64 [N]; ValueError where they are not one number a row, NotFiniteError where one is not finite."""
     values = torch.as_tensor(rewards, dtype=torch.float64).detach()
     if values.ndim != 1 or values.shape[0] != len(group_ids):
         raise ValueError(
@@ -165,17 +165,17 @@ def _checked(rewards: Float[Tensor, " N"] | Sequence[float], group_ids: Sequence
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        raise ValueError(
+        raise NotFiniteError(
             f"reward {row} is {float(values[row])}: an advantage needs finite rewards; check the reward function"
         )
     return values
 
 
 def _spread(group: Tensor) -> Tensor:
-    """The standard deviation of rewards; ValueError where fp64 cannot hold it, which would make every advantage 0."""
+    """The standard deviation; NotFiniteError where fp64 cannot hold it, which would make every advantage 0."""
     std = group.std(correction=0)
     if not bool(torch.isfinite(std)):
-        raise ValueError(
+        raise NotFiniteError(
             f"rewards from {float(group.min()):g} to {float(group.max()):g} in one group: their spread overflows, and "
             "every advantage would be 0; scale the reward down"
         )

@@ -13,7 +13,7 @@ from unigrpo.flow import predict_x0
 from unigrpo.objectives.image_terms import ImageBatch, ImageTerm, LatentReward
 from unigrpo.objectives.terms import Term, check_rows
 from unigrpo.policy import VelocityQuery
-from unigrpo.ranges import Range
+from unigrpo.ranges import NotFiniteError, Range
 from unigrpo.trajectory import Image, Prompt
 
 if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
@@ -76,7 +76,7 @@ class ReFL(ImageTerm):
         finite = torch.isfinite(values.detach())
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
-            raise ValueError(
+            raise NotFiniteError(
                 f"the reward of {prompts[row].text!r} is {float(values[row].detach())}: it must be a finite number"
             )
         if v.requires_grad and not values.requires_grad:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unigrpo.reports.captions import Series, course, smooth
+from unigrpo.reports.chart_parts import Lines, as_shares, common_chart, draw_dots, draw_line, keys, series, value_at
 from unigrpo.reports.progress import LOSSES
 from unigrpo.reports.rendering import BLUE, CYCLE, VERMILION, Chart, png, svg
 
@@ -22,102 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Chart", "charts", "keys", "ordinal", "phases", "png", "series", "svg"]
 
 
-Lines = Sequence[Mapping[str, Any]]
 NO_BANDS: Mapping[str, Any] = {}
-
-
-def series(lines: Lines, path: str) -> Series:
-    """Collect the numbers at a dotted path: iterations counted from 1 [n], values [n]; absent and null are skipped."""
-    found = [(int(line["iteration"]) + 1, _at(line, path)) for line in lines if "iteration" in line]
-    pairs = [(x, float(y)) for x, y in found if isinstance(y, int | float) and np.isfinite(y)]
-    return np.array([x for x, _ in pairs]), np.array([y for _, y in pairs])
-
-
-def _at(line: Mapping[str, Any], path: str) -> Any:
-    value: Any = line
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def keys(lines: Lines, path: str) -> list[str]:
-    """Names found in the mapping at a dotted path in any line, in order of appearance."""
-    found: dict[str, None] = {}
-    for line in lines:
-        value = _at(line, path)
-        found.update(dict.fromkeys(value if isinstance(value, Mapping) else ()))
-    return list(found)
-
-
-# ------------------------------------------------------------------------------------------------- drawing primitives
-
-
-def _line(axes: Axes, data: Series, label: str, colour: str) -> None:
-    """Draw every value faintly and the smoothed course over it."""
-    x, y = data
-    if len(x) < 8:
-        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
-        return
-    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.35)
-    axes.plot(x, smooth(y), color=colour, linewidth=1.9, label=label)
-
-
-def _dots(axes: Axes, data: Series, label: str, colour: str, marker: str = "o") -> None:
-    axes.plot(*data, color=colour, linewidth=1, alpha=0.45)
-    axes.plot(*data, color=colour, linewidth=0, marker=marker, markersize=5.5, label=label)
-
-
-def _share(axes: Axes) -> None:
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
-
-
-def _wide_range(axes: Axes, *all_series: Series) -> None:
-    """Use a logarithmic scale where positive values span more than a factor of 30."""
-    values = np.concatenate([y for _, y in all_series])
-    if values.size and values.min() > 0 and values.max() / values.min() > 30:
-        from matplotlib.ticker import LogLocator, NullFormatter
-
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _chart(
-    lines: Lines,
-    paths: Mapping[str, str],
-    *,
-    name: str,
-    section: str,
-    title: str,
-    healthy: str,
-    unit: str,
-    dots: bool = False,
-    share: bool = False,
-) -> list[Chart]:
-    """Make the common chart, one curve per (label: path) that has data; [] if none has."""
-    found = {label: series(lines, path) for label, path in paths.items()}
-    found = {label: data for label, data in found.items() if len(data[0])}
-    if not found:
-        return []
-
-    def draw(axes: Axes) -> None:
-        for index, (label, data) in enumerate(found.items()):
-            colour = CYCLE[index % len(CYCLE)]
-            if dots:
-                _dots(axes, data, label, colour, "osD^v<>"[index % 7])
-            else:
-                _line(axes, data, label, colour)
-        if share:
-            _share(axes)
-        else:
-            _wide_range(axes, *found.values())
-        axes.set_ylabel(unit)
-
-    return [Chart(name, section, title, healthy, course(found), draw)]
-
-
-# ------------------------------------------------------------------------------------------------------- the charts
 
 
 def charts(lines: Lines, bands: Mapping[str, Any] = NO_BANDS) -> list[Chart]:
@@ -135,12 +41,12 @@ def _progress(lines: Lines) -> list[Chart]:
     return [
         *_reward(lines, section),
         *_each_reward(lines, section),
-        *_chart(lines, {"plan right": "validation.plan_right", "follow": "validation.follow"},
+        *common_chart(lines, {"plan right": "validation.plan_right", "follow": "validation.follow"},
                 name="halves", section=section, title="The two halves: planning and drawing",
                 healthy="Plan right rises, and follow does not pay for it.",
                 unit="share of validation pictures", dots=True, share=True),
         *_categories(lines, section),
-        *_chart(lines, {label: f"loss.{key}" for key, label in LOSSES.items()},
+        *common_chart(lines, {label: f"loss.{key}" for key, label in LOSSES.items()},
                 name="supervised", section=section, title="Supervised losses",
                 healthy="Both fall, then flatten.", unit="loss"),
     ]  # fmt: skip
@@ -149,11 +55,11 @@ def _progress(lines: Lines) -> list[Chart]:
 def _categories(lines: Lines, section: str) -> list[Chart]:
     healthy = "All categories rise; none is given up for another."
     if names := keys(lines, "validation.by_category"):
-        return _chart(lines, {name: f"validation.by_category.{name}" for name in names},
+        return common_chart(lines, {name: f"validation.by_category.{name}" for name in names},
                       name="categories", section=section, title="Validation score by category",
                       healthy=healthy, unit="share judged correct", dots=True, share=True)  # fmt: skip
     names = keys(lines, "validation.reward_by_category")
-    return _chart(lines, {name: f"validation.reward_by_category.{name}" for name in names},
+    return common_chart(lines, {name: f"validation.reward_by_category.{name}" for name in names},
                   name="categories", section=section, title="Validation reward by category",
                   healthy=healthy, unit="reward", dots=True)  # fmt: skip
 
@@ -168,12 +74,12 @@ def _reward(lines: Lines, section: str) -> list[Chart]:
 
     def draw(axes: Axes) -> None:
         if len(train[0]):
-            _line(axes, train, "training reward", BLUE)
+            draw_line(axes, train, "training reward", BLUE)
         if len(watched[0]):
-            _dots(axes, watched, f"validation {measure}", VERMILION)
+            draw_dots(axes, watched, f"validation {measure}", VERMILION)
         values = np.concatenate([train[1], watched[1]])
         if values.min() >= 0 and values.max() <= 1:
-            _share(axes)
+            as_shares(axes)
         axes.set_ylabel("reward, score" if measure == "score" else "reward")
 
     title = "Training reward and validation score" if measure == "score" else "Training and validation reward"
@@ -190,20 +96,20 @@ def _policy(lines: Lines) -> list[Chart]:
     mean = {labels[k]: f"places.{k}.log_ratio_mean" for k in places}
     lines = [{**line, "places": {str(item["step"]): item for item in _steps(line)}} for line in lines]
     return [
-        *_chart(lines, clipped, name="clipped", section=section,
+        *common_chart(lines, clipped, name="clipped", section=section,
                 title="Share of ratios beyond the clip (image: by place in the window)",
                 healthy="Above 0, far below 1.", unit="share clipped"),
-        *_chart(lines, {"text": "text.ratio_max_abs_log"}, name="text-ratio", section=section,
+        *common_chart(lines, {"text": "text.ratio_max_abs_log"}, name="text-ratio", section=section,
                 title="Largest change of a token's log-probability",
                 healthy="Stays below about 1 (a factor of 3 after one update).",
                 unit="max |log ratio| (nats)"),
-        *_chart(lines, spread, name="image-ratio-spread", section=section,
+        *common_chart(lines, spread, name="image-ratio-spread", section=section,
                 title="Spread of the image log-ratios, by place in the window",
                 healthy="Each steady.", unit="standard deviation (nats)"),
-        *_chart(lines, mean, name="image-ratio-mean", section=section,
+        *common_chart(lines, mean, name="image-ratio-mean", section=section,
                 title="Mean of the image log-ratios, by place in the window",
                 healthy="Near 0; a drift clips one side.", unit="mean (nats)"),
-        *_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
+        *common_chart(lines, {"KL": "text.kl"}, name="text-kl", section=section, title="Distance of the text policy",
                 healthy="Grows slowly from 0.", unit="KL to the start checkpoint (nats)"),
     ]  # fmt: skip
 
@@ -216,28 +122,28 @@ def ordinal(number: int) -> str:
 
 def _steps(line: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the entries by place in the window (their ``step``, from 0); not the index of the denoising step."""
-    return _at(line, "flow.steps") or ()
+    return value_at(line, "flow.steps") or ()
 
 
 def _optimisation(lines: Lines) -> list[Chart]:
     section = "Is training stable?"
     norms = {f"{key} expert": f"grad_norm.{key}" for key in keys(lines, "grad_norm")}
     return [
-        *_chart(lines, {"velocity MSE": "flow.mse"}, name="velocity-mse", section=section,
+        *common_chart(lines, {"velocity MSE": "flow.mse"}, name="velocity-mse", section=section,
                 title="How far the drawing has moved", healthy="Grows slowly and levels off.",
                 unit="mean squared velocity change"),
-        *_chart(lines, norms, name="gradients", section=section, title="Gradient norms, before clipping",
+        *common_chart(lines, norms, name="gradients", section=section, title="Gradient norms, before clipping",
                 healthy="No spikes, no growth without end.", unit="L2 norm"),
-        *_chart(lines, {"thinking": "text.think_length"}, name="length", section=section,
+        *common_chart(lines, {"thinking": "text.think_length"}, name="length", section=section,
                 title="Length of the thinking", healthy="Steady: not towards 0, not towards the cap.",
                 unit="tokens per sample"),
-        *_chart(lines, {"thinking": "text.entropy"}, name="entropy", section=section,
+        *common_chart(lines, {"thinking": "text.entropy"}, name="entropy", section=section,
                 title="Randomness of the thinking", healthy="Falls slowly; 0 would end exploration.",
                 unit="entropy (nats per token)"),
-        *_chart(lines, {"groups": "zero_variance_share"}, name="zero-variance", section=section,
+        *common_chart(lines, {"groups": "zero_variance_share"}, name="zero-variance", section=section,
                 title="Groups that teach nothing", healthy="Well below 1: their samples all earned the same reward.",
                 unit="share of groups", share=True),
-        *_chart(_with_failures(lines), {"samples": "failed_share"}, name="failed", section=section,
+        *common_chart(_with_failures(lines), {"samples": "failed_share"}, name="failed", section=section,
                 title="Samples that could not be scored", healthy="0; they are left out of training.",
                 unit="share of samples", share=True),
     ]  # fmt: skip
@@ -252,7 +158,7 @@ def _each_reward(lines: Lines, section: str) -> list[Chart]:
         {**line, **{f"reward {i}": (line.get("reward_values") or {}).get(name) for i, name in enumerate(names)}}
         for line in lines
     ]
-    return _chart(found, {name: f"reward {i}" for i, name in enumerate(names)}, name="each-reward",
+    return common_chart(found, {name: f"reward {i}" for i, name in enumerate(names)}, name="each-reward",
                   section=section, title="Each reward by itself, before weights",
                   healthy="Those that are trained on rise, or stay while others rise.", unit="value")  # fmt: skip
 
@@ -306,9 +212,9 @@ def _canary(training: Series, watched: Series, unit: str, ends: Sequence[float])
 
     def draw(axes: Axes) -> None:
         if len(training[0]):
-            _line(axes, training, "training", BLUE)
+            draw_line(axes, training, "training", BLUE)
         if len(watched[0]):
-            _dots(axes, watched, "validation", VERMILION)
+            draw_dots(axes, watched, "validation", VERMILION)
         for number, end in enumerate(ends):
             axes.axhline(end, color=VERMILION, linewidth=1, linestyle="--", label=None if number else "end of the band")
         axes.set_ylabel(unit)
@@ -336,7 +242,7 @@ def phases(lines: Lines) -> dict[str, Series]:
 def _time(lines: Lines) -> list[Chart]:
     section = "Where does the time go?"
     found = phases(lines)
-    speed = _chart(lines, {"samples": "samples_per_second"}, name="speed", section=section, title="Speed",
+    speed = common_chart(lines, {"samples": "samples_per_second"}, name="speed", section=section, title="Speed",
                    healthy="Steady.", unit="samples per second")  # fmt: skip
     if not found:
         return speed

@@ -3,7 +3,8 @@
 A run folder holds ``recipe.yaml``, ``environment.json``, ``metrics.jsonl`` (one JSON object a line, one line an
 iteration), ``evaluations/{before,after}.{jsonl,png}``, ``evaluations/summary.json``,
 ``samples/iteration-000025.{jsonl,png}``, ``checkpoints/`` and ``report.html``. Everything else about a run is derived
-from these. The live display of a run is :class:`unigrpo.reports.progress.Progress`.
+from these. ``faults/`` is there where a number was not finite. The live display of a run is
+:class:`unigrpo.reports.progress.Progress`.
 """
 
 from __future__ import annotations

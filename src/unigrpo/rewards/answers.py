@@ -7,6 +7,7 @@ import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,21 @@ ALLOWED = (
 
 SOME_PICTURE = "for a picture"
 """Stands in a fault where, of a single picture, its place and prompt are told."""
+NO_NUMBER = "it must be a finite number"
 
 
 class RewardFault(ValueError):
     """A reward failed, or gave NaN or infinity; the message names the reward, the picture and what it gave.
 
     of_pictures: it could not judge these pictures (it raised, it hung); else it is no reward (a wrong number of them).
+    errors: what it said of single pictures, by their place among those that it was given.
     """
 
-    def __init__(self, message: str, *, of_pictures: bool = False) -> None:
+    def __init__(
+        self, message: str, *, of_pictures: bool = False, errors: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
         super().__init__(message)
-        self.of_pictures = of_pictures
+        self.of_pictures, self.errors = of_pictures, errors
 
 
 def alike(message: str) -> str:
@@ -124,7 +129,12 @@ def _number(value: Any) -> float:
 def _fault(value: Any) -> str:
     """What is wrong with an answer that is no finite number."""
     hint = "; for a verdict write float(...)" if isinstance(value, bool | np.bool_) else ""
-    return f"gave {_shown(value)} {SOME_PICTURE}: it must be a finite number{hint}"
+    return f"gave {_shown(value)} {SOME_PICTURE}: {NO_NUMBER}{hint}"
+
+
+def no_number(failure: str) -> bool:
+    """Whether a picture failed because a reward gave something else than a finite number for it."""
+    return f"{SOME_PICTURE}: {NO_NUMBER}" in failure
 
 
 def _shown(value: Any) -> str:

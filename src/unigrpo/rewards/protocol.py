@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unigrpo import memory
 from unigrpo.frames import explain
 from unigrpo.ranges import did_you_mean
 from unigrpo.rewards.answers import SOME_PICTURE, one_each, read_numbers
@@ -113,7 +114,7 @@ def call(
         answer = within(name, timeout_s, answered)
     output = read(name, answer, len(given.prompts), value)
     if output.errors and strict:
-        raise RewardFault(_told(name, output.errors, given.prompts))
+        raise RewardFault(_told(name, output.errors, given.prompts), errors=output.errors)
     return output
 
 
@@ -193,6 +194,8 @@ def faults_of(name: str) -> Iterator[None]:
     except RewardFault:
         raise
     except (Exception, SystemExit) as error:
+        if memory.is_full(error):  # not what is wrong with these pictures
+            raise
         raise RewardFault(f"reward {name!r} raised {explain(error)}", of_pictures=True) from error
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unigrpo import suspects
 from unigrpo.policy import Policy
 from unigrpo.ranges import NotFiniteError
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
@@ -83,13 +84,23 @@ def decode_pictures(policy: Policy, trajectories: Sequence[Trajectory]) -> Tenso
     NotFiniteError where a latent or a pixel is not finite: it would become a picture like any other.
     """
     latents = torch.stack([trajectory.images[-1].latents for trajectory in trajectories])
-    if not bool(latents.isfinite().all()):
-        raise NotFiniteError(
-            "the model drew numbers that are not finite: are its weights damaged, or did training diverge?"
-        )
+    _check(
+        latents, trajectories, "the model drew numbers that are not finite: are its weights damaged, or did training "
+        "diverge?"
+    )  # fmt: skip
     pixels = policy.decode_image(latents)
-    if not bool(pixels.isfinite().all()):
-        raise NotFiniteError(
-            "the autoencoder gave pixels that are not finite: its weights (ae.safetensors) are damaged"
-        )
+    _check(
+        pixels,
+        trajectories,
+        "the autoencoder gave pixels that are not finite: its weights (ae.safetensors) are damaged",
+    )
     return (pixels * 255.0).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _check(numbers: Tensor, trajectories: Sequence[Trajectory], why: str) -> None:
+    """NotFiniteError where a row [B, ...] is not finite, after its trajectory has been named."""
+    if bool(numbers.isfinite().all()):
+        return
+    whole = numbers.flatten(1).isfinite().all(1).tolist()
+    suspects.note("rollout", why, [t for t, fine in zip(trajectories, whole, strict=True) if not fine])
+    raise NotFiniteError(why)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 from unigrpo.reports.progress import Progress
+from unigrpo.runs.alone import orderly
 from unigrpo.training.trainer import Stop, Trainer
 
 INTERRUPTED = 130
@@ -24,7 +24,7 @@ INTERRUPTED = 130
 
 def exit_code(stop: Stop) -> int:
     """The exit code of a run that was stopped and saved."""
-    return 0 if stop.by in _orderly() else INTERRUPTED
+    return 0 if stop.by in orderly() else INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -78,13 +78,9 @@ def _end(stop: Stop, trainer: Trainer, within_s: float) -> None:
     os._exit(exit_code(stop))
 
 
-def _orderly() -> list[int]:
-    return [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGHUP]
-
-
 def _handled() -> list[int]:
     """Ctrl-C, and those of the others that nobody has asked to ignore (nohup ignores SIGHUP)."""
-    return [signal.SIGINT, *(number for number in _orderly() if signal.getsignal(number) != signal.SIG_IGN)]
+    return [signal.SIGINT, *(number for number in orderly() if signal.getsignal(number) != signal.SIG_IGN)]
 
 
 def _say(progress: Progress, text: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unigrpo import build, output
+from unigrpo import build, memory, output
 from unigrpo.evaluation.evaluator import describe_comparison
 from unigrpo.files import write_text_atomic
 from unigrpo.ranges import ConfigError
@@ -25,6 +25,7 @@ from unigrpo.runs.folders import run_folder, usable
 from unigrpo.runs.locks import LOCK, hold
 from unigrpo.runs.signals import stoppable
 from unigrpo.training import checkpoint
+from unigrpo.training.full_memory import LOADING, advice_for
 from unigrpo.training.parallel import ONE_PROCESS, World
 from unigrpo.training.trainer import RunComponents, Stop, Trainer
 
@@ -75,7 +76,7 @@ def _made(recipe: Recipe, world: World) -> tuple[Recipe, RunComponents]:
             build.check_data([recipe])
             recipe = build.started(recipe)
     recipe = replace(recipe, model=replace(recipe.model, path=world.told(recipe.model.path)))
-    with world.together():
+    with memory.advised(advice_for(recipe)), memory.phase(LOADING), world.together():
         return recipe, build.parts(recipe, world)
 
 
@@ -130,7 +131,7 @@ def train_stage(staged: StagedRecipe, number: int, run_dir: Path, going: Going) 
 def parts_of_stage(recipe: Recipe, name: str, run_dir: Path, going: Going) -> RunComponents:
     """Load what a stage is made of; where that fails in a run under way (of the recipe ``name``), say how to go on."""
     try:
-        with going.world.together():
+        with memory.advised(advice_for(recipe)), memory.phase(LOADING), going.world.together():
             return build.parts(recipe, going.world)
     except (Exception, KeyboardInterrupt):
         if stages.begun(run_dir):

@@ -77,7 +77,8 @@ class Reached:
     SMALLEST = 1e-30  # below it the products with activations are 0 in fp32
 
     def __init__(self) -> None:
-        self.seen: dict[str, list[Tensor]] = {}
+        self.seen: dict[str, list[tuple[int, Tensor]]] = {}
+        self.watched = 0
         self.known: frozenset[str] = frozenset()
 
     @classmethod
@@ -88,18 +89,27 @@ class Reached:
         return made
 
     def watch(self, answers: Sequence[Replayed]) -> None:
-        """Look at the gradients that arrive at some answers, without changing them."""
-        for answer in answers:
+        """Look at the gradients that arrive at some answers (more rows), without changing them."""
+        for row, answer in enumerate(answers, start=self.watched):
             for expert, tensors in (("reasoning", (answer.log_probs,)), ("denoising", answer.velocities)):
                 for tensor in tensors:
                     if tensor.requires_grad and tensor.numel():
-                        tensor.register_hook(partial(self._note, expert))
+                        tensor.register_hook(partial(self._note, expert, row))
+        self.watched += len(answers)
 
-    def _note(self, expert: str, gradient: Tensor | None) -> None:
+    def _note(self, expert: str, row: int, gradient: Tensor | None) -> None:
         if gradient is not None:  # autograd's word for 0
-            self.seen.setdefault(expert, []).append(gradient.detach().abs().amax())
+            self.seen.setdefault(expert, []).append((row, gradient.detach().abs().amax()))
 
     def experts(self) -> frozenset[str]:
         """Their names."""
-        found = {e for e, seen in self.seen.items() if bool((torch.stack(seen) > self.SMALLEST).any())}
+        found = {
+            expert
+            for expert, seen in self.seen.items()
+            if bool((torch.stack([largest for _, largest in seen]) > self.SMALLEST).any())
+        }
         return self.known | found
+
+    def not_finite(self) -> set[int]:
+        """The rows, counted over all that was watched, at whose answers a gradient arrived that is not finite."""
+        return {row for seen in self.seen.values() for row, largest in seen if not bool(largest.isfinite())}

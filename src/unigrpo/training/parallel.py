@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unigrpo import doing
+from unigrpo import doing, memory
 from unigrpo.output import Told, launched
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
@@ -37,6 +37,10 @@ class LostRank(ConfigError):
 
 class OtherRank(ConfigError):
     """Another rank could not do its part; the message is that rank's own."""
+
+
+class DriftedRank(ValueError):
+    """Ranks that should hold the same weights do not."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class World:
         except Exception as error:
             if not self.many or isinstance(error, LostRank):
                 raise
-            failed = error
+            failed = memory.told(error)
         if not self.many:
             return
         other = failed if isinstance(failed, OtherRank) else None
@@ -232,6 +236,17 @@ def drifted(world: World, numbers: Sequence[Tensor]) -> list[int]:
     """The ranks whose numbers are not those of rank 0, bit for bit: weights that should be the same everywhere."""
     said = world.gather([zlib.crc32(number.detach().cpu().contiguous().numpy().tobytes()) for number in numbers])
     return [rank for rank, theirs in enumerate(said) if theirs != said[0]]
+
+
+def check_drift(world: World, numbers: Callable[[], Tensor]) -> None:
+    """DriftedRank where ranks that hold all weights do not hold the same ones, by some ``numbers`` of them."""
+    if not world.many or world.sharded:
+        return
+    if others := drifted(world, [numbers()]):
+        raise DriftedRank(
+            f"the weights of rank {others[0]} are not those of rank 0: their updates were not the same. Nothing of "
+            "this iteration is saved; go on with --resume, and if it happens again, report it"
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:

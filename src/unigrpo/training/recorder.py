@@ -59,8 +59,8 @@ class Recorder:
             sinks.close()
 
     def _tell_start(self, before: Mapping[str, Any]) -> None:
-        # with a point for curves of validations
-        self.sinks.scalars(0, {"evaluation_before": before, "validation": before.get("validation", before)})
+        point = before.get("validation", before)  # for curves of validations
+        self.sinks.scalars(0, {"evaluation_before": before, "validation": point})
 
     def start(self, recipe_yaml: str, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what the run was started with, or add where it is resumed; ``facts``: more of the environment."""
@@ -226,8 +226,7 @@ def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:
 def caption(record: Mapping[str, Any]) -> str:
     """What led to a sampled picture, and what it earned."""
     reward = "" if record["reward"] is None else f" (reward {record['reward']:.3f})"
-    thinking = f" | {record['thinking']}" if record["thinking"] else ""
-    return f"{record['prompt']}{thinking}{reward}"
+    return record["prompt"] + (f" | {record['thinking']}" if record["thinking"] else "") + reward
 
 
 def as_validation(records: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.rollout.guidance import mix, words_alone
 from unigrpo.training.parallel import ONE_PROCESS, World
+from unigrpo.training.sharing import minibatch_of, tokens_of
 from unigrpo.trajectory import Segment, Trajectory, without_prompt
 
 
@@ -64,7 +65,28 @@ class Ranks:
                 yield part, answers
 
 
+def minibatches(batch: Batch, count: int, everybody: Sequence[Trajectory] = ()) -> list[Batch]:
+    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow; fewer for fewer groups.
+
+    ``everybody``: the trajectories of all ranks, whose groups are split, and of which the batch holds some.
+    """
+    parts = minibatch_of([t.prompt.position for t in everybody or batch.trajectories], count)
+    rows = [(parts[t.prompt.position], t, q) for t, q in zip(batch.trajectories, batch.queries, strict=True)]
+    return [
+        Batch([t for k, t, _ in rows if k == part], [q for k, _, q in rows if k == part])
+        for part in range(max(parts.values()) + 1)
+    ]
+
+
 NO_RANKS = Ranks()
+
+
+def ranks_of(world: World, batch: Batch) -> Ranks:
+    """How ranks keep step: each has its shortest trajectory to replay where another has more to do."""
+    if not world.sharded:
+        return Ranks(world)
+    rows = sorted(range(len(batch)), key=lambda row: tokens_of(batch.trajectories[row]))
+    return Ranks(world, batch.part(rows[0], rows[0] + 1) if rows else None)
 
 
 def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:

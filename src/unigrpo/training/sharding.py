@@ -26,9 +26,10 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from unigrpo import doing
+from unigrpo import doing, memory
 from unigrpo.policy import Policy
 from unigrpo.recipe import Parallel
+from unigrpo.training.full_memory import REFRESH
 from unigrpo.training.parallel import OtherRank, World, put, whole
 
 
@@ -133,8 +134,9 @@ class Replica:
     def __call__(self, policy: Policy) -> Iterator[Policy]:
         """The copy, with the weights of now."""
         device = next(self.policy.module.parameters()).device
-        self.copy.module.to(device)
-        self._refresh()
+        with memory.phase(REFRESH):
+            self.copy.module.to(device)
+            self._refresh()
         try:
             yield self.copy
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -12,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unigrpo import doing
-from unigrpo.objectives.advantage import Advantage, Share, advantage_statistics
+from unigrpo import doing, memory, suspects
+from unigrpo.objectives.advantage import Advantage, Share
 from unigrpo.policy import Policy
-from unigrpo.rewards.answers import RewardFault, commonest
+from unigrpo.ranges import NotFiniteError
+from unigrpo.rewards.answers import RewardFault, commonest, no_number
 from unigrpo.rewards.calling import Worker, abandon
 from unigrpo.rewards.composite import Scored
 from unigrpo.rewards.protocol import RewardInput, metadata_of
@@ -23,6 +25,8 @@ from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.sample import Drawn, sample
 from unigrpo.training.clock import Clock
+from unigrpo.training.figures import describe, failures
+from unigrpo.training.full_memory import REWARD
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
 from unigrpo.training.sharing import (
     balanced,
@@ -32,7 +36,7 @@ from unigrpo.training.sharing import (
     portions_of,
     with_verdict,
 )
-from unigrpo.trajectory import Image, Prompt, Text, Trajectory
+from unigrpo.trajectory import Prompt, Trajectory
 
 
 @dataclass(frozen=True)
@@ -188,19 +192,19 @@ class RolloutSource:
         A portion's fault is raised when the next one has been drawn; then, and after Ctrl-C, no further one is scored.
         """
         pictures: list[Tensor] = []
-        waiting: list[Future[tuple[list[Trajectory], float]]] = []
+        waiting: list[tuple[Drawn, Future[tuple[list[Trajectory], float]]]] = []
         scoring = Worker("scoring")
         try:
             for part in made:
-                if any(future.done() and future.exception() for future in waiting):
+                if any(future.done() and future.exception() for _, future in waiting):
                     break
                 pictures.append(part.pictures)
-                waiting.append(scoring.submit(lambda part=part: _timed_score(self.reward, part)))
+                waiting.append((part, scoring.submit(lambda part=part: _timed_score(self.reward, part))))
             doing.say("scoring")
             with clock.phase("reward"), clock.phase("reward_wait"):
-                done = [doing.result_of(future) for future in waiting]
+                done = [_scored(part, future) for part, future in waiting]
         except BaseException:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
             abandon()
             raise
@@ -208,7 +212,9 @@ class RolloutSource:
             scoring.close()
         if len(done) > 1:
             clock.add("reward_hidden", max(0.0, sum(seconds for _, seconds in done) - clock.seconds["reward_wait"]))
-        return torch.cat(pictures), [trajectory for trajectories, _ in done for trajectory in trajectories]
+        together, scored = torch.cat(pictures), [t for trajectories, _ in done for t in trajectories]
+        _name_no_numbers(scored, together)
+        return together, scored
 
     def _assigned(self, scored: Sequence[Trajectory]) -> list[Trajectory]:
         """All samples, with advantages where they could be scored; a sample alone in its group teaches nothing."""
@@ -219,7 +225,12 @@ class RolloutSource:
             reasons = commonest((t.failure for t in scored if t.failure is not None), 1)
             why = "".join(f"; most often ({times} of {len(scored)}): {reason}" for reason, times in reasons)
             raise RewardFault(f"no prompt has two samples that could be scored: there is nothing to learn from{why}")
-        ready = iter(self.advantage.assign(_valid(marked), self.shares))
+        try:
+            ready = iter(self.advantage.assign(_valid(marked), self.shares))
+        except NotFiniteError as error:
+            if self.world.first:  # all ranks compare the same
+                suspects.note("advantage", str(error), sorted(_valid(marked), key=_finite_reward))
+            raise
         return [next(ready) if t.failure is None else t for t in marked]
 
 
@@ -230,70 +241,31 @@ def _valid(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [t for t in trajectories if t.failure is None]
 
 
-def failures(scored: Sequence[Trajectory]) -> dict[str, Any]:
-    """The share of samples that could not be scored, and the commonest reasons; nothing where all could."""
-    found = [t.failure for t in scored if t.failure is not None]
-    if not found:
-        return {}
-    reasons = [f"{count} of {len(scored)}: {reason}" for reason, count in commonest(found, 3)]
-    return {"failed_share": len(found) / len(scored), "failures": reasons}
+def _finite_reward(trajectory: Trajectory) -> bool:
+    return trajectory.reward is not None and math.isfinite(trajectory.reward)
+
+
+def _name_no_numbers(scored: Sequence[Trajectory], pictures: Tensor) -> None:
+    """Name the samples for which a reward gave no finite number, with their pictures."""
+    rows = [i for i, t in enumerate(scored) if t.failure is not None and no_number(t.failure)]
+    if rows:
+        suspects.note("reward", str(scored[rows[0]].failure), [scored[i] for i in rows], pictures[rows])
+
+
+def _scored(part: Drawn, future: Future[tuple[list[Trajectory], float]]) -> tuple[list[Trajectory], float]:
+    """Wait for a portion's scores; where a fault ends the run, the samples that gave no number are named first."""
+    try:
+        with memory.phase(REWARD):
+            return doing.result_of(future)
+    except RewardFault as fault:
+        told = [replace(t, failure=fault.errors.get(i)) for i, t in enumerate(part.trajectories)]
+        _name_no_numbers(told, part.pictures)
+        raise
 
 
 def _timed_score(reward: Rewarding, drawn: Drawn) -> tuple[list[Trajectory], float]:
     start = time.perf_counter()
     return score(reward, drawn), time.perf_counter() - start
-
-
-def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Reward and advantage figures of an iteration, and how long the thinking was."""
-    rewards = [t.reward or 0.0 for t in trajectories]
-    thinking, drawing = (_advantages(trajectories, kind) for kind in (Text, Image))
-    advantages = drawing or thinking
-    figures = advantage_statistics(rewards, advantages, [t.prompt.position for t in trajectories])
-    metrics: dict[str, Any] = {
-        "reward_mean": figures["reward_mean"],
-        "reward_std": figures["reward_std"],
-        "reward_group_std": figures["reward_group_std"],
-        "zero_variance_share": figures["zero_std_ratio"],
-        "advantage_std": figures["advantage_std"],
-    }
-    if thinking and thinking != drawing:
-        metrics["advantage_std_thinking"] = float(torch.tensor(thinking, dtype=torch.float64).std(correction=0))
-    categories = [t.prompt.metadata.get("category") for t in trajectories]
-    if all(isinstance(c, str) for c in categories):
-        metrics["reward_by_category"] = mean_by(categories, rewards)
-    for key, rows in (
-        ("reward_values", [t.values for t in trajectories]),
-        ("reward_parts", [t.verdict for t in trajectories]),
-    ):
-        if means := _means(rows):
-            metrics[key] = means
-    texts = [text for t in trajectories for text in t.sampled_texts]
-    if texts:
-        metrics["think_length"] = sum(text.num_actions for text in texts) / len(texts)
-        metrics["think_cut_share"] = sum(not text.ended for text in texts) / len(texts)
-    return metrics
-
-
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every name over the rows that have it: a reward may name other parts in another portion."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row[name] for row in rows if name in row] for name in names}
-    return {name: sum(column) / len(column) for name, column in columns.items()}
-
-
-def _advantages(trajectories: Sequence[Trajectory], kind: type[Text | Image]) -> list[float]:
-    """The advantages of what was sampled, of one kind of segment."""
-    found = (s.advantage for t in trajectories for s in t.segments if isinstance(s, kind))
-    return [advantage for advantage in found if advantage is not None]
-
-
-def mean_by(labels: Sequence[Any], values: Sequence[float]) -> dict[str, float]:
-    """Mean of the values of each label, labels sorted."""
-    groups: dict[str, list[float]] = {}
-    for label, value in zip(labels, values, strict=True):
-        groups.setdefault(str(label), []).append(value)
-    return {label: sum(group) / len(group) for label, group in sorted(groups.items())}
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unigrpo import doing
-from unigrpo.flow import log_ratio_norm
-from unigrpo.objectives.flow_grpo import replay_transition
+from unigrpo import doing, suspects
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow, targets_per_row
 from unigrpo.objectives.terms import Statistics, merge, summarize
-from unigrpo.policy import Policy, Scorer
+from unigrpo.policy import Policy
+from unigrpo.ranges import NotFiniteError
+from unigrpo.training.annotating import annotate_behaviour as annotate_behaviour
+from unigrpo.training.annotating import annotate_reference as annotate_reference
+from unigrpo.training.annotating import rescore as rescore
 from unigrpo.training.gradients import Reached, backward, backward_sharded
 from unigrpo.training.optimizer import ExpertOptimizer, NotFinite, TrainingFault
 from unigrpo.training.parallel import World
 from unigrpo.training.replay import NO_RANKS, Batch, Ranks, replay
-from unigrpo.training.sharing import minibatch_of
-from unigrpo.trajectory import Behaviour, FlowPath, Image, Reference, Segment, Text, Trajectory
+from unigrpo.training.replay import minibatches as minibatches
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,6 @@ class Updated:
     stats: dict[str, float]
     grad_norm: dict[str, float]
     entropy: float | None
-
-
-def minibatches(batch: Batch, count: int, everybody: Sequence[Trajectory] = ()) -> list[Batch]:
-    """Split into ``count`` disjoint sets of whole groups, in order, as even as groups allow; fewer for fewer groups.
-
-    ``everybody``: the trajectories of all ranks, whose groups are split, and of which the batch holds some.
-    """
-    parts = minibatch_of([t.prompt.position for t in everybody or batch.trajectories], count)
-    rows = [(parts[t.prompt.position], t, q) for t, q in zip(batch.trajectories, batch.queries, strict=True)]
-    return [
-        Batch([t for k, t, _ in rows if k == part], [q for k, _, q in rows if k == part])
-        for part in range(max(parts.values()) + 1)
-    ]
 
 
 def update(
@@ -88,21 +76,42 @@ def update(
             if real:
                 collected.append(seen)
                 entropies.extend(tokens_seen)
-    whole = torch.cat(entropies) if entropies else torch.zeros(0)
-    if not world.many:
-        stats, entropy = summarize(merge(collected)), float(whole.mean()) if whole.numel() else None
-    else:
-        said = world.gather(({name: rows.cpu() for name, rows in merge(collected).items()}, reached.experts()))
-        stats, reached = summarize(merge([part for part, _ in said])), Reached.of([part for _, part in said])
-        total, tokens = world.sums(float(whole.double().sum()), whole.numel())
-        entropy = total / tokens if tokens else None
+    stats, entropy, learning = _of_all(world, collected, entropies, reached)
     if check is not None:
-        check.require(stats)
+        with named("ratio", batch):
+            check.require(stats)
     if before_step is not None:
         before_step()
     world.sum_gradients([p for named in optimizer.parameters.values() for p in named.values()])
-    norms = optimizer.step(learning=reached.experts())
+    with named("gradient", batch, reached.not_finite):
+        norms = optimizer.step(learning=learning)
     return Updated(stats, norms, entropy)
+
+
+def _of_all(
+    world: World, collected: Sequence[Statistics], entropies: Sequence[Tensor], reached: Reached
+) -> tuple[dict[str, float], float | None, frozenset[str]]:
+    """Over all ranks: the loss statistics, the mean entropy, and the experts whose answers a gradient has reached."""
+    whole = torch.cat(list(entropies)) if entropies else torch.zeros(0)
+    if not world.many:
+        entropy = float(whole.mean()) if whole.numel() else None
+        return summarize(merge(collected)), entropy, reached.experts()
+    said = world.gather(({name: rows.cpu() for name, rows in merge(collected).items()}, reached.experts()))
+    total, tokens = world.sums(float(whole.double().sum()), whole.numel())
+    stats = summarize(merge([part for part, _ in said]))
+    return stats, total / tokens if tokens else None, Reached.of([part for _, part in said]).experts()
+
+
+@contextmanager
+def named(kind: suspects.Kind, part: Batch, rows: Callable[[], Collection[int]] = tuple) -> Iterator[None]:
+    """Where something inside is not finite, name the trajectories that it came from: those of ``rows`` first."""
+    try:
+        yield
+    except NotFiniteError as error:
+        first = rows()
+        order = sorted(range(len(part)), key=lambda row: row not in first)
+        suspects.note(kind, str(error), [part.trajectories[row] for row in order])
+        raise
 
 
 def targets_of_all(world: World, batch: Batch) -> tuple[int, TargetsPerRow]:
@@ -134,12 +143,20 @@ def accumulate(
     if reached is not None:
         reached.watch(answers)
     spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
-    losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
+    with named("loss", part):
+        losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
     if reached is None:
         text, image = (None if loss is None else loss * 0.0 for loss in (losses.text_loss, losses.image_loss))
         losses = Losses(text, image, losses.stats)
-    (backward_sharded if sharded else backward)(policy, method, losses, count)
+    with named("loss", part, lambda: not_finite(losses)):
+        (backward_sharded if sharded else backward)(policy, method, losses, count)
     return {**losses.stats, "text/spread_max": spread}, [answer.entropies for answer in answers]
+
+
+def not_finite(losses: Losses) -> set[int]:
+    """The rows of a micro-batch whose own loss is not finite."""
+    both = [loss.detach() for loss in (losses.text_loss, losses.image_loss) if loss is not None]
+    return {row for loss in both for row in (~loss.isfinite()).nonzero()[:, 0].tolist()}
 
 
 REPLAYED_BOUND = 1e-9
@@ -186,64 +203,3 @@ def ratio_bounds(compute_dtype: torch.dtype, clip_range: float | None) -> RatioB
     clip = float("inf") if clip_range is None else clip_range
     text, share = (1e-5, 0.01) if compute_dtype == torch.float32 else (1e-3, 0.1)
     return RatioBounds(text, max(IMAGE_ROUNDING, share * clip))
-
-
-@torch.no_grad()
-def annotate_reference(
-    reference: Scorer, batch: Batch, *, micro_batch: int, temperature: float, ranks: Ranks = NO_RANKS
-) -> Batch:
-    """Add what the frozen start checkpoint says, with its own weights throughout: v_ref at the queries, log-probs."""
-    ready = []
-    for part, answers in ranks.replays(reference, batch, micro_batch, temperature):
-        for trajectory, answer in zip(part.trajectories, answers, strict=True):
-            velocity = torch.cat(answer.velocities) if answer.velocities else None
-            ready.append(replace(trajectory, reference=Reference(velocity, answer.log_probs)))
-    return Batch(ready, batch.queries)
-
-
-@torch.no_grad()
-def annotate_behaviour(
-    policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float, ranks: Ranks = NO_RANKS
-) -> Batch:
-    """Add what the weights before the update say at the queries, from the micro-batches that will be trained on."""
-    ready = []
-    for part, answers in ranks.replays(policy, batch, micro_batch, temperature):
-        for trajectory, queries, answer in zip(part.trajectories, part.queries, answers, strict=True):
-            if queries:
-                behaviour = Behaviour(torch.cat([query.x for query in queries]), torch.cat(answer.velocities))
-                trajectory = replace(trajectory, behaviour=behaviour)
-            ready.append(trajectory)
-    return Batch(ready, batch.queries)
-
-
-@torch.no_grad()
-def rescore(
-    policy: Scorer, batch: Batch, *, micro_batch: int, temperature: float, ranks: Ranks = NO_RANKS
-) -> tuple[Batch, dict[str, float]]:
-    """Replace the rollout's old log-probs and means by those of a replay (for compute below fp32).
-
-    Also returns the gap between the two, max |log ratio| of "text" and "image", which is rounding and never trained on.
-    """
-    ready: list[Trajectory] = []
-    gap = {"text": 0.0, "image": 0.0}
-    for part, answers in ranks.replays(policy, batch, micro_batch, temperature):
-        for trajectory, answer in zip(part.trajectories, answers, strict=True):
-            log_probs, velocities = answer.log_probs, list(answer.velocities)
-            segments: list[Segment] = []
-            for segment in trajectory.segments:
-                if isinstance(segment, Text) and segment.log_probs is not None:
-                    again, log_probs = log_probs[: segment.num_actions], log_probs[segment.num_actions :]
-                    gap["text"] = max(gap["text"], float((again.cpu() - segment.log_probs.cpu()).abs().max()))
-                    segment = replace(segment, log_probs=again)
-                elif isinstance(segment, Image) and segment.path is not None and velocities:
-                    path = segment.path
-                    mean, _ = replay_transition([velocities.pop(0)], path)
-                    gap["image"] = max(gap["image"], _image_gap(path, mean))
-                    segment = replace(segment, path=replace(path, mean=mean))
-                segments.append(segment)
-            ready.append(replace(trajectory, segments=tuple(segments)))
-    return Batch(ready, batch.queries), gap
-
-
-def _image_gap(path: FlowPath, mean: Tensor) -> float:
-    return float(log_ratio_norm(path.x_next.double(), mean.double(), path.mean.double(), path.std.double()).abs().max())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.doctor.finding import Finding
-from unigrpo.tools.planning.layouts import Choice, choose_for
-from unigrpo.tools.planning.model_sizes import sizes
+from unigrpo.tools.planning.modes import Chosen, chosen
 from unigrpo.tools.planning.workload import Layout
 
 RECIPES = ("shapes/unigrpo", "bagel/unigrpo-lora-1gpu", "bagel/unigrpo")
@@ -24,18 +23,20 @@ def check_plan(gpus: int, capacity: float | None) -> list[Finding]:
                 Finding(f"auto: {name}", "note", "BAGEL-7B needs a GPU: unigrpo doctor --gpus 8 plans for some")
             )
             continue
-        found.append(_finding(name, gpus, choose_for(recipe, sizes(recipe.model)[0], gpus, capacity)))
+        found.append(_finding(name, gpus, chosen(recipe, gpus, capacity)))
     return found
 
 
-def _finding(name: str, gpus: int, choice: Choice) -> Finding:
-    figures = {"gpus": gpus, "peak_bytes": choice.peak, "mode": choice.layout and choice.layout.mode}
+def _finding(name: str, gpus: int, taken: Chosen) -> Finding:
+    choice = taken.choice
+    assert choice is not None  # the recipes that ship say auto, and their models are known
+    figures = {"gpus": gpus, "peak_bytes": choice.peak, "mode": choice.layout and taken.mode}
     if choice.layout is None:
         return Finding(f"auto: {name}", "note", choice.reason, "", figures)
     where = f"{gpus} GPU{'s' * (gpus > 1)}" if choice.peak is not None else "CPU ranks"
     keys = further(choice.layout)
     figures["keys"] = keys
-    said = f"{choice.layout.mode} on {where}: {choice.reason}"
+    said = f"{taken.mode} on {where}: {choice.reason}"
     also = ", ".join(f"{key} {value}" for key, value in keys.items())
     todo = f"auto sets the mode alone: on such a machine set {also}, too" if keys else ""
     return Finding(f"auto: {name}", "ok", said, todo, figures)

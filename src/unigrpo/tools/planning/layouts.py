@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning.communication import NODE
-from unigrpo.tools.planning.scaling import estimate
-from unigrpo.tools.planning.sizes import ModelSizes
-from unigrpo.tools.planning.workload import Layout
+from unigrpo.tools.planning.workload import Layout, Mode
+
+__all__ = ["USABLE", "Choice", "Layout", "Mode", "choose", "layouts", "named"]
 
 USABLE = 0.92
 """The share of a GPU's memory that is filled: its allocator, its libraries and fragments need the rest."""
@@ -40,15 +39,17 @@ def layouts(gpus: int) -> list[Layout]:
     ]
 
 
-def choose(gpus: int, capacity: float | None, peak_of: Callable[[Layout], float]) -> Choice:
+def choose(
+    gpus: int, capacity: float | None, peak_of: Callable[[Layout], float], ways: Sequence[Layout] = ()
+) -> Choice:
     """The first layout whose peak (bytes, by the memory model) fits into ``USABLE`` of a GPU's ``capacity`` bytes.
 
-    ``capacity`` None: ranks on CPUs, which all hold everything.
+    ``capacity`` None: ranks on CPUs, which all hold everything. ways: what is tried (empty: all :func:`layouts`).
     """
     if capacity is None:
         return Choice(Layout(gpus, "replicate"), None, "no GPU: every rank holds the whole model in the CPU's memory")
     tried: list[str] = []
-    for layout in layouts(gpus):
+    for layout in ways or layouts(gpus):
         peak = peak_of(layout)
         if peak <= USABLE * capacity:
             fits = f"{named(layout)} takes {peak / 1e9:.1f} of {capacity / 1e9:.0f} GB"
@@ -67,8 +68,3 @@ def named(layout: Layout) -> str:
     keys += ["rollout_weights sharded"] if layout.rollout == "sharded" else []
     keys += ["cpu_offload"] if layout.offload else []
     return f"shard ({', '.join(keys)})" if keys else "shard"
-
-
-def choose_for(recipe: Recipe, sizes: ModelSizes, gpus: int, capacity: float | None) -> Choice:
-    """The same for a recipe on GPUs of ``capacity`` bytes each; the mode is what ``parallel.mode: auto`` takes."""
-    return choose(gpus, capacity, lambda layout: estimate(recipe, sizes, layout).memory.peak)
