@@ -158,7 +158,7 @@ def test_the_number_of_ranks_changes_no_number(tmp_path, references, tiny_bagel,
 def test_a_long_thinking_on_one_rank_hangs_nobody(tmp_path, tiny_bagel, way, checkpointing):
     mode, more = WAYS[way]
     keys = {**matrix_keys("bagel", "full", tiny_bagel), "iterations": 1, "optimizer.micro_batch": 1, **more}
-    keys |= {"model.activation_checkpointing": str(checkpointing).lower()}
+    keys |= {"model.activation_checkpointing": str(checkpointing).lower(), "data.group_size": 2}
     found = rank_runs.worker(tmp_path, way, 2, mode, seconds=60, stretch={"1": 80}, **keys)
     lengths = [len(ids[0]) for _, ids, *_ in found["drawn"]]
     assert max(lengths) == 80 and min(lengths) <= 8
