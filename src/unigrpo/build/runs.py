@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,13 +22,13 @@ from unigrpo.build.sampling import (
 )
 from unigrpo.build.trial import drawn_size, try_rewards
 from unigrpo.evaluation.evaluator import Evaluation, evaluate
-from unigrpo.policy import Policy, Scorer
+from unigrpo.policy import Policy, SavesLater, Scorer
 from unigrpo.recipe import DemonstrationData, Lora, Recipe, trained_experts
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rollout.episode import single_round
 from unigrpo.training.lora import Adapter, WithoutAdapter
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
-from unigrpo.training.saving import Whole, as_held, fingerprint
+from unigrpo.training.saving import Snapshot, Whole, as_held, fingerprint, snapshot_of
 from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
 from unigrpo.training.trainer import RunComponents
@@ -115,14 +116,16 @@ def trains(recipe: Recipe) -> Callable[[str], bool]:
 class Trained:
     """The policy of a run, what its regularisers compare with, and how its weights are saved and read back.
 
+    spread: what ranks that share the weights out can save together; None where these are gathered, adapters always.
     frozen: the reference, where it is a model of its own and not the policy without its adapter.
     """
 
     policy: Policy
     reference: Scorer | None
-    save: Callable[[Path], None]
+    snapshot: Snapshot
     load: Callable[[Path], None]
     frozen: Policy | None = None
+    spread: SavesLater | None = None
 
 
 def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
@@ -145,7 +148,8 @@ def full_training(recipe: Recipe, *, wants_reference: bool) -> Trained:
             merge=True,
         )
         frozen.module.requires_grad_(False)
-    return Trained(policy, frozen, policy.save, policy.restore, frozen)
+    spread = policy if isinstance(policy, SavesLater) else None
+    return Trained(policy, frozen, snapshot_of(policy), policy.restore, frozen, spread)
 
 
 def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
@@ -165,7 +169,7 @@ def adapter_training(recipe: Recipe, lora: Lora) -> Trained:
         base_name=models.lasting_name(recipe.model.path),
         base_key=models.base_key(recipe.model.path, recipe.seed),
     )
-    return Trained(policy, WithoutAdapter(policy, adapter), adapter.save, adapter.load_weights)
+    return Trained(policy, WithoutAdapter(policy, adapter), adapter.snapshot, adapter.load_weights)
 
 
 def trained(recipe: Recipe, *, wants_reference: bool = True) -> Trained:
@@ -182,6 +186,8 @@ class Shared:
     drawing: Drawing = as_it_is
     whole: Whole = as_held
     reference_hash: str | None = None
+    snapshot: Snapshot | None = None
+    spread: SavesLater | None = None
 
 
 def shared_out(recipe: Recipe, made: Trained, world: World) -> Shared:
@@ -201,7 +207,9 @@ def shared_out(recipe: Recipe, made: Trained, world: World) -> Shared:
     if config.rollout_weights == "sharded":
         drawing = sharding.Lockstep(made.policy, world)
     module = made.policy.module
-    return Shared(drawing, lambda read: sharding.gathered(module, world, read=read), known)
+    spread = made.spread
+    rest = None if spread is None else lambda folder: partial(spread.save_state, folder, {})
+    return Shared(drawing, lambda read: sharding.gathered(module, world, read=read), known, rest, spread)
 
 
 def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
@@ -227,11 +235,12 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
         method=recipe.method,
         source=source(recipe, world, shared.drawing),
         evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe), world, shared.drawing),
-        save_model=made.save,
+        snapshot=shared.snapshot or made.snapshot,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],
         latent_reward=latent_reward(recipe, made.policy.decode_image),
         world=world,
         reference_hash=shared.reference_hash,
         whole=shared.whole,
+        spread=shared.spread,
     )

@@ -15,7 +15,7 @@ from unigrpo import doing, seeds
 from unigrpo.evaluation.evaluator import Evaluation, describe_summary, summarise
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Method
-from unigrpo.policy import Policy, Scorer
+from unigrpo.policy import Policy, SavesLater, Scorer
 from unigrpo.ranges import NotFiniteError
 from unigrpo.recipe import Recipe
 from unigrpo.reports import runlog
@@ -28,7 +28,7 @@ from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingF
 from unigrpo.training.parallel import ONE_PROCESS, LostRank, World, drifted
 from unigrpo.training.recorder import NoRecorder, Recorder, gathered, training_canaries
 from unigrpo.training.replay import Batch, Ranks
-from unigrpo.training.saving import Saver, Whole, as_held
+from unigrpo.training.saving import Saver, Snapshot, Whole, as_held
 from unigrpo.training.sharing import tokens_of
 from unigrpo.training.signal import Movement, SignalWatch, missing_signal
 from unigrpo.training.sinks import Place, opened
@@ -70,13 +70,14 @@ class RunComponents:
     method: Method
     source: Source
     evaluator: Evaluator
-    save_model: Callable[[Path], None]
+    snapshot: Snapshot
     load_model: Callable[[Path], None]
     compute_dtype: torch.dtype = torch.float32
     latent_reward: LatentReward | None = None
     world: World = ONE_PROCESS
     reference_hash: str | None = None
     whole: Whole = as_held
+    spread: SavesLater | None = None
 
 
 @dataclass
@@ -102,11 +103,12 @@ class Trainer:
             self.parts.reference,
             self.optimizer,
             self.average,
-            self.parts.save_model,
+            self.parts.snapshot,
             self.parts.load_model,
             world=self.world,
             known_reference=self.parts.reference_hash,
             whole=self.parts.whole,
+            spread=self.parts.spread,
         )
         self.haste = Haste(self.stop, recipe.checkpoint.stop_within_s)
         self.done = 0
@@ -130,6 +132,9 @@ class Trainer:
             except doing.GivenUp:
                 self._give_up(progress)
                 return False
+            finally:
+                if (fault := self.saver.end()) is not None:
+                    progress.note(f"the checkpoint that was being written is not complete: {fault}")
 
     @property
     def changed(self) -> bool:
@@ -151,6 +156,7 @@ class Trainer:
         self.haste.over = True
         if not self.changed:
             self.save()
+        self.saver.wait()
         lost = self.unsaved()
         progress.note(f"{lost} is given up: it would take longer than checkpoint.stop_within_s" if lost else "saved")
 
@@ -161,6 +167,7 @@ class Trainer:
         self.saver.start_clock()
         if self._stopping() and self.done < self.recipe.iterations:
             self.save()
+            self.saver.wait()
             return False
         if self.done < self.recipe.iterations:
             self.recorder.forget("after", "paired", "alarms", "stopped")
@@ -175,6 +182,7 @@ class Trainer:
                 self.recorder.metrics(line)
                 progress.update(line)
                 self._warn(line, progress)
+                self.saver.look()
                 if self.world.told(self.saver.due(self.done)):
                     self.save()
                     progress.aside("checkpoint")
@@ -183,11 +191,15 @@ class Trainer:
                     self.milestone()
                 if self._stopping() and self.done < self.recipe.iterations:
                     self.save()
+                    self.saver.wait()
                     return False
+            self.saver.wait()
         except Exception as error:
             # else this iteration is half made, and the last checkpoint stands; so it does where ranks are not together
-            if self.optimizer.steps == self.steps and not (self.world.sharded or isinstance(error, LostRank)):
+            apart = self.world.sharded or isinstance(error, LostRank)
+            if self.optimizer.steps == self.steps and not (apart or self.saver.failed):
                 self.save()
+                self.saver.wait()
             self.recorder.stopped(self.done, str(error), diverged=isinstance(error, NotFiniteError))
             raise
         self._evaluate("after", progress)
@@ -397,10 +409,9 @@ class Trainer:
             self._sound(last, self.done - 1, progress)
 
     def save(self) -> None:
-        """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
-        started = time.perf_counter()
+        """Begin a complete checkpoint of the finished iterations (nothing to do if it is there, or under way)."""
         self.saver.save(self.done)
-        self.haste.saved(time.perf_counter() - started)
+        self.haste.saved(self.saver.seconds)
 
     def resume(self) -> int:
         """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""
@@ -414,6 +425,6 @@ class Trainer:
 
     def unsaved(self) -> str:
         """What would be lost if the run ended now, in words; empty if nothing would."""
-        count = self.done - (self.saver.saved or 0)
+        count = self.done - (self.saver.complete or 0)
         finished = f"{count} finished iteration{'s' if count > 1 else ''} since the last checkpoint" if count else ""
         return " and ".join(part for part in (finished, self.under_way) if part)
