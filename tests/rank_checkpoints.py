@@ -1,6 +1,7 @@
 """Checkpoints that two ranks write together: ``python rank_checkpoints.py FOLDER NAME ...``, started by rank_runs.
 
-Each check prints its name. Everything is by the trainer, as a run does it.
+Each check prints its name. Everything is by the trainer, as a run does it. ``FOLDER go-on MODE UNTIL [KEY VALUE ...]``
+goes on with a run there, and leaves what it has read, and what it ends with.
 """
 
 import errno
@@ -14,9 +15,10 @@ import torch
 import tiny_runs
 from unigrpo import build
 from unigrpo.models.bagel_files.tensor_files import TensorFiles
+from unigrpo.recipe import load_recipe
 from unigrpo.training import checkpoint, shards
 from unigrpo.training.lora import Adapter
-from unigrpo.training.parallel import ONE_PROCESS, joined, whole
+from unigrpo.training.parallel import ONE_PROCESS, joined, local, whole
 from unigrpo.training.trainer import Stop, Trainer
 
 AVERAGE = {"optimizer__ema": 0.9, "checkpoint__keep": 2}
@@ -128,14 +130,76 @@ def no_room_on_one_rank(folder, world):
     assert trainer.saver.saved == 1 and not trainer.unsaved()
 
 
+def public_layout(folder, world):
+    """A model in the original's layout, frozen bf16 beside trained fp32: it goes out again as it came."""
+    source = folder / "tiny"
+    if world.first:
+        assert command("make-tiny-bagel", source) == 0
+    world.gather(None)
+    words = {"model.path": source, "rollout.image_size": 64, "optimizer.ema": 0.9, "model.lora": "null"}
+    recipe = load_recipe("bagel/unigrpo", [word for key, value in words.items() for word in (f"--{key}", str(value))])
+    trainer = Trainer(recipe, build.parts(recipe, world), folder, Stop())
+    save(trainer, 0)
+    trainer.saver.wait()
+    expected = held(trainer)
+    again = Trainer(recipe, build.parts(recipe, world), folder, Stop())
+    with torch.no_grad():
+        for parameter in again.parts.policy.module.parameters():
+            local(parameter).zero_()
+    assert again.saver.restore() == 0
+    same(held(again), expected)
+    if world.first:
+        newest = checkpoint.folder_of(folder, 0)
+        weights = {n.removeprefix("model/"): t for n, t in expected.items() if n.startswith("model/")}
+        pieces = TensorFiles.open(newest)
+        assert {t.dtype for t in weights.values()} == {torch.float32, torch.bfloat16}
+        assert all(torch.equal(pieces.read(n), t) and pieces.dtypes[n] == t.dtype for n, t in weights.items())
+        assert command("export", newest, folder / "out") == 0
+        ours, theirs = TensorFiles.open(folder / "out"), TensorFiles.open(source)
+        assert ours.key() == theirs.key() and ours.dtypes == theirs.dtypes
+        assert {p.name for p in (folder / "out").iterdir()} >= {p.name for p in source.iterdir() if p.is_file()}
+    world.gather(None)
+
+
+def command(*words):
+    """A command of one process, which would not be started by torchrun."""
+    started = os.environ.pop("WORLD_SIZE")
+    try:
+        return tiny_runs.unigrpo(*words)
+    finally:
+        os.environ["WORLD_SIZE"] = started
+
+
 def full_disk(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-CHECKS = [full, adapters, no_room_on_one_rank]
+def go_on(folder, mode, until, *words):
+    """Some iterations more of the run in a folder, by these ranks in this mode."""
+    with joined(cuda=False, timeout_s=100, sharded=mode == "shard") as world:
+        keys = {
+            key.removeprefix("--").replace(".", "__"): value for key, value in zip(words[::2], words[1::2], strict=True)
+        }
+        trainer = trainer_of(folder / "run", world, **keys)
+        start = trainer.saver.restore()
+        read = held(trainer)
+        for iteration in range(start, until):
+            trainer.iterate(iteration)
+        ended = held(trainer)
+        if world.first:
+            torch.save(read, folder / f"read-{start}.pt")
+            torch.save(ended, folder / f"ended-{until}.pt")
+        save(trainer, until)
+        trainer.saver.wait()
+
+
+CHECKS = [full, adapters, public_layout, no_room_on_one_rank]
 
 
 def main(folder, *names):
+    if names[:1] == ("go-on",):
+        go_on(Path(folder), names[1], int(names[2]), *names[3:])
+        return
     with joined(cuda=False, timeout_s=100, sharded=True) as world:
         for check in CHECKS:
             if not names or check.__name__ in names:
