@@ -44,7 +44,7 @@ def same(ours, theirs):
 
 def save(trainer, done):
     trainer.done = done
-    trainer.save()
+    trainer.save(wait=False)
 
 
 def round_trip(folder, world, **keys):

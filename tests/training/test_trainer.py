@@ -162,7 +162,6 @@ def test_the_average_is_evaluated_and_saved_and_the_raw_weights_are_trained(tmp_
     assert all(torch.equal(now[name], raw[name]) for name in raw)
     trainer.done = 1
     trainer.save()
-    trainer.saver.wait()
     state = tiny_runs.final_state(tmp_path)
     assert all(torch.equal(state[f"model/{name}"], shadow[name]) for name in shadow)
     assert all(torch.equal(state[f"raw/{name}"], raw[name]) for name in shadow)

@@ -261,10 +261,12 @@ class Saver:
             self.load_model(folder)
 
     def _fill(self, folder: Path, state: checkpoint.TrainingState, places: Mapping[str, Tensor]) -> None:
-        """Read what ranks have written together of the training state; nothing, where one has written it all."""
+        """Read what ranks have written together of the training state; no places, where one has written it all."""
         try:
             if (index := state.shards.get(checkpoint.STATE_TENSORS)) is not None:
                 shards.fill(index, places)
+            elif places:
+                raise ValueError(f"{checkpoint.STATE_TENSORS} has no {next(iter(places))}")
         except ValueError as error:
             raise checkpoint.damaged(folder, error) from error
 

@@ -167,7 +167,6 @@ class Trainer:
         self.saver.start_clock()
         if self._stopping() and self.done < self.recipe.iterations:
             self.save()
-            self.saver.wait()
             return False
         if self.done < self.recipe.iterations:
             self.recorder.forget("after", "paired", "alarms", "stopped")
@@ -184,14 +183,13 @@ class Trainer:
                 self._warn(line, progress)
                 self.saver.look()
                 if self.world.told(self.saver.due(self.done)):
-                    self.save()
+                    self.save(wait=False)
                     progress.aside("checkpoint")
                     self.milestone()
                 elif "validation" in line:
                     self.milestone()
                 if self._stopping() and self.done < self.recipe.iterations:
                     self.save()
-                    self.saver.wait()
                     return False
             self.saver.wait()
         except Exception as error:
@@ -199,7 +197,6 @@ class Trainer:
             apart = self.world.sharded or isinstance(error, LostRank)
             if self.optimizer.steps == self.steps and not (apart or self.saver.failed):
                 self.save()
-                self.saver.wait()
             self.recorder.stopped(self.done, str(error), diverged=isinstance(error, NotFiniteError))
             raise
         self._evaluate("after", progress)
@@ -408,9 +405,11 @@ class Trainer:
             last = [alarm for alarm in summary.get("alarms", []) if alarm["when"] == "after"]
             self._sound(last, self.done - 1, progress)
 
-    def save(self) -> None:
-        """Begin a complete checkpoint of the finished iterations (nothing to do if it is there, or under way)."""
+    def save(self, *, wait: bool = True) -> None:
+        """Write a complete checkpoint of the finished iterations (nothing to do if it is there); or only begin it."""
         self.saver.save(self.done)
+        if wait:
+            self.saver.wait()
         self.haste.saved(self.saver.seconds)
 
     def resume(self) -> int:
