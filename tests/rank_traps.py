@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -20,13 +21,15 @@ from unigrpo import seeds
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.recipe import Optimizer, Parallel
-from unigrpo.training import sharding
+from unigrpo.shard_index import ShardIndex, index_path
+from unigrpo.training import sharding, shards
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
-from unigrpo.training.parallel import OtherRank, joined, whole
+from unigrpo.training.parallel import OtherRank, joined, local, whole
 from unigrpo.training.replay import NO_RANKS, Batch, Ranks, replay
 from unigrpo.training.sharing import share_of
 from unigrpo.training.update import backward, update
+from unigrpo.training.writing import Background
 from unigrpo.trajectory import Reference
 
 METHOD = combination(regulariser=Regulariser(weight=0.3), image=FlowGRPO(clip_range=1e-3))
@@ -245,6 +248,38 @@ def saved_whole_and_read_whole(world):
     assert all(torch.equal(whole(value), state[name]) for name, value in again.state().items())
 
 
+def written_by_all_ranks(world):
+    """Each writes its rows in a thread, while ranks go on talking and weights change; a fault of one is all ranks'."""
+    policy, reference = share(small_policy(), world), small_policy(seed=3)
+    before, files = logits_of(policy), shards.SharedFiles(world, 60)
+    folder = Path(world.told(tempfile.mkdtemp() if world.first else None))
+    copies = {name: shards.copy_of(tensor) for name, tensor in policy.model.state_dict().items()}
+    background, sets = Background(), {"model.safetensors": copies}
+    background.begin(lambda: files.write(folder, sets, {}))
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            local(parameter).zero_()
+    assert [world.gather(turn) for turn in range(20)] == [[turn, turn] for turn in range(20)]
+    background.wait()
+    background.check()
+    world.gather(None)
+    index = ShardIndex.read(index_path(folder, "model.safetensors"))
+    shards.fill(index, policy.model.state_dict())
+    close(logits_of(policy), before, 0.0)
+    reference.restore(folder)  # by one process
+    close(logits_of(reference), before)
+    with mock.patch.object(shards, "sync", side_effect=None if world.first else OSError(28, "No space left")):
+        background.begin(lambda: files.write(folder, sets, {}))
+        background.wait()
+    try:
+        with world.together():
+            background.check()
+    except (ValueError, OSError) as error:
+        assert str(error) == ("rank 1: [Errno 28] No space left" if world.first else "[Errno 28] No space left")
+    else:
+        raise AssertionError("a full disk of one rank went unnoticed")
+
+
 def one_rank_draws_much_longer(world):
     """Ranks that enter their doors at other times, and another number of times, do not wait for each other for ever."""
     policy, plain = small_policy(), small_policy()
@@ -330,6 +365,7 @@ TRAPS = [
     norms_are_numbers,
     adapters_come_before_shards,
     saved_whole_and_read_whole,
+    written_by_all_ranks,
     one_rank_draws_much_longer,
     a_copy_to_draw_with,
     summed_as_one_process,
