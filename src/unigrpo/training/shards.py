@@ -44,7 +44,7 @@ class SharedFiles:
 
     def __init__(self, world: World, timeout_s: float) -> None:
         self.world = world
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     def write(
         self, folder: Path, sets: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, Mapping[str, str]]
@@ -73,12 +73,14 @@ class SharedFiles:
     def _save(self, folder: Path, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
         if not tensors:
             return
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
-        writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers, save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers, save_distributed=True)
         try:
-            dcp.save(tensors, storage_writer=writer, process_group=self.group)
-        except dcp.CheckpointException as error:  # which is no Exception
+            save(tensors, storage_writer=writer, process_group=self.group)
+        except CheckpointException as error:  # which is no Exception
             raise _cause(error, self.world.rank) from error
 
     def agree(self, failed: Exception | None, said: Any = None) -> list[Any]:
@@ -114,14 +116,16 @@ def fill(index: ShardIndex, places: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{index.path} has {kept} for {name}, not {place.dtype}, shape {tuple(place.shape)}")
     if not places:
         return
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_into
 
-    reader = dcp.HuggingFaceStorageReader(str(index.folder))
+    reader = HuggingFaceStorageReader(str(index.folder))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            dcp.load({n: place.detach() for n, place in places.items()}, storage_reader=reader, no_dist=True)
-        except dcp.CheckpointException as error:
+            load_into({n: place.detach() for n, place in places.items()}, storage_reader=reader, no_dist=True)
+        except CheckpointException as error:
             raise ValueError(f"{index.folder} cannot be read: {_cause(error, 0)}") from error
 
 
