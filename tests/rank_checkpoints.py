@@ -1,6 +1,6 @@
 """Checkpoints that two ranks write together: ``python rank_checkpoints.py FOLDER NAME ...``, started by rank_runs.
 
-Each check prints its name. Everything is by the trainer, as a run does it. ``FOLDER go-on MODE UNTIL [KEY VALUE ...]``
+Each check prints its name. Everything is by the trainer, as a run does it. ``FOLDER go-on MODE UNTIL [--KEY VALUE ...]``
 goes on with a run there, and leaves what it has read, and what it ends with.
 """
 

@@ -202,8 +202,9 @@ def test_two_ranks_write_together_and_any_number_reads(tmp_path):
 
 
 # (ranks, mode, other keys)
-HSDP = {"parallel__replicas": 2}
+HSDP = {"--parallel.replicas": 2}
 WAYS = {
+    "short": [(2, "shard", {}), (1, "replicate", {}), (4, "shard", {})],
     "full": [
         (2, "shard", {}),
         (1, "replicate", {}),
@@ -215,15 +216,28 @@ WAYS = {
     ],
     "lora": [(2, "shard", {}), (1, "replicate", {}), (4, "shard", HSDP), (2, "replicate", {}), (2, "shard", {})],
 }
-LORA = {"model__lora": "{rank: 4, alpha: 8, experts: [reasoning, denoising]}"}
+LORA = {"--model.lora": "{rank: 4, alpha: 8, experts: [reasoning, denoising]}"}
+GOES_ON = {
+    "--model.path": "builtin:shapes-sft",
+    "--data.prompts_per_iteration": 4,
+    "--data.group_size": 2,
+    "--rollout.max_think_tokens": 8,
+    "--rollout.num_points": 6,
+    "--rollout.window": "[0,4]",
+    "--optimizer.ppo_epochs": 1,
+    "--optimizer.minibatches": 1,
+    "--optimizer.micro_batch": 2,
+    "--optimizer.ema": 0.9,
+    # with the recipe's epsilon a gradient of nothing but rounding moves its weight by a whole rate
+    "--optimizer.eps_denoising": 1e-7,
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WAYS)
 def test_a_run_goes_on_with_other_ranks_in_another_mode(tmp_path, kind):
     """What is read is what was saved, bit for bit, and the whole way is that of one process, but for rounding."""
-    # with the recipe's epsilon a gradient of nothing but rounding moves its weight by a whole rate
-    keys = {"optimizer__eps_denoising": 1e-7, "optimizer__eps_reasoning": 1e-7, **(LORA if kind == "lora" else {})}
+    keys = {**GOES_ON, **(LORA if kind == "lora" else {})}
     ways, one = WAYS[kind], tmp_path / "one"
     one.mkdir()
     for done, (ranks, mode, more) in enumerate(ways):
