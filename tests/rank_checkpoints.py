@@ -1,7 +1,7 @@
 """Checkpoints that two ranks write together: ``python rank_checkpoints.py FOLDER NAME ...``, started by rank_runs.
 
-Each check prints its name. Everything is by the trainer, as a run does it. ``FOLDER go-on MODE UNTIL [--KEY VALUE ...]``
-goes on with a run there, and leaves what it has read, and what it ends with.
+Each check prints its name. Everything is by the trainer, as a run does it.
+``FOLDER go-on MODE UNTIL [--KEY VALUE ...]`` goes on with a run there, and leaves what it read and ends with.
 """
 
 import errno
@@ -180,7 +180,8 @@ def go_on(folder, mode, until, *words):
         keys = {
             key.removeprefix("--").replace(".", "__"): value for key, value in zip(words[::2], words[1::2], strict=True)
         }
-        trainer = trainer_of(folder / "run", world, **keys)
+        recipe = load_recipe(tiny_runs.UNIGRPO, words)
+        trainer = Trainer(recipe, build.parts(recipe, world), folder / "run", Stop())
         start = trainer.saver.restore()
         read = held(trainer)
         for iteration in range(start, until):
