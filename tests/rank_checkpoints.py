@@ -177,9 +177,6 @@ def full_disk(path):
 def go_on(folder, mode, until, *words):
     """Some iterations more of the run in a folder, by these ranks in this mode."""
     with joined(cuda=False, timeout_s=100, sharded=mode == "shard") as world:
-        keys = {
-            key.removeprefix("--").replace(".", "__"): value for key, value in zip(words[::2], words[1::2], strict=True)
-        }
         recipe = load_recipe(tiny_runs.UNIGRPO, words)
         trainer = Trainer(recipe, build.parts(recipe, world), folder / "run", Stop())
         start = trainer.saver.restore()
