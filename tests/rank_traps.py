@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -24,13 +25,15 @@ from unigrpo.evaluation.evaluator import Evaluation
 from unigrpo.objectives.flow_grpo import FlowGRPO
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.recipe import Optimizer, Parallel, load_recipe
-from unigrpo.training import messages, sharding
+from unigrpo.shard_index import ShardIndex, index_path
+from unigrpo.training import messages, sharding, shards
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer, MovingAverage, TrainingFault
-from unigrpo.training.parallel import OtherRank, joined, whole
+from unigrpo.training.parallel import OtherRank, joined, local, whole
 from unigrpo.training.replay import NO_RANKS, Batch, Ranks, replay
 from unigrpo.training.sharing import share_of
 from unigrpo.training.update import backward, update
+from unigrpo.training.writing import Background
 from unigrpo.trajectory import Reference
 
 METHOD = combination(regulariser=Regulariser(weight=0.3), image=FlowGRPO(clip_range=1e-3))
@@ -231,7 +234,7 @@ def saved_whole_and_read_whole(world):
     part, ranks = own_part(batch, world)
     optimizer = ExpertOptimizer(policy, settings, 1)
     step(policy, optimizer, part, ranks)
-    state = optimizer.state()
+    state = {name: whole(value) for name, value in optimizer.state().items()}
     assert state and not any(isinstance(value, DTensor) for value in state.values())
     folder = Path(world.told(tempfile.mkdtemp() if world.first else None))
     with sharding.gathered(policy.model, world):
@@ -246,7 +249,39 @@ def saved_whole_and_read_whole(world):
     again = ExpertOptimizer(loaded, settings, 1)
     again.load_state(state)
     close(logits_of(loaded), logits_of(reference), 0.0)
-    assert all(torch.equal(value, state[name]) for name, value in again.state().items())
+    assert all(torch.equal(whole(value), state[name]) for name, value in again.state().items())
+
+
+def written_by_all_ranks(world):
+    """Each writes its rows in a thread, while ranks go on talking and weights change; a fault of one is all ranks'."""
+    policy, reference = share(small_policy(), world), small_policy(seed=3)
+    before, files = logits_of(policy), shards.SharedFiles(world, 60)
+    folder = Path(world.told(tempfile.mkdtemp() if world.first else None))
+    copies = {name: shards.copy_of(tensor) for name, tensor in policy.model.state_dict().items()}
+    background, sets = Background(), {"model.safetensors": copies}
+    background.begin(lambda: files.write(folder, sets, {}))
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            local(parameter).zero_()
+    assert [world.gather(turn) for turn in range(20)] == [[turn, turn] for turn in range(20)]
+    background.wait()
+    background.check()
+    world.gather(None)
+    index = ShardIndex.read(index_path(folder, "model.safetensors"))
+    shards.fill(index, policy.model.state_dict())
+    close(logits_of(policy), before, 0.0)
+    reference.restore(folder)  # by one process
+    close(logits_of(reference), before)
+    with mock.patch.object(shards, "sync", side_effect=None if world.first else OSError(28, "No space left")):
+        background.begin(lambda: files.write(folder, sets, {}))
+        background.wait()
+    try:
+        with world.together():
+            background.check()
+    except (ValueError, OSError) as error:
+        assert str(error) == ("rank 1: [Errno 28] No space left" if world.first else "[Errno 28] No space left")
+    else:
+        raise AssertionError("a full disk of one rank went unnoticed")
 
 
 def one_rank_draws_much_longer(world):
@@ -383,6 +418,7 @@ TRAPS = [
     norms_are_numbers,
     adapters_come_before_shards,
     saved_whole_and_read_whole,
+    written_by_all_ranks,
     one_rank_draws_much_longer,
     a_copy_to_draw_with,
     a_copy_below_fp32_says_what_the_shares_say,

@@ -16,7 +16,7 @@ from unigrpo.models.micro import build_micro
 from unigrpo.recipe import load_recipe, to_yaml
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import read_metrics
-from unigrpo.training import checkpoint
+from unigrpo.training import checkpoint, shards
 from unigrpo.training.trainer import Stop, Trainer
 from unigrpo.worlds.shapes import vocabulary
 
@@ -127,9 +127,9 @@ def lines_of(run_dir):
 def final_state(run_dir):
     """Every tensor of the newest checkpoint: the model's, the optimizer's and, with an average, the raw weights."""
     newest = checkpoint.complete(Path(run_dir))[-1]
-    state = checkpoint.load(newest)
-    weights = checkpoint.load_file(newest / "model.safetensors")
-    return {"done": torch.tensor(state.done), **state.tensors, **checkpoint.prefixed("model", weights)}
+    done = torch.tensor(checkpoint.load(newest).done)
+    weights = checkpoint.load_file(newest / "model.safetensors") if (newest / "model.safetensors").is_file() else {}
+    return {"done": done, **shards.read_whole(newest), **checkpoint.prefixed("model", weights)}
 
 
 def assert_same_run(ours, theirs, reward="shapes/verifier"):

@@ -157,7 +157,7 @@ def trainer_of(recipe: Recipe, policy: Bagel, folder: Path) -> Trainer:
         method=recipe.method,
         source=build.source(recipe),
         evaluator=build.RecipeEvaluator(recipe, suite, reward),
-        save_model=adapter.save,
+        snapshot=adapter.snapshot,
         load_model=adapter.load_weights,
         compute_dtype=policy.compute_dtype,
     )

@@ -6,7 +6,7 @@ ratios, regularisers) is arithmetic on the answers and lives in ``flow`` and ``o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -241,6 +241,27 @@ class Policy(Scorer, Protocol):
 
     def restore(self, folder: Path) -> None:
         """Copy the weights of a saved folder into this model, in place; ValueError names what does not fit."""
+        ...
+
+
+@runtime_checkable
+class SavesLater(Protocol):
+    """What a policy adds whose folder can be written from weights that were taken before, while it trains on.
+
+    Of any other, the weights are written before training goes on.
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose state dict is what is taken."""
+        ...
+
+    def save_state(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write what :meth:`Policy.save` writes with these weights (by name); with none, all but the weights."""
+        ...
+
+    def weights_file(self) -> tuple[str, Mapping[str, str]]:
+        """The file of the weights in that folder, and the metadata that it has there."""
         ...
 
 

@@ -79,7 +79,7 @@ def test_a_kill_while_saving_leaves_the_older_checkpoint_whole(tmp_path, monkeyp
         elif moment == "facts":
             patch.setattr(checkpoint.json, "dumps", killed)
         elif moment == "flush":
-            patch.setattr(checkpoint, "_sync", killed)
+            patch.setattr(checkpoint, "sync", killed)
         elif moment == "rename":
             patch.setattr(checkpoint.os, "replace", killed)
         with pytest.raises(Killed):

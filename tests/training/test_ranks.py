@@ -58,6 +58,7 @@ def test_a_trap_of_shared_out_weights(trap):
 
 QUICK = (
     "each_expert_gets_its_gradient",
+    "written_by_all_ranks",
     "one_rank_draws_much_longer",
     "summed_as_one_process",
     "a_fault_on_one_rank_is_all_ranks",

@@ -133,11 +133,12 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
         method=recipe.method,
         source=source(recipe, world, made.drawing),
         evaluator=RecipeEvaluator(recipe, made_suite, validation_reward(recipe), world, made.drawing),
-        save_model=made.save,
+        snapshot=made.snapshot,
         load_model=made.load,
         compute_dtype=models.DTYPES[recipe.model.dtype],
         latent_reward=latent_reward(recipe, made.policy.decode_image),
         world=world,
         reference_hash=made.reference_hash,
         whole=made.whole,
+        spread=made.spread,
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from unigrpo.build import models
-from unigrpo.policy import Policy, Scorer
+from unigrpo.policy import Policy, SavesLater, Scorer
 from unigrpo.recipe import Recipe, trained_experts
 from unigrpo.training.lora import Adapter, WithoutAdapter
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
-from unigrpo.training.saving import Whole, as_held, fingerprint
+from unigrpo.training.saving import Snapshot, Whole, as_held, fingerprint, snapshot_of
 
 
 def trains(recipe: Recipe) -> Callable[[str], bool]:
@@ -26,16 +27,18 @@ class Trained:
     """The policy of a run, what its regularisers compare with, and how its weights are saved and read back.
 
     drawing: what samples are drawn with; whole: inside, weights are saved and read as one process does it;
-    reference_hash: of a reference whose weights are shared out, taken while they were whole.
+    reference_hash: of a reference whose weights are shared out, taken while they were whole; spread: what ranks that
+    share weights out save together (None: these are gathered, as adapters always are).
     """
 
     policy: Policy
     reference: Scorer | None
-    save: Callable[[Path], None]
+    snapshot: Snapshot
     load: Callable[[Path], None]
     drawing: Drawing = as_it_is
     whole: Whole = as_held
     reference_hash: str | None = None
+    spread: SavesLater | None = None
 
 
 def trained(recipe: Recipe, world: World = ONE_PROCESS) -> Trained:
@@ -88,7 +91,15 @@ def full_training(recipe: Recipe, world: World = ONE_PROCESS) -> Trained:
         frozen.module.requires_grad_(False)
         known = fingerprint(frozen) if world.sharded else None
         shared_out(recipe, frozen, world)
-    return Trained(policy, frozen, policy.save, policy.restore, reference_hash=known)
+    if world.sharded and isinstance(policy, SavesLater):
+        rest = partial(_without_weights, policy)
+        return Trained(policy, frozen, rest, policy.restore, reference_hash=known, spread=policy)
+    return Trained(policy, frozen, snapshot_of(policy), policy.restore, reference_hash=known)
+
+
+def _without_weights(policy: SavesLater, folder: Path) -> Callable[[], None]:
+    """What rank 0 saves of a model whose weights all ranks save together: everything else."""
+    return partial(policy.save_state, folder, {})
 
 
 def adapter_training(recipe: Recipe, world: World = ONE_PROCESS) -> Trained:
@@ -100,7 +111,7 @@ def adapter_training(recipe: Recipe, world: World = ONE_PROCESS) -> Trained:
     reference = WithoutAdapter(policy, adapter)
     known = fingerprint(reference) if world.sharded else None
     shared_out(recipe, policy, world)
-    return Trained(policy, reference, adapter.save, adapter.load_weights, reference_hash=known)
+    return Trained(policy, reference, adapter.snapshot, adapter.load_weights, reference_hash=known)
 
 
 def adapted(recipe: Recipe) -> tuple[Policy, Adapter]:

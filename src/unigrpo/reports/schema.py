@@ -156,7 +156,7 @@ VALIDATION = Schema(
     },
     needed=("iteration", "position"),
 )
-TRAINING_STATE = Schema({"done": COUNT, "recipe": TEXT, "reference": WORDS}, needed=("done",))
+TRAINING_STATE = Schema({"done": COUNT, "recipe": TEXT, "reference": WORDS, "shards": TEXTS}, needed=("done",))
 ANYTHING = Schema({})
 
 _PLACES = {

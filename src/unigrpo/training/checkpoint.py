@@ -1,6 +1,7 @@
 """Complete checkpoints or none: written under a temporary name, flushed, then renamed; the newest few are kept.
 
-A checkpoint folder is a model folder (so ``generate --model`` reads it) with the training state beside it.
+A checkpoint folder is a model folder (so ``generate --model`` reads it) with the training state beside it. Tensors that
+all ranks wrote together lie in its ``shards`` (:mod:`unigrpo.shard_index`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from unigrpo.files import naming, read_json_object
 from unigrpo.reports import schema
+from unigrpo.shard_index import ShardIndex, index_path
 
 PREFIX, PARTIAL = "iteration-", ".partial-"
 KEPT = "kept.txt"
@@ -33,12 +36,14 @@ _NAME = re.compile(rf"{PREFIX}[0-9]{{6,9}}")
 class TrainingState:
     """What resuming needs besides the model: tensors (optimizer, raw weights where the model is an average) and facts.
 
-    ``done`` is the number of finished iterations, that is the next iteration's index.
+    ``done`` is the number of finished iterations, that is the next iteration's index. ``shards``: the tensors that
+    lie in pieces, by the file in whose place they are.
     """
 
     done: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    shards: dict[str, ShardIndex] = field(default_factory=dict)
 
 
 def folder_of(run_dir: Path, done: int) -> Path:
@@ -51,35 +56,63 @@ def save(run_dir: Path, state: TrainingState, save_model: Callable[[Path], None]
 
     Those that another run started from (:func:`hold`) stay, too.
     """
-    final = folder_of(run_dir, state.done)
-    partial = final.with_name(PARTIAL + final.name)
+    partial = begin(run_dir, state.done)
+    return finish(run_dir, state, lambda: save_model(partial), keep=keep)
+
+
+def begin(run_dir: Path, done: int) -> Path:
+    """An empty folder, under its temporary name, for the checkpoint after ``done`` iterations."""
+    partial = partial_of(run_dir, done)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    return partial
+
+
+def partial_of(run_dir: Path, done: int) -> Path:
+    """Where the checkpoint after ``done`` iterations lies until it is complete."""
+    final = folder_of(run_dir, done)
+    return final.with_name(PARTIAL + final.name)
+
+
+@contextmanager
+def or_dropped(partial: Path) -> Iterator[None]:
+    """Inside, a folder is filled: after a full disk nothing half-made stays in the way of making room.
+
+    Errors name the complete folder.
+    """
     try:
-        with naming(final):
-            save_model(partial)
-            tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
-            (partial / STATE_TENSORS).write_bytes(serialise(tensors))
-            facts = json.dumps({"done": state.done, **state.facts}, indent=1)
-            (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
-            if (final / KEPT).is_file():  # the same iteration, made again after a resume
-                shutil.copyfile(final / KEPT, partial / KEPT)
-            for path in partial.iterdir():
-                _sync(path)
-            _sync(partial)
-    except OSError:  # the disk is full: nothing half-made stays in the way of making room
+        with naming(partial.with_name(partial.name.removeprefix(PARTIAL))):
+            yield
+    except Exception:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def finish(run_dir: Path, state: TrainingState, write_model: Callable[[], None], *, keep: int) -> Path:
+    """Fill the folder that :func:`begin` made and give it its name, as :func:`save` says."""
+    final, partial = folder_of(run_dir, state.done), partial_of(run_dir, state.done)
+    with or_dropped(partial):
+        write_model()
+        tensors = {n: t.detach().contiguous().cpu() for n, t in state.tensors.items()}
+        (partial / STATE_TENSORS).write_bytes(serialise(tensors))
+        facts = json.dumps({"done": state.done, **state.facts}, indent=1)
+        (partial / STATE_JSON).write_text(facts + "\n", encoding="utf-8")
+        if (final / KEPT).is_file():  # the same iteration, made again after a resume
+            shutil.copyfile(final / KEPT, partial / KEPT)
+        for path in partial.rglob("*"):
+            sync(path)
+        sync(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    _sync(final.parent)
+    sync(final.parent)
     for old in complete(run_dir)[:-keep]:
         if not (old / KEPT).is_file():
             shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of files, onto the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -146,7 +179,8 @@ def load(folder: Path) -> TrainingState:
         schema.check(facts, schema.TRAINING_STATE, STATE_JSON, f"it is {_count(folder)} in the folder's name")
         if (done := facts.pop("done")) != _count(folder):
             raise ValueError(f"{STATE_JSON} says {done} finished iterations")
-        return TrainingState(done, load_file(folder / STATE_TENSORS), facts)
+        shards = {name: ShardIndex.read(index_path(folder, name)) for name in facts.pop("shards", ())}
+        return TrainingState(done, load_file(folder / STATE_TENSORS), facts, shards)
     except (OSError, ValueError, SafetensorError) as error:
         raise damaged(folder, error) from error
 

@@ -12,9 +12,9 @@ import torch
 from unigrpo.evaluation.evaluator import Evaluation
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Method
-from unigrpo.policy import Policy, Scorer
+from unigrpo.policy import Policy, SavesLater, Scorer
 from unigrpo.training.parallel import ONE_PROCESS, World
-from unigrpo.training.saving import Whole, as_held
+from unigrpo.training.saving import Snapshot, Whole, as_held
 from unigrpo.training.sources import Source
 
 
@@ -39,10 +39,11 @@ class RunComponents:
     method: Method
     source: Source
     evaluator: Evaluator
-    save_model: Callable[[Path], None]
+    snapshot: Snapshot
     load_model: Callable[[Path], None]
     compute_dtype: torch.dtype = torch.float32
     latent_reward: LatentReward | None = None
     world: World = ONE_PROCESS
     reference_hash: str | None = None
     whole: Whole = as_held
+    spread: SavesLater | None = None

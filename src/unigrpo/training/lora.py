@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,16 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """Write the two files as ``PeftModel.save_pretrained`` does, each atomically; nothing is pickled."""
+        self.snapshot(folder)()
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Copy the adapter as it is now, and return what writes it as :meth:`save` does."""
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.state().items()}
+        return partial(self._write, folder, tensors)
+
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state().items()}
-        write_bytes_atomic(folder / WEIGHTS, serialise(tensors, metadata={"format": "pt"}))
+        write_bytes_atomic(folder / WEIGHTS, serialise(dict(tensors), metadata={"format": "pt"}))
         kind = type(self.module)
         origin = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         values = self.config.to_dict() | {"inference_mode": True, "auto_mapping": origin}

@@ -251,18 +251,18 @@ def check_drift(world: World, numbers: Callable[[], Tensor]) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be shared out over the ranks, whole on each: then all must ask for it together."""
-    return tensor.full_tensor() if _shared_out(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if shared_out(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor that may be shared out."""
-    return tensor.to_local() if _shared_out(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if shared_out(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
 def put(place: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be shared out; every rank has the whole and keeps its share."""
-    if not _shared_out(place):
+    if not shared_out(place):
         place.copy_(value)
         return
     from torch.distributed.tensor import distribute_tensor
@@ -271,7 +271,8 @@ def put(place: Tensor, value: Tensor) -> None:
     place.copy_(distribute_tensor(value.to(place.device, place.dtype), mesh, placements, src_data_rank=None))
 
 
-def _shared_out(tensor: Tensor) -> bool:
+def shared_out(tensor: Tensor) -> bool:
+    """Whether a rank holds only its rows of a tensor."""
     if not (dist.is_available() and dist.is_initialized()):
         return False  # one process need not load what knows such tensors, which takes a second
     from torch.distributed.tensor import DTensor

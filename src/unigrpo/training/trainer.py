@@ -60,11 +60,12 @@ class Trainer:
             self.parts.reference,
             self.optimizer,
             self.average,
-            self.parts.save_model,
+            self.parts.snapshot,
             self.parts.load_model,
             world=self.world,
             known_reference=self.parts.reference_hash,
             whole=self.parts.whole,
+            spread=self.parts.spread,
         )
         self.haste = Haste(self.stop, recipe.checkpoint.stop_within_s)
         self.done = 0
@@ -89,6 +90,9 @@ class Trainer:
             except doing.GivenUp:
                 self._give_up(progress)
                 return False
+            finally:
+                if (fault := self.saver.end()) is not None:
+                    progress.note(f"the checkpoint that was being written is not complete: {fault}")
 
     @property
     def changed(self) -> bool:
@@ -110,6 +114,7 @@ class Trainer:
         self.haste.over = True
         if not self.changed:
             self.save()
+        self.saver.wait()
         lost = self.unsaved()
         progress.note(f"{lost} is given up: it would take longer than checkpoint.stop_within_s" if lost else "saved")
 
@@ -134,8 +139,9 @@ class Trainer:
                 self.recorder.metrics(line)
                 progress.update(line)
                 self.voice.warn(line, progress)
+                self.saver.look()
                 if self.world.told(self.saver.due(self.done)):
-                    self.save()
+                    self.save(wait=False)
                     progress.aside("checkpoint")
                     self.milestone()
                 elif "validation" in line:
@@ -143,9 +149,11 @@ class Trainer:
                 if self._stopping() and self.done < self.recipe.iterations:
                     self.save()
                     return False
+            self.saver.wait()
         except Exception as error:
             # else this iteration is half made, and the last checkpoint stands; so it does where ranks are not together
-            if self.optimizer.steps == self.steps and not (self.world.sharded or isinstance(error, LostRank)):
+            apart = self.world.sharded or isinstance(error, LostRank)
+            if self.optimizer.steps == self.steps and not (apart or self.saver.failed):
                 self.save()
             self.recorder.stopped(self.done, str(error), diverged=isinstance(error, NotFiniteError))
             raise
@@ -276,11 +284,12 @@ class Trainer:
             last = [alarm for alarm in summary.get("alarms", []) if alarm["when"] == "after"]
             self.voice.sound(last, self.done - 1, progress)
 
-    def save(self) -> None:
-        """Write a complete checkpoint of the finished iterations (nothing to do if it is there)."""
-        started = time.perf_counter()
+    def save(self, *, wait: bool = True) -> None:
+        """Write a complete checkpoint of the finished iterations (nothing to do if it is there); or only begin it."""
         self.saver.save(self.done)
-        self.haste.saved(time.perf_counter() - started)
+        if wait:
+            self.saver.wait()
+        self.haste.saved(self.saver.seconds)
 
     def resume(self) -> int:
         """Go back to the last complete checkpoint (or the start), cut later metric lines; return the iterations."""
@@ -294,6 +303,6 @@ class Trainer:
 
     def unsaved(self) -> str:
         """What would be lost if the run ended now, in words; empty if nothing would."""
-        count = self.done - (self.saver.saved or 0)
+        count = self.done - (self.saver.complete or 0)
         finished = f"{count} finished iteration{'s' if count > 1 else ''} since the last checkpoint" if count else ""
         return " and ".join(part for part in (finished, self.under_way) if part)

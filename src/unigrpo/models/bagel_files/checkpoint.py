@@ -30,6 +30,7 @@ from unigrpo.models.bagel_files.tensor_files import (
     write_stream,
 )
 from unigrpo.models.bagel_files.tokenizer import ADVICE, Tokenizer, require_ids
+from unigrpo.shard_index import SUFFIX
 
 CONFIG, MODEL, WORDS = "config.json", "model.safetensors", "tokenizer.json"
 AUTOENCODER_CONFIG, AUTOENCODER = "autoencoder.json", "ae.safetensors"
@@ -60,13 +61,20 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     write_stream(path, weights)
 
 
-def save_policy(policy: FromFiles, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_policy(
+    policy: FromFiles,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a complete model folder that :func:`read_folder` reads, every tensor in the dtype that it is held in.
 
     ``dtype``: another one for all weights of a model in this package's own layout (the autoencoder's stay).
+    ``state``: these weights instead of those of now; without any, no file of weights is written.
     """
     if policy.origin is not None:
-        return save_public(policy, folder, dtype="held")
+        return save_public(policy, folder, dtype="held", state=state)
     folder.mkdir(parents=True, exist_ok=True)
     _write_text(folder / CONFIG, policy.config.to_json())
     if policy.tokenizer is not None:
@@ -74,7 +82,9 @@ def save_policy(policy: FromFiles, folder: Path, *, dtype: torch.dtype | None = 
     if isinstance(policy.autoencoder, ConvAutoencoder):
         _write_text(folder / AUTOENCODER_CONFIG, json.dumps(policy.autoencoder.config.to_dict()) + "\n")
         write_weights(folder / AUTOENCODER, policy.autoencoder.state_dict())
-    write_stream(folder / MODEL, policy.model.state_dict(), dtype_of=None if dtype is None else lambda name: dtype)
+    weights = policy.model.state_dict() if state is None else state
+    if weights:
+        write_stream(folder / MODEL, weights, dtype_of=None if dtype is None else lambda name: dtype)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -96,6 +106,12 @@ def load_autoencoder(folder: Path) -> ConvAutoencoder:
     autoencoder = ConvAutoencoder(config)
     load_weights(autoencoder, read_weights(folder / AUTOENCODER), str(folder / AUTOENCODER))
     return autoencoder.requires_grad_(False).eval()
+
+
+def missing_of(folder: Path) -> list[str]:
+    """The files that a model folder of this package's own layout needs, and that are not there."""
+    wanted = {CONFIG: [CONFIG], MODEL: [MODEL, f"{MODEL}{SUFFIX}"], WORDS: [WORDS]}
+    return [name for name, any_of in wanted.items() if not any((folder / file).is_file() for file in any_of)]
 
 
 def read_folder(
@@ -121,7 +137,7 @@ def read_folder(
             image_size=image_size,
             autoencoder_memory=autoencoder_memory,
         )
-    if missing := [name for name in (CONFIG, MODEL, WORDS) if not (folder / name).is_file()]:
+    if missing := missing_of(folder):
         raise ValueError(f"{folder} is not a model folder: it has no {', '.join(missing)}")
     files, config = TensorFiles.open(folder, (MODEL,)), BagelConfig.load(folder / CONFIG)
     unseen = VISION_PREFIXES if config.vision is None else ()

@@ -10,7 +10,7 @@ import torch
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel.turns import IMAGE_PLACE, interleave
-from unigrpo.models.bagel_files.checkpoint import AUTOENCODER_CONFIG, CONFIG, MODEL, WORDS, load_autoencoder
+from unigrpo.models.bagel_files.checkpoint import AUTOENCODER_CONFIG, CONFIG, MODEL, WORDS, load_autoencoder, missing_of
 from unigrpo.models.bagel_files.flux import FluxConfig
 from unigrpo.models.bagel_files.public import AUTOENCODER, is_public
 from unigrpo.models.bagel_files.public_config import VISION_PREFIXES, read_public_config
@@ -60,9 +60,9 @@ def open_folder(folder: Path) -> Opened:
     """Look into a model folder of either layout; ValueError as loading it would raise, but for damaged numbers."""
     if is_public(folder):
         return _open_public(folder)
-    if missing := [name for name in (CONFIG, MODEL, WORDS) if not (folder / name).is_file()]:
+    if missing := missing_of(folder):
         raise ValueError(f"{folder} is not a model folder: it has no {', '.join(missing)}")
-    files, config = TensorFiles.of(folder / MODEL), BagelConfig.load(folder / CONFIG)
+    files, config = TensorFiles.open(folder, (MODEL,)), BagelConfig.load(folder / CONFIG)
     _require_fit(config, files, VISION_PREFIXES if config.vision is None else ())
     if not (folder / AUTOENCODER_CONFIG).is_file():
         raise ValueError(

@@ -12,6 +12,7 @@ import torch
 
 from unigrpo.files import parse_json_object
 from unigrpo.models.bagel_files.tensor_files import CODE_OF, CODES, TensorFiles
+from unigrpo.shard_index import SUFFIX
 
 NOTE = "unigrpo.origin"  # the key, in a weights file's metadata, of what a later export needs
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".partial")
@@ -37,7 +38,7 @@ class Origin:
     def of(cls, folder: Path, files: TensorFiles, autoencoder: TensorFiles) -> Origin:
         """Take note of a folder; one that this package wrote in training says itself what it came from."""
         index = files.path.name if files.path.name.endswith(".index.json") else ""
-        weights = files.path.name.removesuffix(".index.json")
+        weights = files.path.name.removesuffix(".index.json").removesuffix(SUFFIX)
         if (note := files.metadata.get(NOTE)) is None:
             companions = _companions(folder, leave_out=index)
             return cls(folder, weights, files.dtypes, autoencoder.dtypes, files.metadata, companions)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unigrpo.models.bagel.autoencoder import Autoencoder
 from unigrpo.models.bagel.policy import BagelPolicy
 from unigrpo.models.bagel.transformer import BagelModel
-from unigrpo.models.bagel_files.checkpoint import read_folder, restore_weights, save_policy
+from unigrpo.models.bagel_files.checkpoint import MODEL, read_folder, restore_weights, save_policy
 from unigrpo.models.bagel_files.flux import Memory
 from unigrpo.models.bagel_files.origin import Origin
 from unigrpo.models.bagel_files.public import fetch, nothing_trained, save_public
+from unigrpo.models.bagel_files.tensor_files import PYTORCH
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
 from unigrpo.rollout.generate import Generates
 
@@ -96,6 +98,14 @@ class Bagel(BagelPolicy, Generates):
     def save(self, folder: Path) -> None:
         """Write a model folder, every tensor in the dtype that it is held in."""
         save_policy(self, folder)
+
+    def save_state(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """The same with weights that were taken before; with none, all but them."""
+        save_policy(self, folder, state=state)
+
+    def weights_file(self) -> tuple[str, Mapping[str, str]]:
+        """The file of weights that :meth:`save` writes, and the notes that it puts into it."""
+        return (MODEL, PYTORCH) if self.origin is None else (self.origin.weights, self.origin.note())
 
     def restore(self, folder: Path) -> None:
         """Copy a saved folder's weights into this model, in place: an optimizer keeps its parameters."""

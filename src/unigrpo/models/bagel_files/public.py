@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from unigrpo.files import parse_json_object, replacing
 from unigrpo.models.bagel.transformer import BagelModel
@@ -78,12 +79,19 @@ def load_public(
     )
 
 
-def save_public(policy: FromFiles, folder: Path, *, dtype: Literal["source", "held"] | torch.dtype = "source") -> None:
+def save_public(
+    policy: FromFiles,
+    folder: Path,
+    *,
+    dtype: Literal["source", "held"] | torch.dtype = "source",
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the folder that the model came from again, with the weights that it has now.
 
     ``dtype``: "source" keeps every tensor as the source did (rounding what was trained in more); "held" as it is in
     memory, so that training resumes bit for bit, and notes in the file what the source had, for a later "source"; a
     dtype keeps all weights (the autoencoder's are as in the source) so, and says it in llm_config.json.
+    ``state``: these weights instead of those of now; without any, no file of weights is written.
     Each file is written whole or not at all, the weights last. Nothing is needed of the source folder, which must not
     be the one written to. ValueError says why a model cannot be written so.
     """
@@ -94,8 +102,8 @@ def save_public(policy: FromFiles, folder: Path, *, dtype: Literal["source", "he
         )
     if folder.resolve() == origin.folder.resolve():
         raise ValueError(f"{folder} is the folder that the model came from: write it to another one")
-    state = policy.model.state_dict()
-    if odd := sorted(set(state) ^ set(origin.dtypes)):
+    state = policy.model.state_dict() if state is None else state
+    if odd := sorted(set(state or policy.model.state_dict()) ^ set(origin.dtypes)):
         raise ValueError(
             f"the model has other tensors than the folder it came from ({', '.join(odd[:3])}): "
             "merge or remove the adapter before it is written as a whole model"
@@ -105,6 +113,8 @@ def save_public(policy: FromFiles, folder: Path, *, dtype: Literal["source", "he
         with replacing(folder / name) as file:
             file.write(_saying(content, dtype) if name == LANGUAGE and isinstance(dtype, torch.dtype) else content)
     write_stream(folder / AUTOENCODER, autoencoder.original_tensors(), dtype_of=origin.autoencoder_dtypes.__getitem__)
+    if not state:
+        return
     if isinstance(dtype, torch.dtype):
         write_stream(folder / origin.weights, state, dtype_of=lambda name: dtype, metadata=origin.metadata)
     elif dtype == "held":

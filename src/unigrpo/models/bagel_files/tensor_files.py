@@ -1,6 +1,7 @@
 """Safetensors files, one tensor at a time: neither loading nor writing 29 GB makes a second copy of the model.
 
-A model is one file, or several with ``NAME.safetensors.index.json`` that says which holds what.
+A model is one file, or several with ``NAME.safetensors.index.json`` that says which holds what, or what ranks wrote
+together, each its rows of every tensor (``NAME.safetensors.shards.json``, :mod:`unigrpo.shard_index`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from unigrpo.files import replacing
 from unigrpo.models.bagel_files.sound import Sound, require_floating
 from unigrpo.models.bagel_files.tensor_headers import CODE_OF, CODES, Shape, Stored, read_header, read_index
+from unigrpo.models.bagel_files.tensor_pieces import together
+from unigrpo.shard_index import ShardIndex, index_path
 
 WEIGHTS = ("ema.safetensors", "model.safetensors")
 _RANK = {dtype: rank for rank, dtype in enumerate(CODES.values())}
@@ -27,15 +30,19 @@ PIECE = 2**16  # bytes
 
 @dataclass(frozen=True)
 class TensorFiles:
-    """The tensors of a model as its files name them; ``path`` is what messages name (the file or the index)."""
+    """The tensors of a model as its files name them; ``path`` is what messages name (the file or the index).
+
+    ``pieces``: of a tensor that lies in several files, its parts in the order of its bytes.
+    """
 
     path: Path
     entries: Mapping[str, Stored]
     metadata: Mapping[str, str]
+    pieces: Mapping[str, Sequence[Stored]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, names: Sequence[str] = WEIGHTS) -> TensorFiles:
-        """Read the headers of the first of ``names`` that is in the folder, as one file or with an index.
+        """Read the headers of the first of ``names`` that is in the folder, as one file, with an index or in pieces.
 
         ValueError, in one sentence, if there is none, or if a file is damaged or absent.
         """
@@ -44,6 +51,8 @@ class TensorFiles:
                 return cls.of(folder / name)
             if (index := folder / f"{name}.index.json").is_file():
                 return cls._sharded(index)
+            if (spread := index_path(folder, name)).is_file():
+                return cls._spread(spread)
         wanted = " or ".join(f"{name} (or {name}.index.json)" for name in names)
         raise ValueError(f"{folder} has no weights: it needs {wanted}")
 
@@ -67,6 +76,12 @@ class TensorFiles:
                 raise ValueError(f"{index} and {shard} do not agree on the tensors in it: {', '.join(wrong[:5])}{more}")
             entries |= held
         return cls(index, entries, PYTORCH)
+
+    @classmethod
+    def _spread(cls, path: Path) -> TensorFiles:
+        index = ShardIndex.read(path)
+        entries, pieces = together(index)
+        return cls(path, entries, index.notes or PYTORCH, pieces)
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -92,26 +107,37 @@ class TensorFiles:
         digest = hashlib.sha256()
         for name, stored in sorted(self.entries.items()):
             digest.update(f"{name} {CODE_OF[stored.dtype]} {list(stored.shape)}\n".encode())
-            size, last = stored.num_bytes, max(stored.num_bytes - PIECE, 0)
-            with stored.path.open("rb") as file:
-                for start in sorted({0, last // 2, last}):
-                    file.seek(stored.start + start)
-                    digest.update(file.read(min(PIECE, size)))
+            last = max(stored.num_bytes - PIECE, 0)
+            for start in sorted({0, last // 2, last}):
+                digest.update(self._bytes(name, start, min(PIECE, stored.num_bytes)).numpy().data)
         return digest.hexdigest()
 
     def read(self, name: str) -> Tensor:
         """Read one tensor into new memory on the CPU (no mapping of the file stays behind)."""
         stored = self.entries[name]
-        raw = torch.empty(stored.num_bytes, dtype=torch.uint8)
-        view = raw.numpy().data
-        with stored.path.open("rb", buffering=0) as file:
-            file.seek(stored.start)
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise ValueError(f"{stored.path} became shorter while it was read: copy or download it again")
-                view = view[count:]
+        raw = self._bytes(name, 0, stored.num_bytes)
         return raw.view(stored.dtype).reshape(stored.shape)
+
+    def _bytes(self, name: str, start: int, count: int) -> Tensor:
+        """So many of a tensor's bytes, from one of them on, wherever they lie."""
+        raw = torch.empty(count, dtype=torch.uint8)
+        view, first = raw.numpy().data, 0
+        for piece in self.pieces.get(name, (self.entries[name],)):
+            low, high = max(start, first), min(start + count, first + piece.num_bytes)
+            if low < high:
+                _read_into(view[low - start : high - start], piece.path, piece.start + low - first)
+            first += piece.num_bytes
+        return raw
+
+
+def _read_into(view: memoryview, path: Path, start: int) -> None:
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise ValueError(f"{path} became shorter while it was read: copy or download it again")
+            view = view[count:]
 
 
 # Into a module
