@@ -84,7 +84,7 @@ def test_a_plan_for_other_gpus(capsys):
     tiny_runs.unigrpo("doctor", "--no-self-test", "--gpus", "64", "--gpu-gb", "80")
     said = " ".join(capsys.readouterr().out.split())
     assert "shard on 64 GPUs: replicate would take 290 GB" in said and "gloo" not in said
-    assert "set parallel.rollout_weights sharded, too" in said
+    assert "set parallel.replicas 8, too" in said
 
 
 # ---------------------------------------------------------------- what is here
