@@ -19,6 +19,7 @@ from unigrpo.models.bagel.blocks import Block, Compact, Picture, Tokens, Views, 
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.layers import MoTLayer, Place, RMSNorm, Stream, rope_tables
+from unigrpo.models.bagel.slots import Slots
 from unigrpo.models.bagel.vision import Connector, VisionTower, positions
 
 FREQUENCIES = 256
@@ -166,12 +167,17 @@ class BagelModel(nn.Module):
             out.append(additive(mask, block.tokens.valid, dtype))
         return out
 
-    def forward(self, blocks: Sequence[Block], cache: Cache | None = None, *, write: bool = False) -> list[Stream]:
+    def forward(
+        self, blocks: Sequence[Block], cache: Cache | Slots | None = None, *, write: bool = False
+    ) -> list[Stream]:
         """Hidden states (after the final norms) of every block: (und [B, U, H], gen [B, G, H]).
 
         Block i sees the cache, blocks[:i] and itself, in the rows that it continues, by the rule of ``blocks.allowed``.
-        With ``write`` the keys and values of the (single) block are appended to the cache.
+        With ``write`` the keys and values of the (single) block are appended to the cache. Into ``Slots`` they are
+        always written, and the block sees all that is there.
         """
+        if isinstance(cache, Slots):
+            return [self._fill(blocks[0], cache)]
         if write and (cache is None or len(blocks) != 1):
             raise ValueError("write=True appends exactly one block to a cache")
         streams = [self.embed(block) for block in blocks]
@@ -184,6 +190,12 @@ class BagelModel(nn.Module):
             append = partial(cache.append, index) if write and cache is not None else None
             streams = layer(streams, places, past, append, again=again and append is None)
         return [self.final_norm(stream, block.compact) for stream, block in zip(streams, blocks, strict=True)]
+
+    def _fill(self, block: Block, slots: Slots) -> Stream:
+        stream, place = self.embed(block), slots.place(block)
+        for index, layer in enumerate(self.language_model.model.layers):
+            (stream,) = layer([stream], [place], None, partial(slots.append, index))
+        return self.final_norm(stream, block.compact)
 
     def final_norm(self, stream: Stream, compact: Compact | None) -> Stream:
         """``norm`` for und tokens (then padded again), ``norm_moe_gen`` for gen tokens."""
