@@ -71,17 +71,16 @@ class SwiGLU(nn.Module):
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> Rope:
-    """cos and sin [B, L, 1, head_dim] of the angles p * theta^(-2j/d), duplicated [f, f] (fp32)."""
+    """cos [f, f] and sin [-f, f] of the angles f = p * theta^(-2j/d): [B, L, 1, head_dim] each (fp32)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions.float()[..., None] * theta**-exponents
-    angles = torch.cat([angles, angles], dim=-1)[:, :, None, :]
-    return angles.cos(), angles.sin()
+    angles = (positions.float()[..., None] * theta**-exponents)[:, :, None, :]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, llama style: x cos + [-x2, x1] sin; x is [B, L, heads, d]."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    """Rotary embedding, llama style, by :func:`rope_tables`: x cos + [x2, x1] sin; x is [B, L, heads, d]."""
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
 
 
 def attends_wide(dtype: torch.dtype, device: torch.device) -> bool:
@@ -248,4 +247,5 @@ def add(a: Stream, b: Stream) -> Stream:
     """Residual sum of two streams, of which the second was made for it alone."""
     if torch.is_grad_enabled():
         return a[0] + b[0], a[1] + b[1]
-    return b[0].add_(a[0]), b[1].add_(a[1])
+    und, gen = b
+    return und.add_(a[0]) if und.shape[1] else und, gen.add_(a[1]) if gen.shape[1] else gen
