@@ -72,7 +72,9 @@ def check_threads(facts: Threads) -> Finding:
         todo = f"export OMP_NUM_THREADS={usable}: more threads than cores wait for each other"
         return Finding("threads", "failed", said, todo, figures)
     if count > 1 and facts.load is not None and facts.load > facts.cores:
-        todo = "others are at work here: export OMP_NUM_THREADS=1, or OMP_WAIT_POLICY=PASSIVE"
+        todo = (
+            "others are at work here: a run measures how many threads are worth it; OMP_NUM_THREADS=1 is a safe choice"
+        )
         return Finding("threads", "note", said, todo, figures)
     return Finding("threads", "ok", said, "", figures)
 
