@@ -83,7 +83,7 @@ def test_plans_for_no_machine_are_refused(words, capsys):
 def test_a_plan_for_other_gpus(capsys):
     tiny_runs.unigrpo("doctor", "--no-self-test", "--gpus", "64", "--gpu-gb", "80")
     said = " ".join(capsys.readouterr().out.split())
-    assert "shard on 64 GPUs: replicate would take 290 GB" in said and "gloo" not in said
+    assert "shard on 64 GPUs: replicate would take 289 GB" in said and "gloo" not in said
     assert "set parallel.replicas 8, too" in said
 
 

@@ -73,7 +73,7 @@ def check_threads(facts: Threads) -> Finding:
         return Finding("threads", "failed", said, todo, figures)
     if count > 1 and facts.load is not None and facts.load > facts.cores:
         todo = (
-            "others are at work here: a run measures how many threads are worth it; OMP_NUM_THREADS=1 is a safe choice"
+            "others are at work here: runs measure how many are worth it; OMP_NUM_THREADS=1 is safe"
         )
         return Finding("threads", "note", said, todo, figures)
     return Finding("threads", "ok", said, "", figures)
