@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from unigrpo.costs.sizes import ModelSizes
 from unigrpo.trajectory import NO_GUIDANCE, Guidance, Prompt, Segment, Text
 
 
@@ -144,6 +145,11 @@ class Policy(Scorer, Protocol):
     @property
     def words(self) -> frozenset[str] | None:
         """All words that it knows, where its vocabulary is closed; None where it reads any text."""
+        return None
+
+    @property
+    def sizes(self) -> ModelSizes | None:
+        """The sizes that its FLOPs follow from; None where they are not known: a run then counts none."""
         return None
 
     def at_size(self, image_size: tuple[int, int]) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from unigrpo.loading import reference
 from unigrpo.objectives.advantage import Advantage
@@ -232,6 +233,13 @@ def trained_experts(recipe: Recipe) -> tuple[str, ...]:
     """Which experts the method trains: its terms decide (docs/math.md#joint)."""
     trained = (("reasoning", recipe.method.trains_thinking), ("denoising", recipe.method.trains_drawing))
     return tuple(expert for expert, trains in trained if trains)
+
+
+def how_trained(recipe: Recipe, expert: Literal["reasoning", "denoising"]) -> Literal["full", "lora", "frozen"]:
+    """How a run trains an expert: all of its weights, adapters on them, or nothing."""
+    if expert not in trained_experts(recipe):
+        return "frozen"
+    return "full" if recipe.model.lora is None else "lora"
 
 
 def _check_lora(recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from unigrpo.training.annotating import annotated, asked_of
 from unigrpo.training.clock import Clock
 from unigrpo.training.components import RunComponents as RunComponents
 from unigrpo.training.fault_files import FaultFiles
+from unigrpo.training.flops import Effort
 from unigrpo.training.full_memory import ANNOTATE, ROLLOUT, UPDATE, advice_for
 from unigrpo.training.looks import Looks
 from unigrpo.training.metrics import metrics_line
@@ -73,6 +74,7 @@ class Trainer:
         self.notes: list[str] = []  # of resuming, for a person
         self.trained_seconds = 0.0
         self.movement, self.voice = Movement(self.optimizer), Voice(self.clip_range)
+        self.effort = Effort.of_run(recipe, self.parts)
         self.faults = FaultFiles(self.run_dir, policy, self.world.rank)
 
     def run(self, progress: Progress) -> bool:
@@ -163,8 +165,7 @@ class Trainer:
 
     def iterate(self, iteration: int) -> dict[str, Any]:
         """Collect, annotate, update; return the metric line."""
-        clock, recipe = Clock(), self.recipe
-        started = time.perf_counter()
+        clock, recipe, started = Clock(), self.recipe, time.perf_counter()
         self.faults.iteration = iteration
         rates = self.optimizer.set_iteration(iteration)
         with memory.phase(ROLLOUT):
@@ -187,6 +188,7 @@ class Trainer:
             with clock.phase("validation"):
                 validation, alarms = self.looks.validate(collected, canaries, iteration)
                 self.recorder.samples(self.parts.policy, collected, iteration)
+        clock.add("total", time.perf_counter() - started)
         return metrics_line(
             iteration=iteration,
             collected=collected,
@@ -196,8 +198,9 @@ class Trainer:
             validation=validation,
             gap=gap,
             no_signal=missing_signal(collected.metrics, self.parts.method, updates, still),
-            seconds={**clock.seconds, "total": time.perf_counter() - started},
+            seconds=clock.seconds,
             alarms=alarms,
+            compute=self.effort.of(collected, clock.seconds),
         )
 
     def annotate(self, collected: RolloutBatch, iteration: int) -> tuple[Batch, dict[str, float]]:

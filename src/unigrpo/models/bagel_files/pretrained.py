@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from unigrpo.costs.sizes import ModelSizes
 from unigrpo.models.bagel.autoencoder import Autoencoder
 from unigrpo.models.bagel.policy import BagelPolicy
 from unigrpo.models.bagel.transformer import BagelModel
@@ -14,6 +15,7 @@ from unigrpo.models.bagel_files.checkpoint import read_folder, restore_weights, 
 from unigrpo.models.bagel_files.flux import Memory
 from unigrpo.models.bagel_files.origin import Origin
 from unigrpo.models.bagel_files.public import fetch, nothing_trained, save_public
+from unigrpo.models.bagel_files.sizes import autoencoder_sizes, model_sizes
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
 from unigrpo.rollout.generate import Generates
 
@@ -45,6 +47,11 @@ class Bagel(BagelPolicy, Generates):
         where = "" if self.origin is None else f" from {self.origin.folder}"
         precision = str(self.compute_dtype).removeprefix("torch.")
         return f"Bagel({count / 1e6:,.1f} M parameters{where}, {width} x {height} pixels, {precision})"
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """The sizes that its FLOPs follow from."""
+        return model_sizes(self.config, autoencoder_sizes(self.autoencoder), self.compute_dtype.itemsize)
 
     @classmethod
     def from_pretrained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unigrpo.tools.planning.sizes import EXPERTS, FREQUENCIES, Expert
+from unigrpo.costs.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.tools.planning.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8

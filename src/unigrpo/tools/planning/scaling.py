@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unigrpo.costs.sizes import EXPERTS, ModelSizes
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
 from unigrpo.tools.planning.compute import Compute, compute, think, velocity
-from unigrpo.tools.planning.sizes import EXPERTS, ModelSizes
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 64, 512)

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from unigrpo.recipe.schema import Recipe, trained_experts
+from unigrpo.costs.counting import Block, Training
+from unigrpo.costs.sizes import Expert, ModelSizes
+from unigrpo.recipe.schema import Recipe, how_trained
 from unigrpo.recipe.sections import PromptData
-from unigrpo.tools.planning.sizes import Expert, ModelSizes
 
-Training = Literal["full", "lora", "frozen"]
 PROMPT_TOKENS = 128  # assumed where nothing else is said: BAGEL's system prompt is about half of it
 WIDTH = {"float32": 4, "bfloat16": 2}
 Mode = Literal["replicate", "shard"]
@@ -40,25 +40,6 @@ class Layout:
     def has_replica(self) -> bool:
         """Whether a rollout draws with a whole copy beside the shares."""
         return self.shards > 1 and self.rollout == "replica"
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of the packed replay: ``und`` and ``gen`` tokens, query-key ``pairs`` and ``keys`` over all rows.
-
-    flows: whether gradients pass through it.
-    """
-
-    und: int
-    gen: int
-    pairs: int
-    keys: int
-    flows: bool
-
-    @property
-    def tokens(self) -> int:
-        """All tokens."""
-        return self.und + self.gen
 
 
 @dataclass(frozen=True)
@@ -183,7 +164,7 @@ def workload(
     total = data.prompts_per_iteration * group if rl else data.batch_size
     rows = math.ceil(total / gpus)
     thinks = rollout.think or not rl
-    reasoning, denoising = _training(recipe, "reasoning"), _training(recipe, "denoising")
+    reasoning, denoising = how_trained(recipe, "reasoning"), how_trained(recipe, "denoising")
     minibatches = min(recipe.optimizer.minibatches, math.ceil(rows / group))
     return Workload(
         sizes=sizes,
@@ -220,12 +201,6 @@ def _rescored(recipe: Recipe) -> int:
     """Replays of the policy before its update: old values below fp32, and the velocities of forward-noise methods."""
     old_values = recipe.method.needs_old_values and recipe.model.dtype != "float32"
     return int(old_values) + recipe.method.needs_behaviour_velocity
-
-
-def _training(recipe: Recipe, expert: Expert) -> Training:
-    if expert not in trained_experts(recipe):
-        return "frozen"
-    return "full" if recipe.model.lora is None else "lora"
 
 
 def _together(batch: int | None, group: int, rows: int) -> int:
