@@ -200,6 +200,11 @@ def _check_parallel(recipe: Recipe) -> None:
             f"optimizer.kind = {recipe.optimizer.kind} with parallel.mode = shard: bitsandbytes does not know weights "
             "that are shared out; set kind to adamw, or mode to replicate"
         )
+    if p.mode == "shard" and recipe.model.quantize != "none":
+        raise ConfigError(
+            f"model.quantize = {recipe.model.quantize} with parallel.mode = shard: weights in 4 bits are not shared "
+            "out; set mode to replicate (every rank holds all of them), or quantize to none"
+        )
     if p.mode == "shard" and recipe.method.learns_from == "demonstrations":
         raise ConfigError(
             "parallel.mode = shard with demonstrations: their rows differ in what they teach, and sharded ranks must "

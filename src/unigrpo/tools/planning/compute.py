@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unigrpo.costs.counting import Counting, Packed
+from unigrpo.tools.planning.memory import FOUR_BITS
 from unigrpo.tools.planning.workload import Workload
 
 
@@ -93,6 +94,8 @@ def bytes_per_step(work: Workload) -> float:
     """
     s, c = work.sizes, work.compute
     per_weight = c if work.reasoning != "full" or c == 4 else 4 + c + c
+    if work.quantized:
+        per_weight = FOUR_BITS
     if work.shards > 1 and not work.layout.has_replica:
         per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4

@@ -51,7 +51,7 @@ class Workload:
     sampled (or learned) tokens of a text, taken to end at the cap; copies: noisy images per row in a replay; steps:
     denoising steps per picture, of ``branches`` forwards each (guidance). compute: bytes of the computation's dtype.
     rescored: replays before the update for old log-probs (below fp32) and old velocities; through_decoder: gradients
-    pass through it (ReFL).
+    pass through it (ReFL). quantized: the matrices under adapters are held in 4 bits.
     """
 
     sizes: ModelSizes
@@ -81,6 +81,7 @@ class Workload:
     branches: int
     rescored: int
     through_decoder: bool
+    quantized: bool = False
 
     @property
     def gpus(self) -> int:
@@ -194,6 +195,7 @@ def workload(
         branches=1 if rollout.guidance == 1 else 2,
         rescored=_rescored(recipe),
         through_decoder=method.needs_reward_gradient,
+        quantized=model.quantize != "none",
     )
 
 
