@@ -4,9 +4,9 @@
 
 The same trajectories (drawn by the model as it is), the same advantages; old values and reference velocities are each
 base's own, so that both are at the first update of a run. Measured on the shapes model, at the adapters' start (B = 0)
-and with B drawn at random, for all matrices and for those of attention or of the MLP alone; and on a random BAGEL of
---hidden and --layers, whose advantages are drawn, because nothing judges its pictures. Needs bitsandbytes (the extra
-4bit); without it the script says so and measures nothing.
+and with B drawn at random, for all matrices of the layers, for those of attention, and for those of the MLPs, which are
+what model.quantize packs; and on a random BAGEL of --hidden and --layers, whose advantages are drawn, because nothing
+judges its pictures. Needs bitsandbytes (the extra 4bit); without it the script says so and measures nothing.
 
     cosine   between the gradients of the whole and of the packed base, over all adapters of an expert
     size     norm of the gradient with the packed base over that with the whole one
@@ -127,14 +127,15 @@ def measure(quick: bool, hidden: int, layers: int) -> dict[str, Any]:
     shapes, rows = build.policy(recipe.model), {}
     assert isinstance(shapes, Bagel)
     found = drawn(shapes, recipe, judged=True)
-    for kind in ("all",) if quick else KINDS:
+    for kind in ("mlp",) if quick else KINDS:
         for moved in (0.0, 0.02):
             label = f"shapes, {kind}, {'B = 0' if moved == 0 else f'B ~ {moved}'}"
             rows[label] = compared(shapes, recipe, found, kind, moved)
     recipe = load_recipe("shapes/unigrpo", [*shrink, "--data.prompts_per_iteration=1", "--data.group_size=4"])
     large = random_bagel(hidden, layers)
     found = drawn(large, recipe, judged=False)
-    rows[f"random, hidden {hidden}, {layers} layers, all, B = 0"] = compared(large, recipe, found, "all", 0.0)
+    for kind in ("mlp",) if quick else KINDS:
+        rows[f"random, hidden {hidden}, {layers} layers, {kind}, B = 0"] = compared(large, recipe, found, kind, 0.0)
     return rows
 
 

@@ -239,6 +239,10 @@ class Policy(Scorer, Protocol):
         """The linear layers of some groups that LoRA adapts, by name in the module."""
         raise ValueError("this model says no layers for LoRA adapters: set model.lora to null to train its weights")
 
+    def packed_targets(self) -> list[str]:
+        """The linear layers that are held in 4 bits under adapters (model.quantize), by name in the module."""
+        raise ValueError("this model says no layers that may be held in 4 bits: set model.quantize to none")
+
     # Files
 
     def save(self, folder: Path) -> None:

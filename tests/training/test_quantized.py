@@ -89,7 +89,7 @@ def test_the_recipe_for_24_gb_fits():
     assert made.memory.peak <= 22e9
     whole = estimate(load_recipe(RECIPE, ["--model.quantize", "none"]), BAGEL_7B)
     saved = whole.memory.weights - made.memory.weights
-    assert saved == pytest.approx((2 - FOUR_BITS) * packed(made.work)) and saved > 19e9
+    assert saved == pytest.approx((2 - FOUR_BITS) * packed(made.work)) and saved > 16e9
     assert made.memory.casts > whole.memory.casts  # a matrix is made anew for its product
     assert made.compute.bytes_per_step < whole.compute.bytes_per_step
 
@@ -108,7 +108,7 @@ def test_a_run_trains_adapters_on_4_bits(tmp_path, bitsandbytes, dtype):
     trainer = tiny_runs.trainer_of(tmp_path, model__dtype=dtype, **LORA)
     module = trainer.parts.policy.module
     held = {name for name, layer in module.named_modules() if is_quantized(layer)}
-    assert len(held) == 4 * 14 and all(".layers." in name for name in held)
+    assert len(held) == 4 * 2 * 3 and all(".mlp" in name and ".layers." in name for name in held)
     before = {name: p.detach().clone() for name, p in module.named_parameters() if ".lora_" not in name}
     first, second = trainer.iterate(0), trainer.iterate(1)
     assert first["first_update"]["text_log_ratio_max"] <= 1e-5

@@ -131,7 +131,7 @@ def policy(
 
 
 def quantized(model: Model, *, seed: int, image_side: int | None) -> tuple[Policy, str | None]:
-    """Load a model whose experts' matrices are held in 4 bits, and hash the weights that it had before.
+    """Load a model whose MLPs' matrices are held in 4 bits, and hash the weights that it had before.
 
     It is read into the CPU's memory and moved matrix by matrix, so that its device never holds it whole.
     """
@@ -139,8 +139,7 @@ def quantized(model: Model, *, seed: int, image_side: int | None) -> tuple[Polic
     device = device_of(model)
     made = policy(replace(model, device="cpu"), seed=seed, image_side=image_side, merge=True)
     known = fingerprint(made)
-    targets = made.adapter_targets(("reasoning", "denoising"))
-    quantizing.quantize(made.module, targets, device, made.compute_dtype)
+    quantizing.quantize(made.module, made.packed_targets(), device, made.compute_dtype)
     made.module.to(device)
     if isinstance(made, Bagel) and isinstance(made.autoencoder, nn.Module):
         made.autoencoder.to(device)

@@ -81,7 +81,7 @@ class Model:
     lora: Lora | None = None
     """Adapters, for example {rank: 64, alpha: 128}; null trains all weights of the method's experts."""
     quantize: Literal["none", "nf4"] = "none"
-    """nf4 holds the frozen matrices under LoRA adapters in 4 bits (bitsandbytes; docs/quantize.md)."""
+    """nf4 holds the frozen MLP matrices under LoRA adapters in 4 bits (bitsandbytes; docs/quantize.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the accelerator where there is one, but the CPU for shipped models (too small for it)."""
     activation_checkpointing: bool = False

@@ -95,7 +95,7 @@ def bytes_per_step(work: Workload) -> float:
     s, c = work.sizes, work.compute
     per_weight = c if work.reasoning != "full" or c == 4 else 4 + c + c
     if work.quantized:
-        per_weight = FOUR_BITS
+        per_weight = c + (FOUR_BITS - c) * s.mlp_matrices / s.layer_parameters
     if work.shards > 1 and not work.layout.has_replica:
         per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4

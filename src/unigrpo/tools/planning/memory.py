@@ -52,8 +52,8 @@ def frozen(work: Workload) -> int:
 
 
 def packed(work: Workload) -> int:
-    """Frozen weights that are held in 4 bits: the matrices of both experts' layers."""
-    return len(EXPERTS) * work.sizes.layers * work.sizes.layer_matrices if work.quantized else 0
+    """Frozen weights that are held in 4 bits: the matrices of both experts' MLPs."""
+    return len(EXPERTS) * work.sizes.layers * work.sizes.mlp_matrices if work.quantized else 0
 
 
 def unpacked(work: Workload) -> float:

@@ -183,7 +183,7 @@ def _parameters(work: Workload) -> list[str]:
     lines.append(f"  {'position tables':<15}{s.tables:>16,}  frozen")
     kept, stored = "fp32" if work.compute == memory.FP32 else "bf16", s.storage_bytes * s.model_parameters
     unit, name = _unit(stored, BYTES)
-    kept += ", the matrices of the experts' layers in 4 bits" if work.quantized else ""
+    kept += ", the matrices of the experts' MLPs in 4 bits" if work.quantized else ""
     return [*lines, f"  what is frozen is kept in {kept}; the checkpoint's file has {_number(stored / unit)} {name}"]
 
 
