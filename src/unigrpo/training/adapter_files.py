@@ -54,8 +54,8 @@ class Base:
         said = read_json_object(folder / BASE, COPY_AGAIN)
         key, seed = said.get("sha256"), said.get("seed", 0)
         place, quantize = said.get("place"), said.get("quantize")
-        texts = isinstance(key, str) and isinstance(place, str | None) and isinstance(quantize, str | None)
-        if not texts or not _number(0, 2**63)(seed):
+        texts = isinstance(place, str | None) and isinstance(quantize, str | None)
+        if not isinstance(key, str) or not _number(0, 2**63)(seed) or not texts:
             raise ValueError(f"{folder / BASE} is damaged: it should have a sha256, a seed and a place; {COPY_AGAIN}")
         return cls(name, key, seed, place, quantize)
 
