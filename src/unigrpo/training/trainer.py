@@ -49,7 +49,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         recipe, policy, self.world = self.recipe, self.parts.policy, self.parts.world
-        self.alarms = Alarms(recipe, self.run_dir)
+        self.effort, self.alarms = Effort.of_run(recipe, self.parts), Alarms(recipe, self.run_dir)
         self.recorder = Recorder(self.run_dir, self.alarms) if self.world.first else NoRecorder(self.run_dir)
         self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
@@ -68,13 +68,11 @@ class Trainer:
             whole=self.parts.whole,
         )
         self.haste = Haste(self.stop, recipe.checkpoint.stop_within_s)
-        self.done = 0
+        self.done, self.trained_seconds = 0, 0.0
         self.steps = 0  # optimizer steps of the ``done`` iterations
         self.under_way = ""  # what would be lost of unfinished work, in words
         self.notes: list[str] = []  # of resuming, for a person
-        self.trained_seconds = 0.0
         self.movement, self.voice = Movement(self.optimizer), Voice(self.clip_range)
-        self.effort = Effort.of_run(recipe, self.parts)
         self.faults = FaultFiles(self.run_dir, policy, self.world.rank)
 
     def run(self, progress: Progress) -> bool:
