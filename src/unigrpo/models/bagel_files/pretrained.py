@@ -54,7 +54,7 @@ class Bagel(BagelPolicy, Generates):
         return model_sizes(self.config, autoencoder_sizes(self.autoencoder), self.compute_dtype.itemsize)
 
     def packed_targets(self) -> list[str]:
-        """The matrices of both experts' MLPs, 87 % of a 7B's layers; those of attention turn gradients too much.
+        """The matrices of both experts' MLPs, 87 % of a 7B's layers; a small model lost most by those of attention.
 
         Source: docs/quantize.md.
         """
