@@ -8,10 +8,10 @@ All of it is computed by ``unigrpo.tools.planning``; nothing is loaded, and no G
 import re
 from pathlib import Path
 
+from unigrpo.costs.sizes import BAGEL_7B
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
 from unigrpo.tools.planning.scaling import scaling_report
-from unigrpo.tools.planning.sizes import BAGEL_7B
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 SAMPLES = ["--data.prompts_per_iteration=32", "--data.group_size=24"]

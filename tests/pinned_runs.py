@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_name("pinned.json")
-TIMES = ("seconds", "samples_per_second")
+TIMES = ("seconds", "samples_per_second", "utilization", "flops")  # flops: REV may not count them
 
 EVALUATION = ["--eval.limit", "3", "--eval.compare-limit", "3", "--eval.compare-samples", "1", "--eval.every", "2"]
 SMALL = [*EVALUATION, "--data.prompts-per-iteration", "2", "--data.group-size", "4", "--optimizer.micro-batch", "3"]

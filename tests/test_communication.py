@@ -12,10 +12,10 @@ import pytest
 
 from counted_ranks import CASES
 from test_scaling import SIZES
+from unigrpo.costs.sizes import BAGEL_7B
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.planning import communication, memory
 from unigrpo.tools.planning.scaling import estimate
-from unigrpo.tools.planning.sizes import BAGEL_7B
 from unigrpo.tools.planning.workload import Layout
 
 HERE = Path(__file__).parent

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import write_scaling
 from formulas import combination, queries_of
 from small_models import TRAINING, favour, normal, prompts, randomise, sample, small_policy
+from unigrpo.costs.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.policy import is_denoising
 from unigrpo.models.bagel.transformer import BagelModel
@@ -39,7 +40,6 @@ from unigrpo.tools.planning.memory import activations, drawn_casts, logits, step
 from unigrpo.tools.planning.model_sizes import sizes
 from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
 from unigrpo.tools.planning.scaling import GPUS, SHARDED, estimate, scaling_report
-from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes, flux_autoencoder, small_autoencoder
 from unigrpo.tools.planning.workload import Layout
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer

@@ -22,7 +22,7 @@ from unigrpo.worlds.shapes import vocabulary
 
 UNIGRPO, PRETRAIN = "shapes/unigrpo", "shapes/pretrain"
 ITERATIONS = 4
-TIMES = ("seconds", "samples_per_second")  # the only parts of a metric line that a second run may change
+TIMES = ("seconds", "samples_per_second", "utilization")  # the only parts of a metric line that a second run may change
 _EVALUATION = {"eval.limit": 6, "eval.compare_limit": 6, "eval.compare_samples": 1, "eval.every": 2}
 _RL = {
     "data.prompts_per_iteration": 2,

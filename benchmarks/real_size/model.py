@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import unigrpo.models.bagel.policy as bagel_policy
 from unigrpo import build
+from unigrpo.costs.sizes import BAGEL_7B, ModelSizes
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.sampling import log_distribution, sample
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable, sincos_table
@@ -22,7 +23,6 @@ from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import special_ids, train_tiny_tokenizer
 from unigrpo.policy import Context
 from unigrpo.recipe import Recipe, load_recipe
-from unigrpo.tools.planning.sizes import BAGEL_7B, ModelSizes
 from unigrpo.training.lora import Adapter, WithoutAdapter
 from unigrpo.training.trainer import RunComponents, Trainer
 from unigrpo.trajectory import Text

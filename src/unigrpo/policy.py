@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from unigrpo.costs.sizes import ModelSizes
 from unigrpo.trajectory import NO_GUIDANCE, Guidance, Prompt, Segment, Text
 
 
@@ -146,6 +147,11 @@ class Policy(Scorer, Protocol):
         """All words that it knows, where its vocabulary is closed; None where it reads any text."""
         return None
 
+    @property
+    def sizes(self) -> ModelSizes | None:
+        """The sizes that its FLOPs follow from; None where they are not known: a run then counts none."""
+        return None
+
     def at_size(self, image_size: tuple[int, int]) -> Self:
         """The same model (shared weights), drawing (height, width) pixels; ValueError where a size does not fit."""
         if image_size != self.spec.image_size:
@@ -232,6 +238,10 @@ class Policy(Scorer, Protocol):
     def adapter_targets(self, groups: Sequence[str]) -> list[str]:
         """The linear layers of some groups that LoRA adapts, by name in the module."""
         raise ValueError("this model says no layers for LoRA adapters: set model.lora to null to train its weights")
+
+    def packed_targets(self) -> list[str]:
+        """The linear layers that are held in 4 bits under adapters (model.quantize), by name in the module."""
+        raise ValueError("this model says no layers that may be held in 4 bits: set model.quantize to none")
 
     # Files
 

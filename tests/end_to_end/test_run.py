@@ -60,7 +60,7 @@ def test_one_line_for_each_iteration_with_the_documented_keys(run_dir):
         "flow",
         "first_update",
     }
-    always |= {"iteration", "grad_norm", "lr", "canaries", "seconds", "samples_per_second"}
+    always |= {"iteration", "grad_norm", "lr", "canaries", "seconds", "samples_per_second", "flops", "utilization"}
     for line in lines:
         evaluated = {"validation"} if line["iteration"] % 2 else set()
         assert set(line) - {"no_signal"} == always | evaluated  # weights at random never end their thinking

@@ -20,7 +20,7 @@ from unigrpo.models.bagel_files.probe import probe, round_weights
 from unigrpo.models.bagel_files.public import save_public
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model
-from unigrpo.training.adapter_files import BASE, CONFIG, WEIGHTS, read_config
+from unigrpo.training.adapter_files import BASE, CONFIG, WEIGHTS, Base, read_config
 
 README = "README.md"
 SAME = "Every weight is the trained one, bit for bit."
@@ -59,6 +59,7 @@ def write_whole(name: str, source: Path, draft: Path, dtype_name: Dtype) -> Writ
     if rounded or adapter is not None:
         logits, velocity = trained.distance(probe(loaded))
         precision = _said(logits, velocity, dtype_name, adapter=adapter is not None)
+    precision += _held(source)
     layout = "unigrpo's own layout" if origin is None else "the public layout"
     readme = b"" if origin is None else origin.companions.get(README, b"")
     return Written(f" in {layout}", precision, readme.decode("utf-8", errors="replace"))
@@ -84,6 +85,17 @@ def _said(logits: float, velocity: float, dtype: str, *, adapter: bool) -> str:
     )
 
 
+def _held(source: Path) -> str:
+    """A sentence on an adapter that was trained on a base in 4 bits; "" for any other model."""
+    note = Base.read(source) if bases.is_adapter(source) else None
+    if note is None or note.quantize is None:
+        return ""
+    return (
+        f" The adapter was trained on its base in 4 bits ({note.quantize}), and belongs here to the base as it is in "
+        "its files, which says almost the same (docs/quantize.md)."
+    )
+
+
 def write_adapter(name: str, source: Path, draft: Path, renamed: Callable[[str], str], readme: str) -> Written:
     """peft's two files and the note on the base, whose name is ``renamed``: it should be no path of this machine."""
     if not bases.is_adapter(source):
@@ -99,6 +111,6 @@ def write_adapter(name: str, source: Path, draft: Path, renamed: Callable[[str],
         write_json_atomic(draft / BASE, {key: value for key, value in note.items() if key != "place"})
     return Written(
         " (the adapter; peft.PeftModel.from_pretrained reads it)",
-        "The adapter's matrices are fp32, as they were trained.",
+        f"The adapter's matrices are fp32, as they were trained.{_held(source)}",
         readme,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from unigrpo.build import bases, families
 from unigrpo.build.worlds import started_by
@@ -23,7 +24,9 @@ from unigrpo.policy import Loading, Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import BUILTIN_MODELS, Model, Recipe, stage_folders
 from unigrpo.training import checkpoint
+from unigrpo.training import quantized as quantizing
 from unigrpo.training.lora import Adapter
+from unigrpo.training.saving import fingerprint
 
 ASSETS = "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,6 +128,22 @@ def policy(
         raise ConfigError(f"{folder} cannot draw: it has no autoencoder (autoencoder.json and ae.safetensors); add one")
     loaded.model.activation_checkpointing = model.activation_checkpointing
     return loaded
+
+
+def quantized(model: Model, *, seed: int, image_side: int | None) -> tuple[Policy, str | None]:
+    """Load a model whose MLPs' matrices are held in 4 bits, and hash the weights that it had before.
+
+    It is read into the CPU's memory and moved matrix by matrix, so that its device never holds it whole.
+    """
+    quantizing.require()
+    device = device_of(model)
+    made = policy(replace(model, device="cpu"), seed=seed, image_side=image_side, merge=True)
+    known = fingerprint(made)
+    quantizing.quantize(made.module, made.packed_targets(), device, made.compute_dtype)
+    made.module.to(device)
+    if isinstance(made, Bagel) and isinstance(made.autoencoder, nn.Module):
+        made.autoencoder.to(device)
+    return made, known
 
 
 def with_adapter(

@@ -107,18 +107,24 @@ def adapter_training(recipe: Recipe, world: World = ONE_PROCESS) -> Trained:
 
     It is there whether a term asks for it or not: a resumed run checks by it that the base is the one it began with.
     """
-    policy, adapter = adapted(recipe)
+    policy, adapter, known = adapted(recipe)
     reference = WithoutAdapter(policy, adapter)
-    known = fingerprint(reference) if world.sharded else None
+    known = fingerprint(reference) if world.sharded else known
     shared_out(recipe, policy, world)
     return Trained(policy, reference, adapter.snapshot, adapter.load_weights, reference_hash=known)
 
 
-def adapted(recipe: Recipe) -> tuple[Policy, Adapter]:
-    """A frozen model with new adapters on the experts that the method trains."""
+def adapted(recipe: Recipe) -> tuple[Policy, Adapter, str | None]:
+    """A frozen model with new adapters on the experts that the method trains.
+
+    Where it is held in 4 bits, also the hash of the weights that it had before.
+    """
     assert recipe.model.lora is not None
-    lora = recipe.model.lora
-    policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
+    lora, held, known = recipe.model.lora, recipe.model.quantize, None
+    if held == "none":
+        policy = models.policy(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size, merge=True)
+    else:
+        policy, known = models.quantized(recipe.model, seed=recipe.seed, image_side=recipe.rollout.image_size)
     policy.module.requires_grad_(False)
     experts = [expert for expert in trained_experts(recipe) if expert in lora.experts]
     adapter = Adapter.create(
@@ -129,8 +135,9 @@ def adapted(recipe: Recipe) -> tuple[Policy, Adapter]:
         seed=recipe.seed,
         base_name=models.lasting_name(recipe.model.path),
         base_key=models.base_key(recipe.model.path, recipe.seed),
+        quantize=None if held == "none" else held,
     )
-    return policy, adapter
+    return policy, adapter, known
 
 
 def drawing_copy(recipe: Recipe, made: Policy) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from unigrpo.loading import reference
 from unigrpo.objectives.advantage import Advantage
@@ -199,6 +200,11 @@ def _check_parallel(recipe: Recipe) -> None:
             f"optimizer.kind = {recipe.optimizer.kind} with parallel.mode = shard: bitsandbytes does not know weights "
             "that are shared out; set kind to adamw, or mode to replicate"
         )
+    if p.mode == "shard" and recipe.model.quantize != "none":
+        raise ConfigError(
+            f"model.quantize = {recipe.model.quantize} with parallel.mode = shard: weights in 4 bits are not shared "
+            "out; set mode to replicate (every rank holds all of them), or quantize to none"
+        )
     if p.mode == "shard" and recipe.method.learns_from == "demonstrations":
         raise ConfigError(
             "parallel.mode = shard with demonstrations: their rows differ in what they teach, and sharded ranks must "
@@ -232,6 +238,13 @@ def trained_experts(recipe: Recipe) -> tuple[str, ...]:
     """Which experts the method trains: its terms decide (docs/math.md#joint)."""
     trained = (("reasoning", recipe.method.trains_thinking), ("denoising", recipe.method.trains_drawing))
     return tuple(expert for expert, trains in trained if trains)
+
+
+def how_trained(recipe: Recipe, expert: Literal["reasoning", "denoising"]) -> Literal["full", "lora", "frozen"]:
+    """How a run trains an expert: all of its weights, adapters on them, or nothing."""
+    if expert not in trained_experts(recipe):
+        return "frozen"
+    return "full" if recipe.model.lora is None else "lora"
 
 
 def _check_lora(recipe: Recipe) -> None:

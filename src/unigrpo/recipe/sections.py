@@ -80,6 +80,8 @@ class Model:
     """Precision of the computation, and of frozen weights; what is trained is kept in fp32."""
     lora: Lora | None = None
     """Adapters, for example {rank: 64, alpha: 128}; null trains all weights of the method's experts."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4 holds the frozen MLP matrices under LoRA adapters in 4 bits (bitsandbytes; docs/quantize.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the accelerator where there is one, but the CPU for shipped models (too small for it)."""
     activation_checkpointing: bool = False
@@ -94,6 +96,11 @@ class Model:
             raise ConfigError(
                 f"model.path = {self.path!r} does not ship with the package{did_you_mean(self.path, BUILTIN_MODELS)}: "
                 f"use one of {', '.join(BUILTIN_MODELS)}, or a folder"
+            )
+        if self.quantize != "none" and self.lora is None:
+            raise ConfigError(
+                f"model.quantize = {self.quantize} without model.lora: weights in 4 bits cannot be trained, only "
+                "adapters on them; set model.lora, for example {rank: 64, alpha: 128}, or quantize to none"
             )
 
 

@@ -244,6 +244,9 @@ def _time(lines: Lines) -> list[Chart]:
     found = phases(lines)
     speed = common_chart(lines, {"samples": "samples_per_second"}, name="speed", section=section, title="Speed",
                    healthy="Steady.", unit="samples per second")  # fmt: skip
+    speed += common_chart(lines, {"of the peak": "utilization"}, name="utilization", section=section,
+                    title="How much of the machine's peak is used", healthy="Steady.",
+                    unit="FLOPs of the peak", share=True)  # fmt: skip
     if not found:
         return speed
 

@@ -232,6 +232,15 @@ def _number(*path: str, digits: int = 3) -> Callable[[Mapping[str, Any]], str]:
     return cell
 
 
+def _share(name: str) -> Callable[[Mapping[str, Any]], str]:
+    """Make a cell: a share as a percentage, or nothing."""
+
+    def cell(line: Mapping[str, Any]) -> str:
+        return "" if line.get(name) is None else f"{100 * line[name]:.0f} %"
+
+    return cell
+
+
 _validation_score = _number("validation", "score")
 
 
@@ -256,6 +265,7 @@ COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("picture follows plan", _number("validation", "follow")),
     ("tokens of thinking", _number("text", "think_length", digits=1)),
     *((label, _number("loss", key, digits=4)) for key, label in LOSSES.items()),
+    ("of peak FLOPs", _share("utilization")),
 )
 IMPORTANT = (
     "iteration",
@@ -274,6 +284,7 @@ SHORTER = {
     "validation reward": "val. reward",
     "picture follows plan": "follow",
     "tokens of thinking": "tokens",
+    "of peak FLOPs": "of peak",
     "cross-entropy (words)": "words' loss",
     "flow matching (velocity)": "flow's loss",
 }

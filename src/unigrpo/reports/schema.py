@@ -90,6 +90,8 @@ _SINGLE = [
     "advantage_std_thinking",
     "failed_share",
     "samples_per_second",
+    "flops",
+    "utilization",
 ]
 _FLAT = [
     "reward_by_category",

@@ -65,7 +65,7 @@ def train_one(recipe: Recipe, run_dir: Path, going: Going) -> bool:
     trainer = Trainer(recipe, parts, run_dir, going.stop)
     start = trainer.resume() if going.resume else 0
     if going.world.first:  # reads large files
-        trainer.recorder.start(to_yaml(recipe), facts_of(recipe, recipe))
+        trainer.recorder.start(to_yaml(recipe), {**facts_of(recipe, recipe), **trainer.effort.facts})
     return run_trainer(trainer, start, going.again(recipe.name, run_dir), going.alone)
 
 
@@ -124,7 +124,7 @@ def train_stage(staged: StagedRecipe, number: int, run_dir: Path, going: Going) 
         trainer = Trainer(recipe, parts, folder, going.stop)
         start = trainer.resume()  # of a new stage: 0
         if going.world.first:  # reads large files
-            trainer.recorder.start(to_yaml(recipe), facts_of(recipe, staged))
+            trainer.recorder.start(to_yaml(recipe), {**facts_of(recipe, staged), **trainer.effort.facts})
         return run_trainer(trainer, start, going.again(staged.name, run_dir), going.alone)
 
 

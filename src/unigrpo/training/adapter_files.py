@@ -29,6 +29,7 @@ COPY_AGAIN = "copy the adapter folder again"
 class Base:
     """What an adapter was trained on: its name, a hash of its weights, and the seed of one that is made (init:micro).
 
+    ``quantize``: how that base was held while the adapter was trained (nf4), None: as it is in its files.
     ``place`` is where a base that is a folder lies as seen from the adapter's, so that both may be moved together.
     """
 
@@ -36,11 +37,12 @@ class Base:
     key: str
     seed: int = 0
     place: str | None = None
+    quantize: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write the note into an adapter folder, with the base's place as seen from there."""
         place = os.path.relpath(self.name, folder) if os.path.isabs(self.name) else self.place
-        values = {"sha256": self.key, "seed": self.seed, "place": place}
+        values = {"sha256": self.key, "seed": self.seed, "place": place, "quantize": self.quantize}
         write_json_atomic(folder / BASE, {key: value for key, value in values.items() if value is not None})
 
     @classmethod
@@ -50,10 +52,12 @@ class Base:
         if name is None or not (folder / BASE).is_file():
             return None
         said = read_json_object(folder / BASE, COPY_AGAIN)
-        key, seed, place = said.get("sha256"), said.get("seed", 0), said.get("place")
-        if not isinstance(key, str) or not _number(0, 2**63)(seed) or not isinstance(place, str | None):
+        key, seed = said.get("sha256"), said.get("seed", 0)
+        place, quantize = said.get("place"), said.get("quantize")
+        texts = isinstance(place, str | None) and isinstance(quantize, str | None)
+        if not isinstance(key, str) or not _number(0, 2**63)(seed) or not texts:
             raise ValueError(f"{folder / BASE} is damaged: it should have a sha256, a seed and a place; {COPY_AGAIN}")
-        return cls(name, key, seed, place)
+        return cls(name, key, seed, place, quantize)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

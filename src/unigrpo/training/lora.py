@@ -26,6 +26,7 @@ from unigrpo.files import write_bytes_atomic, write_text_atomic
 from unigrpo.policy import Replayed, ReplayItem, Scorer
 from unigrpo.ranges import lacking
 from unigrpo.training.adapter_files import CONFIG, WEIGHTS, Base, read_config, read_weights
+from unigrpo.training.quantized import require_whole
 
 NAME, PREFIX = "default", "base_model.model."  # peft's name of the only adapter, and of the module inside its wrapper
 # What an adapter made elsewhere may set; anything else off its default is more than W x + s B A x.
@@ -61,7 +62,7 @@ class Adapter:
             for part in (layer.lora_A, layer.lora_B):
                 part[NAME].to_empty(device=weight.device).float()
             # Inputs below fp32 are autocast's business: peft would copy each to fp32, and autocast that copy back.
-            layer.cast_input_dtype_enabled = torch.finfo(weight.dtype).bits > 32
+            layer.cast_input_dtype_enabled = weight.is_floating_point() and torch.finfo(weight.dtype).bits > 32
 
     @classmethod
     def create(
@@ -74,12 +75,14 @@ class Adapter:
         seed: int,
         base_name: str | None,
         base_key: str | None = None,
+        quantize: str | None = None,
     ) -> Adapter:
         """Add a new adapter to the linear layers that ``targets`` names in full: A ~ N(0, 1 / rank^2), B = 0.
 
         The A of a name has a generator of its own, so neither the order nor the number of targets matters.
         ``base_name`` (a hub id or folder) is what the saved adapter says it belongs to, and ``base_key`` a hash of that
-        base's weights, by which it is known again. ValueError for a target that is no linear layer.
+        base's weights, by which it is known again; ``quantize``: how that base is held meanwhile. ValueError for a
+        target that is no linear layer.
         """
         kinds = {name: type(layer) for name, layer in module.named_modules()}
         if odd := [target for target in targets if not issubclass(kinds.get(target, nn.Module), nn.Linear)]:
@@ -95,7 +98,7 @@ class Adapter:
             bias="none",
             base_model_name_or_path=base_name,
         )
-        base = None if base_name is None or base_key is None else Base(base_name, base_key, seed=seed)
+        base = None if base_name is None or base_key is None else Base(base_name, base_key, seed, None, quantize)
         adapter = cls(module, config, base)
         weights = {name: torch.zeros(tensor.shape) for name, tensor in adapter.state().items()}
         for target in targets:
@@ -192,7 +195,8 @@ class Adapter:
 
     @torch.no_grad()
     def merge(self) -> nn.Module:
-        """W <- W + (alpha / rank) B A, in fp32 (fp64 for an fp64 W), rounded once; the module is bare again."""
+        """W <- W + (alpha / rank) B A, in fp32 (fp64 for an fp64 W), rounded once; ConfigError for 4 bits."""
+        require_whole(layer.get_base_layer() for layer in self.layers.values())
         for layer in self.layers.values():
             weight = layer.get_base_layer().weight
             wide = torch.promote_types(weight.dtype, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from unigrpo.training.sources import RolloutBatch
@@ -10,6 +11,9 @@ from unigrpo.training.update import Updated
 
 NAMED = ("text/", "flow/", "sft/")
 """Statistics with parts of their own in the line; all others are an image term's."""
+
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def metrics_line(
@@ -24,8 +28,12 @@ def metrics_line(
     no_signal: Sequence[str],
     seconds: Mapping[str, float],
     alarms: Sequence[Mapping[str, Any]] = (),
+    compute: Mapping[str, float] = NOTHING,
 ) -> dict[str, Any]:
-    """Put together the line of one iteration; statistics are means over its optimizer steps."""
+    """Put together the line of one iteration; statistics are means over its optimizer steps.
+
+    compute: FLOPs and utilization, where they are known.
+    """
     stats = mean_of([u.stats for u in updates])
     line: dict[str, Any] = {"iteration": iteration, **collected.metrics}
     text = text_part(stats, updates, collected.metrics)
@@ -60,7 +68,7 @@ def metrics_line(
     line["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
     spent = seconds["total"] - seconds.get("validation", 0.0)
     line["samples_per_second"] = round(len(collected.samples) / spent, 2)
-    return line
+    return line | dict(compute)
 
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from unigrpo.training.annotating import annotated, asked_of
 from unigrpo.training.clock import Clock
 from unigrpo.training.components import RunComponents as RunComponents
 from unigrpo.training.fault_files import FaultFiles
+from unigrpo.training.flops import Effort
 from unigrpo.training.full_memory import ANNOTATE, ROLLOUT, UPDATE, advice_for
 from unigrpo.training.looks import Looks
 from unigrpo.training.metrics import metrics_line
@@ -48,7 +49,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         recipe, policy, self.world = self.recipe, self.parts.policy, self.parts.world
-        self.alarms = Alarms(recipe, self.run_dir)
+        self.effort, self.alarms = Effort.of_run(recipe, self.parts), Alarms(recipe, self.run_dir)
         self.recorder = Recorder(self.run_dir, self.alarms) if self.world.first else NoRecorder(self.run_dir)
         self.optimizer = ExpertOptimizer(policy, recipe.optimizer, recipe.iterations)
         self.average = MovingAverage(policy, recipe.optimizer.ema) if recipe.optimizer.ema else None
@@ -68,11 +69,10 @@ class Trainer:
             spread=self.parts.spread,
         )
         self.haste = Haste(self.stop, recipe.checkpoint.stop_within_s)
-        self.done = 0
+        self.done, self.trained_seconds = 0, 0.0
         self.steps = 0  # optimizer steps of the ``done`` iterations
         self.under_way = ""  # what would be lost of unfinished work, in words
         self.notes: list[str] = []  # of resuming, for a person
-        self.trained_seconds = 0.0
         self.movement, self.voice = Movement(self.optimizer), Voice(self.clip_range)
         self.faults = FaultFiles(self.run_dir, policy, self.world.rank)
 
@@ -171,8 +171,7 @@ class Trainer:
 
     def iterate(self, iteration: int) -> dict[str, Any]:
         """Collect, annotate, update; return the metric line."""
-        clock, recipe = Clock(), self.recipe
-        started = time.perf_counter()
+        clock, recipe, started = Clock(), self.recipe, time.perf_counter()
         self.faults.iteration = iteration
         rates = self.optimizer.set_iteration(iteration)
         with memory.phase(ROLLOUT):
@@ -195,6 +194,7 @@ class Trainer:
             with clock.phase("validation"):
                 validation, alarms = self.looks.validate(collected, canaries, iteration)
                 self.recorder.samples(self.parts.policy, collected, iteration)
+        clock.add("total", time.perf_counter() - started)
         return metrics_line(
             iteration=iteration,
             collected=collected,
@@ -204,8 +204,9 @@ class Trainer:
             validation=validation,
             gap=gap,
             no_signal=missing_signal(collected.metrics, self.parts.method, updates, still),
-            seconds={**clock.seconds, "total": time.perf_counter() - started},
+            seconds=clock.seconds,
             alarms=alarms,
+            compute=self.effort.of(collected, clock.seconds),
         )
 
     def annotate(self, collected: RolloutBatch, iteration: int) -> tuple[Batch, dict[str, float]]:

@@ -72,9 +72,7 @@ def check_threads(facts: Threads) -> Finding:
         todo = f"export OMP_NUM_THREADS={usable}: more threads than cores wait for each other"
         return Finding("threads", "failed", said, todo, figures)
     if count > 1 and facts.load is not None and facts.load > facts.cores:
-        todo = (
-            "others are at work here: runs measure how many are worth it; OMP_NUM_THREADS=1 is safe"
-        )
+        todo = "others are at work here: runs measure how many are worth it; OMP_NUM_THREADS=1 is safe"
         return Finding("threads", "note", said, todo, figures)
     return Finding("threads", "ok", said, "", figures)
 

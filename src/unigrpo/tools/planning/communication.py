@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unigrpo.costs.sizes import EXPERTS
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.compute import Compute
-from unigrpo.tools.planning.sizes import EXPERTS
 from unigrpo.tools.planning.workload import Layout, Workload
 
 NODE = 8

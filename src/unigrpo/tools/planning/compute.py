@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unigrpo.tools.planning.sizes import FREQUENCIES, Expert
-from unigrpo.tools.planning.workload import Block, Workload
-
-FUSED_BACKWARD = 2.5  # a fused attention computes the scores again: five products for the forward's two
+from unigrpo.costs.counting import Counting, Packed
+from unigrpo.tools.planning.memory import FOUR_BITS
+from unigrpo.tools.planning.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -38,85 +37,37 @@ class Compute:
         return self.prefill + self.think + self.draw + self.decode + self.score + self.update
 
 
-def _linear(work: Workload, expert: Expert) -> float:
-    """FLOPs of one token in one layer's matrices, 2 per weight; adapters add theirs."""
-    adapters = work.rank * work.sizes.adapter_sides() if work.training(expert) == "lora" else 0
-    return 2 * (work.sizes.layer_matrices + adapters)
+def counting(work: Workload) -> Counting:
+    """The FLOPs of the recipe's model, trained as it says."""
+    return Counting(
+        work.sizes,
+        work.reasoning,
+        work.denoising,
+        rank=work.rank,
+        checkpointing=work.checkpointing,
+        through_context=work.through_context,
+    )
 
 
-def _attention(work: Workload, pairs: float) -> float:
-    """4 H per query and key in one layer: scores and weighted sum (masked pairs are computed too)."""
-    return 4 * work.sizes.hidden * pairs
-
-
-def _head(work: Workload, tokens: float) -> float:
-    """2 H V per token whose next one is scored."""
-    return 2 * work.sizes.hidden * work.sizes.vocab * tokens
-
-
-def _latent_ends(work: Workload, images: float) -> float:
-    """vae2llm and llm2vae per latent token, the time embedder once per image."""
-    s = work.sizes
-    return images * (4 * s.hidden * s.latent_dim * work.image_tokens + 2 * s.hidden * (FREQUENCIES + s.hidden))
-
-
-def layers_forward(work: Workload, block: Block) -> float:
-    """One block through all layers."""
-    tokens = block.und * _linear(work, "reasoning") + block.gen * _linear(work, "denoising")
-    return work.sizes.layers * (tokens + _attention(work, block.pairs))
+def _packed(work: Workload) -> Packed:
+    """The packed replay of one micro-batch: its blocks, the scored tokens, the noisy images."""
+    return Packed(work.blocks(), work.replayed_texts * work.actions, work.micro * work.copies, work.image_tokens)
 
 
 def replay_forward(work: Workload) -> float:
-    """The packed replay of one micro-batch: its blocks, the scored tokens, the noisy images."""
-    layers = sum(layers_forward(work, block) for block in work.blocks())
-    return layers + _head(work, work.replayed_texts * work.actions) + _latent_ends(work, work.micro * work.copies)
-
-
-def _layers_backward(work: Workload, block: Block) -> float:
-    """Through all layers: 1 forward for the inputs' gradients, 1 more for the weights' where they are trained.
-
-    The markers of noisy images are und tokens of the image's loss, which sees reasoning weights as constants unless
-    ``image_grad_through_context``.
-    """
-    if not block.flows:
-        return 0.0
-    total = FUSED_BACKWARD * _attention(work, block.pairs)
-    experts: tuple[tuple[Expert, int], ...] = (("reasoning", block.und), ("denoising", block.gen))
-    for expert, tokens in experts:
-        training = work.training(expert)
-        base = 2 * work.sizes.layer_matrices
-        learned = {"full": base, "lora": _linear(work, expert) - base, "frozen": 0.0}[training]
-        if expert == "reasoning" and block.gen and not work.through_context:
-            learned = 0.0
-        total += tokens * (_linear(work, expert) + learned)
-    return work.sizes.layers * total
-
-
-def _again(work: Workload, block: Block) -> float:
-    """The layers computed again up to the last tensor that is asked for: without adapters, down's product is not."""
-    s = work.sizes
-    experts: tuple[tuple[Expert, int], ...] = (("reasoning", block.und), ("denoising", block.gen))
-    tokens = sum(count for expert, count in experts if work.training(expert) != "lora")
-    return layers_forward(work, block) - s.layers * 2 * s.hidden * s.intermediate * tokens
+    """The packed replay of one micro-batch."""
+    return counting(work).replay(_packed(work))
 
 
 def replay_backward(work: Workload) -> float:
     """The backward pass of one micro-batch, and the layers once more with activation checkpointing."""
-    blocks = work.blocks()
-    layers = sum(_layers_backward(work, block) for block in blocks)
-    if work.checkpointing:
-        layers += sum(_again(work, block) for block in blocks if block.flows)
-    head = _head(work, work.replayed_texts * work.actions) * work.text_trains * (1 + (work.reasoning == "full"))
-    latents = work.micro * work.copies
-    out = 2 * work.sizes.hidden * work.sizes.latent_dim * work.image_tokens * latents
-    ends = {"full": 1.5 * _latent_ends(work, latents), "lora": out, "frozen": out}[work.denoising]
-    return layers + head + ends
+    return counting(work).replay_backward(_packed(work))
 
 
 def prefill(work: Workload) -> float:
     """Every prompt once per group, or once per part of a group that is drawn together."""
     tokens = work.prompts * -(-work.group // work.drawn) * work.prompt_tokens
-    return layers_forward(work, Block(tokens, 0, tokens * work.prompt_tokens, tokens, False))
+    return counting(work).prefill(tokens, work.prompt_tokens)
 
 
 def think_steps(work: Workload) -> int:
@@ -126,18 +77,13 @@ def think_steps(work: Workload) -> int:
 
 def think(work: Workload) -> float:
     """All rows decode together and each leaves when it has ended; every sampled word takes logits."""
-    steps = think_steps(work)
-    seen = steps * work.prompt_tokens + steps * (steps + 1) / 2
-    tokens = work.thoughts * steps
-    block = Block(tokens, 0, round(work.thoughts * seen), 0, False)
-    return layers_forward(work, block) + _head(work, work.thoughts * work.actions)
+    sampled = work.thoughts * work.actions
+    return counting(work).think(work.thoughts, work.prompt_tokens, think_steps(work), sampled)
 
 
 def velocity(work: Workload) -> float:
     """One denoising forward of one picture: its tokens and two markers over the cached context."""
-    own = work.image_tokens + 2
-    block = Block(2, work.image_tokens, own * (work.context_tokens + own), 0, False)
-    return layers_forward(work, block) + _latent_ends(work, 1)
+    return counting(work).velocity(work.context_tokens, work.image_tokens)
 
 
 def bytes_per_step(work: Workload) -> float:
@@ -149,6 +95,8 @@ def bytes_per_step(work: Workload) -> float:
     """
     s, c = work.sizes, work.compute
     per_weight = c if work.reasoning != "full" or c == 4 else 4 + c + c
+    if work.quantized:
+        per_weight = c + (FOUR_BITS - c) * s.mlp_matrices / s.layer_parameters
     if work.shards > 1 and not work.layout.has_replica:
         per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from unigrpo.costs.sizes import ModelSizes
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning.scaling import estimate
-from unigrpo.tools.planning.sizes import ModelSizes
 
 
 def scaling_figures(recipe: Recipe, sizes: ModelSizes, *, tflops: float, mfu: float) -> dict[str, Any]:

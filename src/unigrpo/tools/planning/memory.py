@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from unigrpo.costs.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.models.bagel.config import AT_ONCE
-from unigrpo.tools.planning.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.tools.planning.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8
+FOUR_BITS = 0.5 + 1 / 64 + FP32 / (64 * 256)
+"""Bytes of a weight in NF4: blocks of 64 share a scale of 8 bits, and 256 scales one of their own."""
 EIGHT_BIT_BLOCK = 256  # numbers that share one scale in an 8-bit moment
 TILE = 512  # pixels of a side that a tiled autoencoder decodes at once
 GATHERED_LAYERS = 2  # FSDP2: the one that runs and the one that is fetched
@@ -50,13 +52,25 @@ def frozen(work: Workload) -> int:
     return sizes.model_parameters + sizes.autoencoder_parameters + adapters - trained(work)
 
 
+def packed(work: Workload) -> int:
+    """Frozen weights that are held in 4 bits: the matrices of both experts' MLPs."""
+    return len(EXPERTS) * work.sizes.layers * work.sizes.mlp_matrices if work.quantized else 0
+
+
+def unpacked(work: Workload) -> float:
+    """The largest of those matrices, made anew in the computation's dtype for one product."""
+    return work.compute * work.sizes.hidden * work.sizes.intermediate if work.quantized else 0.0
+
+
 def weights(work: Workload) -> float:
-    """What is trained in fp32, what is frozen in the computation's dtype; shared out, but for the autoencoder's.
+    """What is trained in fp32, what is frozen in the computation's dtype or in 4 bits.
+
+    Shared out, but for the autoencoder's.
 
     With ``offload`` the shares are in the CPU's memory.
     """
     whole = work.compute * work.sizes.autoencoder_parameters
-    shared = FP32 * trained(work) + work.compute * frozen(work) - whole
+    shared = FP32 * trained(work) + work.compute * (frozen(work) - packed(work)) + FOUR_BITS * packed(work) - whole
     return whole + (0.0 if work.layout.offload else shared / work.shards)
 
 
@@ -190,7 +204,7 @@ def casts(work: Workload) -> float:
         rest = s.model_parameters - 2 * s.layers * s.layer_parameters
         full = sum(s.expert(e) - s.layers * s.layer_parameters for e in EXPERTS if work.training(e) == "full")
         return c * GATHERED_LAYERS * 2 * s.layer_parameters + FP32 * full + c * (rest - full)
-    return autocast(work)
+    return autocast(work) + unpacked(work)
 
 
 def autocast(work: Workload) -> float:
@@ -239,7 +253,7 @@ def backward_working(work: Workload) -> float:
     s, c, blocks = work.sizes, work.compute, work.blocks()
     again = work.checkpointing
     layer = max(layer_bytes(work, b) * again + 2 * c * s.intermediate * b.tokens * b.flows for b in blocks)
-    layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32) * again
+    layer += _of_experts(work, s.cast) / s.layers * c * (c < FP32) * again + unpacked(work)
     return max(layer, logits_working(work) + FP32 * s.vocab * s.hidden * (work.reasoning == "full"))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from unigrpo.build import families
+from unigrpo.costs.sizes import ModelSizes
 from unigrpo.recipe import Recipe
 from unigrpo.tools.planning.layouts import Choice, Mode, choose, layouts
 from unigrpo.tools.planning.model_sizes import sizes
 from unigrpo.tools.planning.scaling import estimate
-from unigrpo.tools.planning.sizes import ModelSizes
 from unigrpo.tools.planning.workload import Layout
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from unigrpo.costs.sizes import ModelSizes
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe.schema import Recipe
 from unigrpo.recipe.sections import PromptData
 from unigrpo.tools.planning.communication import BETWEEN, WITHIN, Traffic
 from unigrpo.tools.planning.layouts import layouts, named
 from unigrpo.tools.planning.scaling import BANDWIDTH, Estimate, estimate
-from unigrpo.tools.planning.sizes import ModelSizes
 from unigrpo.tools.planning.workload import Layout
 
 GPUS = (1, 8, 64, 512)

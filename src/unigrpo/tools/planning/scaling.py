@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unigrpo.costs.sizes import EXPERTS, ModelSizes
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
 from unigrpo.tools.planning.compute import Compute, compute, think, velocity
-from unigrpo.tools.planning.sizes import EXPERTS, ModelSizes
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 64, 512)
@@ -183,6 +183,7 @@ def _parameters(work: Workload) -> list[str]:
     lines.append(f"  {'position tables':<15}{s.tables:>16,}  frozen")
     kept, stored = "fp32" if work.compute == memory.FP32 else "bf16", s.storage_bytes * s.model_parameters
     unit, name = _unit(stored, BYTES)
+    kept += ", the matrices of the experts' MLPs in 4 bits" if work.quantized else ""
     return [*lines, f"  what is frozen is kept in {kept}; the checkpoint's file has {_number(stored / unit)} {name}"]
 
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from unigrpo.recipe.schema import Recipe, trained_experts
+from unigrpo.costs.counting import Block, Training
+from unigrpo.costs.sizes import Expert, ModelSizes
+from unigrpo.recipe.schema import Recipe, how_trained
 from unigrpo.recipe.sections import PromptData
-from unigrpo.tools.planning.sizes import Expert, ModelSizes
 
-Training = Literal["full", "lora", "frozen"]
 PROMPT_TOKENS = 128  # assumed where nothing else is said: BAGEL's system prompt is about half of it
 WIDTH = {"float32": 4, "bfloat16": 2}
 Mode = Literal["replicate", "shard"]
@@ -43,25 +43,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A block of the packed replay: ``und`` and ``gen`` tokens, query-key ``pairs`` and ``keys`` over all rows.
-
-    flows: whether gradients pass through it.
-    """
-
-    und: int
-    gen: int
-    pairs: int
-    keys: int
-    flows: bool
-
-    @property
-    def tokens(self) -> int:
-        """All tokens."""
-        return self.und + self.gen
-
-
-@dataclass(frozen=True)
 class Workload:
     """One iteration on one of the GPUs of a layout.
 
@@ -70,7 +51,7 @@ class Workload:
     sampled (or learned) tokens of a text, taken to end at the cap; copies: noisy images per row in a replay; steps:
     denoising steps per picture, of ``branches`` forwards each (guidance). compute: bytes of the computation's dtype.
     rescored: replays before the update for old log-probs (below fp32) and old velocities; through_decoder: gradients
-    pass through it (ReFL).
+    pass through it (ReFL). quantized: the matrices under adapters are held in 4 bits.
     """
 
     sizes: ModelSizes
@@ -100,6 +81,7 @@ class Workload:
     branches: int
     rescored: int
     through_decoder: bool
+    quantized: bool = False
 
     @property
     def gpus(self) -> int:
@@ -183,7 +165,7 @@ def workload(
     total = data.prompts_per_iteration * group if rl else data.batch_size
     rows = math.ceil(total / gpus)
     thinks = rollout.think or not rl
-    reasoning, denoising = _training(recipe, "reasoning"), _training(recipe, "denoising")
+    reasoning, denoising = how_trained(recipe, "reasoning"), how_trained(recipe, "denoising")
     minibatches = min(recipe.optimizer.minibatches, math.ceil(rows / group))
     return Workload(
         sizes=sizes,
@@ -213,6 +195,7 @@ def workload(
         branches=1 if rollout.guidance == 1 else 2,
         rescored=_rescored(recipe),
         through_decoder=method.needs_reward_gradient,
+        quantized=model.quantize != "none",
     )
 
 
@@ -220,12 +203,6 @@ def _rescored(recipe: Recipe) -> int:
     """Replays of the policy before its update: old values below fp32, and the velocities of forward-noise methods."""
     old_values = recipe.method.needs_old_values and recipe.model.dtype != "float32"
     return int(old_values) + recipe.method.needs_behaviour_velocity
-
-
-def _training(recipe: Recipe, expert: Expert) -> Training:
-    if expert not in trained_experts(recipe):
-        return "frozen"
-    return "full" if recipe.model.lora is None else "lora"
 
 
 def _together(batch: int | None, group: int, rows: int) -> int:

@@ -142,6 +142,11 @@ class ModelSizes:
         return 2 * h * h + 2 * h * self.kv + 3 * h * self.intermediate
 
     @property
+    def mlp_matrices(self) -> int:
+        """Those of them that are of the MLP: gate, up, down."""
+        return 3 * self.hidden * self.intermediate
+
+    @property
     def layer_parameters(self) -> int:
         """All parameters of one expert in one layer: matrices, biases of q, k, v, and four norms."""
         return self.layer_matrices + self.hidden + 2 * self.kv + 2 * self.hidden + 2 * self.head_dim

@@ -1,0 +1,138 @@
+"""FLOPs of forwards and backwards of a BAGEL, from its sizes and how it is trained (docs/scaling.md derives them)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from unigrpo.costs.sizes import FREQUENCIES, Expert, ModelSizes
+
+Training = Literal["full", "lora", "frozen"]
+FUSED_BACKWARD = 2.5  # a fused attention computes the scores again: five products for the forward's two
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the packed replay: ``und`` and ``gen`` tokens, query-key ``pairs`` and ``keys`` over all rows.
+
+    flows: whether gradients pass through it.
+    """
+
+    und: int
+    gen: int
+    pairs: int
+    keys: int
+    flows: bool
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.und + self.gen
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed replay in numbers: its blocks, the tokens that are scored, and the noisy images of so many tokens."""
+
+    blocks: Sequence[Block]
+    scored: int
+    images: int
+    image_tokens: int
+
+
+@dataclass(frozen=True)
+class Counting:
+    """FLOPs of a model of these sizes, whose experts are trained in these ways; 2 for a multiplication and its sum.
+
+    rank: of the adapters; checkpointing: layers are computed again in the backward pass; through_context: the image's
+    loss reaches the reasoning weights. Masked pairs of queries and keys are computed too, and counted.
+    """
+
+    sizes: ModelSizes
+    reasoning: Training
+    denoising: Training
+    rank: int = 0
+    checkpointing: bool = False
+    through_context: bool = False
+
+    def training(self, expert: Expert) -> Training:
+        """How an expert is trained."""
+        return self.reasoning if expert == "reasoning" else self.denoising
+
+    def linear(self, expert: Expert) -> float:
+        """Of one token in one layer's matrices, 2 per weight; adapters add theirs."""
+        adapters = self.rank * self.sizes.adapter_sides() if self.training(expert) == "lora" else 0
+        return 2 * (self.sizes.layer_matrices + adapters)
+
+    def attention(self, pairs: float) -> float:
+        """4 H per query and key in one layer: scores and weighted sum."""
+        return 4 * self.sizes.hidden * pairs
+
+    def head(self, tokens: float) -> float:
+        """2 H V per token whose next one is scored."""
+        return 2 * self.sizes.hidden * self.sizes.vocab * tokens
+
+    def latent_ends(self, images: float, tokens: int) -> float:
+        """vae2llm and llm2vae per latent token, the time embedder once per image."""
+        s = self.sizes
+        return images * (4 * s.hidden * s.latent_dim * tokens + 2 * s.hidden * (FREQUENCIES + s.hidden))
+
+    def layers(self, block: Block) -> float:
+        """One block through all layers."""
+        tokens = block.und * self.linear("reasoning") + block.gen * self.linear("denoising")
+        return self.sizes.layers * (tokens + self.attention(block.pairs))
+
+    def layers_backward(self, block: Block) -> float:
+        """Through all layers: 1 forward for the inputs' gradients, 1 more for the weights' where they are trained.
+
+        The markers of noisy images are und tokens of the image's loss, which sees reasoning weights as constants unless
+        ``through_context``.
+        """
+        if not block.flows:
+            return 0.0
+        total = FUSED_BACKWARD * self.attention(block.pairs)
+        experts: tuple[tuple[Expert, int], ...] = (("reasoning", block.und), ("denoising", block.gen))
+        for expert, tokens in experts:
+            base = 2 * self.sizes.layer_matrices
+            learned = {"full": base, "lora": self.linear(expert) - base, "frozen": 0.0}[self.training(expert)]
+            if expert == "reasoning" and block.gen and not self.through_context:
+                learned = 0.0
+            total += tokens * (self.linear(expert) + learned)
+        return self.sizes.layers * total
+
+    def layers_again(self, block: Block) -> float:
+        """Computed again up to the last tensor that is asked for: without adapters, down's product is not."""
+        s = self.sizes
+        experts: tuple[tuple[Expert, int], ...] = (("reasoning", block.und), ("denoising", block.gen))
+        tokens = sum(count for expert, count in experts if self.training(expert) != "lora")
+        return self.layers(block) - s.layers * 2 * s.hidden * s.intermediate * tokens
+
+    def replay(self, packed: Packed) -> float:
+        """The forward of a packed replay: its blocks, the scored tokens, the noisy images."""
+        layers = sum(self.layers(block) for block in packed.blocks)
+        return layers + self.head(packed.scored) + self.latent_ends(packed.images, packed.image_tokens)
+
+    def replay_backward(self, packed: Packed) -> float:
+        """Its backward pass, and the layers once more with activation checkpointing."""
+        layers = sum(self.layers_backward(block) for block in packed.blocks)
+        if self.checkpointing:
+            layers += sum(self.layers_again(block) for block in packed.blocks if block.flows)
+        head = self.head(packed.scored) * (self.reasoning != "frozen") * (1 + (self.reasoning == "full"))
+        out = 2 * self.sizes.hidden * self.sizes.latent_dim * packed.image_tokens * packed.images
+        whole = 1.5 * self.latent_ends(packed.images, packed.image_tokens)
+        return layers + head + (whole if self.denoising == "full" else out)
+
+    def prefill(self, tokens: int, length: int) -> float:
+        """``tokens`` tokens in prompts of ``length``."""
+        return self.layers(Block(tokens, 0, tokens * length, tokens, False))
+
+    def think(self, texts: int, prompt: int, fed: int, sampled: int) -> float:
+        """Decoding ``texts`` texts of ``fed`` tokens (with bos and eos) after a prompt; ``sampled`` words take logits."""
+        pairs = texts * (fed * prompt + fed * (fed + 1) / 2)
+        return self.layers(Block(texts * fed, 0, round(pairs), 0, False)) + self.head(sampled)
+
+    def velocity(self, context: int, tokens: int) -> float:
+        """One denoising forward of one picture: its tokens and two markers over the cached context."""
+        own = tokens + 2
+        return self.layers(Block(2, tokens, own * (context + own), 0, False)) + self.latent_ends(1, tokens)

@@ -1,0 +1,180 @@
+"""FLOPs of an iteration, counted from the trajectories that it drew, and how much of the machine's peak that is.
+
+Counted are the model's own products for the tokens that there are: reading prompts, thinking, drawing, replays and
+their backward passes. What padding adds, the decoding of pictures (a part of ``seconds.reward``), rewards and
+validations are not. Of several ranks it is what one process would do. Source: docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unigrpo.costs.counting import Block, Counting, Packed
+from unigrpo.costs.sizes import ModelSizes
+from unigrpo.recipe import Recipe
+from unigrpo.recipe.schema import how_trained
+from unigrpo.recipe.sections import PromptData
+from unigrpo.training.components import RunComponents
+from unigrpo.training.peak import SIDES, Peak, peak_of
+from unigrpo.training.replay import Batch, minibatches
+from unigrpo.training.sources import RolloutBatch
+from unigrpo.trajectory import Image, Text, Trajectory
+
+PHASES = ("rollout", "annotate", "update")
+"""The seconds in which the counted products happen."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trajectory in numbers: what it is told (its ids, and how many tokens), the tokens from its first own text on,
+    which of them are scored, its picture's tokens, how many noisy copies are asked for, and whose thinking it has."""
+
+    told: tuple[tuple[int, ...], ...]
+    before: int
+    after: int
+    scored: int
+    image_tokens: int
+    copies: int
+    thought: tuple[int, int]
+
+
+def row_of(trajectory: Trajectory, recipe: Recipe) -> Row | None:
+    """A trajectory of words and at most one picture, which is the last; None for any other."""
+    *texts, last = trajectory.segments
+    picture = last if isinstance(last, Image) else None
+    words = [text for text in (texts if picture is not None else trajectory.segments) if isinstance(text, Text)]
+    if len(words) + (picture is not None) < len(trajectory.segments):
+        return None
+    first = next((i for i, text in enumerate(words) if text.scored), len(words))
+    asked = picture is not None and (picture.target or picture.drawn or picture.path is not None)
+    each = recipe.rollout.images_per_thinking
+    return Row(
+        told=tuple(tuple(text.ids.tolist()) for text in words[:first]),
+        before=_tokens(words[:first]),
+        after=_tokens(words[first:]),
+        scored=sum(text.num_actions for text in words if text.scored),
+        image_tokens=picture.grid[0] * picture.grid[1] if picture is not None else 0,
+        copies=recipe.method.copies(recipe.rollout.window_size) if asked else 0,
+        thought=(trajectory.prompt.position, trajectory.sample // each),
+    )
+
+
+def _tokens(texts: Sequence[Text]) -> int:
+    """Tokens of some texts, with bos and eos."""
+    return sum(len(text.ids) + 2 for text in texts)
+
+
+def counting_of(recipe: Recipe, sizes: ModelSizes) -> Counting:
+    """The FLOPs of a run's model, trained as its recipe says."""
+    return Counting(
+        sizes,
+        how_trained(recipe, "reasoning"),
+        how_trained(recipe, "denoising"),
+        rank=recipe.model.lora.rank if recipe.model.lora else 0,
+        checkpointing=recipe.model.activation_checkpointing,
+        through_context=recipe.method.image_grad_through_context,
+    )
+
+
+def iteration_flops(recipe: Recipe, sizes: ModelSizes, collected: RolloutBatch) -> float | None:
+    """FLOPs of an iteration; None where prompts have pictures or the training's pictures are guided."""
+    samples = collected.samples or collected.trajectories
+    trained = [t for t in samples if t.failure is None]
+    rows = {id(t): row_of(t, recipe) for t in samples}
+    if recipe.rollout.guidance != 1 or any(row is None for row in rows.values()):
+        return None
+    counts, known = counting_of(recipe, sizes), {key: row for key, row in rows.items() if row is not None}
+    total = drawn(recipe, counts, list(known.values())) if recipe.method.learns_from == "prompts" else 0.0
+    for part in minibatches(Batch(trained, [()] * len(trained)), recipe.optimizer.minibatches) if trained else ():
+        for piece in part.pieces(recipe.optimizer.micro_batch):
+            packed = packed_of([known[id(t)] for t in piece.trajectories], counts)
+            forward, passes = counts.replay(packed), recipe.optimizer.ppo_epochs
+            total += replays_before(recipe) * forward + passes * (forward + counts.replay_backward(packed))
+    if recipe.method.needs_reward_gradient and sizes.autoencoder is not None:  # through a frozen decoder, and back
+        pixels = sum(known[id(t)].image_tokens for t in trained) * sizes.pixels_per_token**2 / max(1, len(trained))
+        total += recipe.optimizer.ppo_epochs * 2 * len(trained) * sizes.autoencoder.flops(round(pixels))
+    return total
+
+
+def replays_before(recipe: Recipe) -> int:
+    """Replays before the update: the reference's, old values below fp32, the velocities of forward-noise methods."""
+    old_values = recipe.method.needs_old_values and recipe.model.dtype != "float32"
+    return int(recipe.method.needs_reference) + int(old_values) + int(recipe.method.needs_behaviour_velocity)
+
+
+def drawn(recipe: Recipe, counts: Counting, rows: Sequence[Row]) -> float:
+    """FLOPs of a rollout: each prompt once per group (or part of one), each thought once, each step of each picture."""
+    data, batch = recipe.data, recipe.rollout.batch
+    parts = -(-data.group_size // batch) if isinstance(data, PromptData) and batch is not None else 1
+    prompts = {row.thought[0]: row.before for row in rows}
+    thoughts = {row.thought: row for row in rows if row.scored}
+    total = float(sum(parts * counts.prefill(tokens, tokens) for tokens in prompts.values()))
+    total += sum(counts.think(1, row.before, row.after, row.scored) for row in thoughts.values())
+    steps = recipe.rollout.num_points - 1
+    return total + steps * sum(counts.velocity(row.before + row.after, row.image_tokens) for row in rows)
+
+
+def packed_of(rows: Sequence[Row], counts: Counting) -> Packed:
+    """A micro-batch as the packed replay computes it: what is shared is read once, and a picture's copies follow."""
+    shared = {row.told: row.before for row in rows}
+    apart = len(shared) == len(rows) or not any(shared.values())
+    learns = counts.reasoning != "frozen"
+    blocks: list[Block] = []
+    contexts: dict[Hashable, Row] = {}
+    if not apart:
+        tokens = sum(shared.values())
+        blocks.append(Block(tokens, 0, sum(n * n for n in shared.values()), tokens, learns))
+    for number, row in enumerate(rows):
+        contexts.setdefault(number if apart or not row.scored else (row.told, row.thought), row)
+    own = [(row.before * apart + row.after, row.before + row.after) for row in contexts.values()]
+    if read := sum(tokens for tokens, _ in own):
+        blocks.append(Block(read, 0, sum(n * keys for n, keys in own), sum(keys for _, keys in own), learns))
+    drawn = [(row.copies, row.image_tokens, row.before + row.after) for row in rows if row.copies]
+    images, tokens = sum(k for k, *_ in drawn), sum(k * n for k, n, _ in drawn)
+    if images:
+        keys = sum(k * (context + n + 2) for k, n, context in drawn)
+        pairs = sum(k * (n + 2) * (context + n + 2) for k, n, context in drawn)
+        blocks.append(Block(2 * images, tokens, pairs, keys, True))
+    scored = sum(row.scored for row in contexts.values())
+    return Packed(blocks, scored, images, tokens // images if images else 0)
+
+
+def utilization(flops: float, seconds: Mapping[str, float], peak: float, ranks: int) -> float:
+    """The share of the peak of all ranks that the rollout, the annotation and the update have reached."""
+    return flops / sum(seconds.get(phase, 0.0) for phase in PHASES) / peak / ranks
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run says of its FLOPs: nothing (``peak`` None) for a model whose sizes are not known."""
+
+    recipe: Recipe
+    sizes: ModelSizes | None
+    peak: Peak | None
+    ranks: int
+
+    @classmethod
+    def of_run(cls, recipe: Recipe, parts: RunComponents) -> Effort:
+        """Of the parts of a run; this measures the machine's peak, where nobody states it."""
+        sizes, ranks = parts.policy.sizes, parts.world.size
+        if sizes is None:
+            return cls(recipe, None, None, ranks)
+        kind = next(parts.policy.module.parameters()).device.type
+        known = kind in SIDES
+        return cls(recipe, sizes if known else None, peak_of(kind, parts.compute_dtype) if known else None, ranks)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For environment.json."""
+        return {} if self.peak is None else {"peak": asdict(self.peak)}
+
+    def of(self, collected: RolloutBatch, seconds: Mapping[str, float]) -> dict[str, float]:
+        """``flops`` and ``utilization`` of an iteration, where they are known."""
+        if self.sizes is None or self.peak is None:
+            return {}
+        flops = iteration_flops(self.recipe, self.sizes, collected)
+        if flops is None:
+            return {}
+        return {"flops": flops, "utilization": round(utilization(flops, seconds, self.peak.flops, self.ranks), 4)}
