@@ -93,7 +93,7 @@ def test_a_thinking_that_pictures_share_is_counted_once(tmp_path):
     collected = trainer.parts.source.collect(trainer.parts.policy, 0, Clock())
     counts = counting_of(shared, sizes_of(trainer))
     rows = [row for t in collected.samples if (row := row_of(t, shared)) is not None]
-    one = counts.think(1, rows[0].before, rows[0].after)
+    one = counts.think(1, rows[0].before, rows[0].after, rows[0].scored)
     assert drawn(trainer.recipe, counts, rows_of(trainer, collected.samples)) - drawn(shared, counts, rows) == 2 * one
     assert packed_of(rows, counts).scored == 2 * rows[0].scored
 

@@ -128,7 +128,7 @@ class Counting:
         return self.layers(Block(tokens, 0, tokens * length, tokens, False))
 
     def think(self, texts: int, prompt: int, fed: int, sampled: int) -> float:
-        """Decoding ``texts`` texts of ``fed`` tokens (with bos and eos) after a prompt; ``sampled`` words take logits."""
+        """Decoding ``texts`` texts of ``fed`` tokens (bos, eos) after a prompt; ``sampled`` words take logits."""
         pairs = texts * (fed * prompt + fed * (fed + 1) / 2)
         return self.layers(Block(texts * fed, 0, round(pairs), 0, False)) + self.head(sampled)
 
