@@ -65,7 +65,7 @@ def sharded(case, mesh):
     for part, param in [*((layer, dtype) for layer in policy.model.language_model.model.layers), (policy.model, None)]:
         how = MixedPrecisionPolicy(param_dtype=param, reduce_dtype=torch.float32, cast_forward_inputs=False)
         fully_shard(part, mesh=mesh, mp_policy=how, reshard_after_forward=True)
-    for door in ("logits", "velocity_head"):
+    for door in policy.model.FRONT_DOORS[1:]:
         register_fsdp_forward_method(policy.model, door)
     return policy
 

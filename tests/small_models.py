@@ -57,9 +57,9 @@ def position_table(policy):
 
 def favour(monkeypatch, policy, token, bonus):
     """Make a token likelier (or never drawn, with a bonus of -inf) in everything that reads logits."""
-    plain, extra = policy.model.logits, torch.zeros(policy.config.vocab_size)
+    plain, extra = policy.model.head, torch.zeros(policy.config.vocab_size)
     extra[token] = bonus
-    monkeypatch.setattr(policy.model, "logits", lambda hidden: plain(hidden) + extra)
+    monkeypatch.setattr(policy.model, "head", lambda hidden: plain(hidden) + extra)
 
 
 def text(*ids, **options):

@@ -167,7 +167,6 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-@torch.no_grad()
 def test_each_mistake_is_seen_and_as_large_as_the_original_says(name, golden, monkeypatch):
     sizes = golden.values["meta"]["mutation_max_abs_dv (|v| scale 0.958)"]
     right = golden.velocity(golden.full, golden["t2i.noise"], 0.7)

@@ -62,8 +62,8 @@ def test_a_shared_thinking_changes_neither_answers_nor_gradients():
 
 def test_a_thinking_is_read_once(monkeypatch):
     policy, rows, widths = small_policy(), shared(), []
-    whole = policy.model.logits
-    monkeypatch.setattr(policy.model, "logits", lambda hidden: widths.append(len(hidden)) or whole(hidden))
+    whole = policy.model.head
+    monkeypatch.setattr(policy.model, "head", lambda hidden: widths.append(len(hidden)) or whole(hidden))
     with torch.no_grad():
         policy.replay(items(rows))
         policy.replay(items(rows[::2]))

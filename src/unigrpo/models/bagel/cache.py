@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from unigrpo.models.bagel.drawing import Path
 
 
 class Cache:
     """Per layer keys and values [B, kv heads, slots, head dim], with valid [B, slots] and the next rope [B].
 
-    Appending under autograd concatenates; without gradients it writes in place into reserved room, so that decoding
-    does not copy the cache for every token. Positions are carried by the keys (after rope), so slots need no order.
+    Appending concatenates, so that gradients can flow; thinking and drawing, which have none, fill ``slots.Slots`` in
+    place. Positions are carried by the keys (after rope), so slots need no order. ``paths``: by (rows, columns), what
+    the steps of pictures that are drawn after these rows share, kept until something else is read.
     """
 
     def __init__(self, num_layers: int, valid: Tensor, rope: Tensor) -> None:
@@ -18,7 +24,7 @@ class Cache:
         self.values: list[Tensor | None] = [None] * num_layers
         self.valid = valid
         self.rope = rope
-        self._room = 0
+        self.paths: dict[tuple[int, int], Path] = {}
 
     @classmethod
     def empty(cls, num_layers: int, batch: int, device: torch.device) -> Cache:
@@ -36,31 +42,15 @@ class Cache:
         keys, values = self.keys[index], self.values[index]
         if keys is None or values is None:
             return None
-        return keys[:, :, : self.length], values[:, :, : self.length]
-
-    def reserve(self, slots: int) -> None:
-        """Make room for ``slots`` more, to be filled in place (without gradients)."""
-        self._room = self.length + slots
-        for store in (self.keys, self.values):
-            for index, tensor in enumerate(store):
-                if tensor is not None:
-                    shape = (*tensor.shape[:2], self._room, tensor.shape[3])
-                    grown = tensor.new_empty(shape)
-                    grown[:, :, : self.length] = tensor[:, :, : self.length]
-                    store[index] = grown
+        return keys, values
 
     def append(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of one layer; return all of them, old and new. ``commit`` closes the step."""
-        old_keys, old_values, end = self.keys[index], self.values[index], self.length + keys.shape[2]
+        old_keys, old_values = self.keys[index], self.values[index]
         if old_keys is None or old_values is None:
             self.keys[index], self.values[index] = keys, values
             return keys, values
-        if end <= min(self._room, old_keys.shape[2]) and not torch.is_grad_enabled():
-            old_keys[:, :, self.length : end] = keys
-            old_values[:, :, self.length : end] = values
-            return old_keys[:, :, :end], old_values[:, :, :end]
-        keys = torch.cat([old_keys[:, :, : self.length], keys], dim=2)
-        values = torch.cat([old_values[:, :, : self.length], values], dim=2)
+        keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
         self.keys[index], self.values[index] = keys, values
         return keys, values
 
@@ -68,6 +58,7 @@ class Cache:
         """After all layers appended: which of the new slots [B, n] are filled, and the next rope position [B]."""
         self.valid = torch.cat([self.valid, valid], dim=1)
         self.rope = rope
+        self.paths = {}
 
     def expand(self, repeats: int) -> Cache:
         """Repeat every row ``repeats`` times, copies adjacent (one prompt read once, a group of samples after it)."""

@@ -21,14 +21,18 @@ from unigrpo.models.bagel.config import BagelConfig
 
 Stream = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
+Rope = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where all layers read a block: the block, its rope tables and its additive mask."""
+    """Where all layers read a block: the block, its rope tables (None: nothing is rotated) and its additive mask.
+
+    The mask is [B, 1, Lq, Lk], or [B, 1, 1, Lk] where all queries of a row see the same.
+    """
 
     block: Block
-    rope: tuple[Tensor, Tensor]
+    rope: Rope | None
     mask: Tensor
 
 
@@ -43,8 +47,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
         wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed.to(x.dtype) * self.weight).to(x.dtype)  # weights may be kept wider than the computation
+        normed = (wide * wide.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()).to(x.dtype)
+        if torch.is_grad_enabled():
+            return (normed * self.weight).to(x.dtype)  # weights may be kept wider than the computation
+        return normed.mul_(self.weight)
 
 
 class SwiGLU(nn.Module):
@@ -58,10 +64,13 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.is_grad_enabled():
+            return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(gate, inplace=True).mul_(up))
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> Rope:
     """cos and sin [B, L, 1, head_dim] of the angles p * theta^(-2j/d), duplicated [f, f] (fp32)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     angles = positions.float()[..., None] * theta**-exponents
@@ -73,6 +82,31 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding, llama style: x cos + [-x2, x1] sin; x is [B, L, heads, d]."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def attends_wide(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether texts attend in fp64.
+
+    Text in fp32 does: a decoded token and the same token in a packed replay sum over keys of different padding, and
+    those roundings alone made rare tokens differ by more than the 1e-5 that a first update may (with it: not at all;
+    LOG.md). Images, whose blocks have one shape, need no such care.
+    """
+    return dtype == torch.float32 and device.type in ("cpu", "cuda")
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask) v: q [B, heads, Lq, d], keys and values [B, kv heads, Lk, d] -> like q.
+
+    Where all queries of a row see the same, the heads that share keys are laid into one long row of queries.
+    """
+    batch, heads, length, d = q.shape
+    kv_heads = keys.shape[1]
+    if mask.shape[2] == 1:
+        rows = q.reshape(batch, kv_heads, -1, d)
+        return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask).reshape(batch, heads, length, d)
+    if heads > kv_heads and q.device.type != "cpu":  # fused kernels take a mask, or grouped heads, but not both
+        keys, values = (u.repeat_interleave(heads // kv_heads, 1) for u in (keys, values))
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=heads > keys.shape[1])
 
 
 class MoTAttention(nn.Module):
@@ -98,7 +132,7 @@ class MoTAttention(nn.Module):
         return self.get_submodule(f"q_norm{twin}")(q), self.get_submodule(f"k_norm{twin}")(k), v
 
     def project(
-        self, stream: Stream, cos: Tensor, sin: Tensor, compact: Compact | None = None
+        self, stream: Stream, rope: Rope | None, compact: Compact | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, heads, L, d], k and v [B, kv heads, L, d] of a stream, und tokens (padded if compact) first."""
         halves = [self._project(x, twin) for x, twin in zip(stream, ("", "_moe_gen"), strict=True) if x.shape[1]]
@@ -108,25 +142,21 @@ class MoTAttention(nn.Module):
         q, k, v = halves[0]
         for other in halves[1:]:
             q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), other, strict=True))
-        return rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int, compact: Compact | None = None
     ) -> Stream:
-        """Attention over the given keys (mask: additive [B, 1, Lq, Lk]) and the output projections of both experts.
+        """Attention over the given keys (mask: of a :class:`Place`) and the output projections of both experts.
 
-        Text in fp32 attends in fp64: a decoded token and the same token in a packed replay sum over keys of
-        different padding, and those roundings alone made rare tokens differ by more than the 1e-5 that a first update
-        may (with it: not at all; LOG.md). Images, whose blocks have one shape, need no such care.
+        Texts attend in fp64 by :func:`attends_wide`.
         """
-        wide = num_und == q.shape[2] and values.dtype == torch.float32 and q.device.type in ("cpu", "cuda")
-        if wide:
+        dtype = q.dtype
+        if num_und == q.shape[2] and attends_wide(dtype, q.device):
             q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
-        shared = self.heads // self.kv_heads
-        if shared > 1 and q.device.type != "cpu":  # fused kernels take a mask, or grouped heads, but not both
-            keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=keys.shape[1] != self.heads)
-        out = out.transpose(1, 2).flatten(2).to(torch.float32 if wide else out.dtype)
+        out = attention(q, keys, values, mask).transpose(1, 2).flatten(2).to(dtype)
         und, gen = out.split([num_und, out.shape[1] - num_und], dim=1)
         if compact is not None:
             und = compact.tokens(und)
@@ -194,7 +224,7 @@ class MoTLayer(nn.Module):
         ``append`` writes the block's keys and values into the cache and returns all of them.
         """
         block, past = place.block, continued(past, place.block)
-        q, k, v = self.self_attn.project(self.by_expert("input_layernorm", stream), *place.rope, block.compact)
+        q, k, v = self.self_attn.project(self.by_expert("input_layernorm", stream), place.rope, block.compact)
         if append is not None:
             seen = append(k, v)
         else:
@@ -215,5 +245,7 @@ def continued(past: KeyValue | None, block: Block) -> KeyValue | None:
 
 
 def add(a: Stream, b: Stream) -> Stream:
-    """Residual sum of two streams."""
-    return a[0] + b[0], a[1] + b[1]
+    """Residual sum of two streams, of which the second was made for it alone."""
+    if torch.is_grad_enabled():
+        return a[0] + b[0], a[1] + b[1]
+    return b[0].add_(a[0]), b[1].add_(a[1])

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from unigrpo.models.bagel.autoencoder import Autoencoder, patchify, to_unit_range, unpatchify
-from unigrpo.models.bagel.blocks import NOISE, Block, Tokens, build_block, lay_rows
+from unigrpo.models.bagel.blocks import Block, build_block, lay_rows
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
+from unigrpo.models.bagel.drawing import Path, noisy, picture_block
 from unigrpo.models.bagel.packing import pack
-from unigrpo.models.bagel.sampling import sample
 from unigrpo.models.bagel.scoring import read_velocities, score_texts
-from unigrpo.models.bagel.transformer import BagelModel, plain_tokens
+from unigrpo.models.bagel.thinking import one_token, think
+from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel.turns import fitted, interleave, view_of
+from unigrpo.models.bagel.vision import positions
 from unigrpo.policy import Context, GenerationDefaults, Policy, PolicySpec, Replayed, ReplayItem
 from unigrpo.trajectory import Image, Prompt, Segment, Text
 
@@ -173,15 +175,7 @@ class BagelPolicy(Policy):
 
     def feed(self, cache: Cache, ids: Tensor, valid: Tensor) -> Tensor:
         """Append one token per row (ids [B], rows where valid [B]); return the fp32 logits [B, V] after it."""
-        tokens = plain_tokens(ids.shape[0], 1, 0, ids.device)
-        block = Block(
-            ids=ids[:, None],
-            latents=torch.zeros((ids.shape[0], 0, self.config.latent_dim), device=ids.device),
-            t=torch.zeros((ids.shape[0], 0), device=ids.device),
-            places=ids.new_zeros((ids.shape[0], 0)),
-            rope=cache.rope[:, None],
-            tokens=tokens,
-        )
+        block = one_token(ids, cache.rope, self.config.latent_dim)
         with self._precision():
             ((und, _),) = self.model([block], cache, write=True)
             logits = self.model.logits(und[:, 0])
@@ -192,60 +186,31 @@ class BagelPolicy(Policy):
     def think(self, context: Context, *, uniforms: Tensor, temperature: float) -> tuple[list[Text], Cache]:
         """Write one text per row by inverse-CDF sampling; eos is always fed, and is an action only where sampled."""
         context = as_cache(context)
-        batch, cap = uniforms.shape
-        if cap == 0:
+        if uniforms.shape[1] == 0:
             raise ValueError("thinking may take 0 tokens: raise max_think_tokens to 1 or more, or turn think off")
-        uniforms = uniforms.to(self.model.device)
-        context.reserve(cap + 2)
-        token = torch.full((batch,), self.config.bos_token_id, device=self.model.device)
-        feeding = torch.ones(batch, dtype=torch.bool, device=self.model.device)
-        chosen: list[Tensor] = []
-        scores: list[Tensor] = []
-        counts = torch.zeros(batch, dtype=torch.int64, device=self.model.device)
-        while bool(feeding.any()):
-            logits = self.feed(context, token, feeding)
-            still = feeding & (token != self.config.eos_token_id)
-            if len(chosen) < cap:
-                token, score = sample(logits, uniforms[:, len(chosen)], temperature)
-                chosen.append(token)
-                scores.append(score)
-                counts = counts + still
-            else:
-                token = torch.full_like(token, self.config.eos_token_id)
-            feeding = still
-        return self._collect(torch.stack(chosen, 1).cpu(), torch.stack(scores, 1).cpu(), counts.tolist()), context
-
-    def _collect(self, ids: Tensor, scores: Tensor, counts: list[int]) -> list[Text]:
-        texts = []
-        for row, count in enumerate(counts):
-            ended = bool(ids[row, count - 1] == self.config.eos_token_id)
-            texts.append(Text(ids[row, : count - ended].clone(), ended, scores[row, :count].clone()))
-        return texts
+        with self._precision():
+            return think(self.model, context, uniforms, temperature), context
 
     def velocity(self, context: Context, x: Tensor, t: Tensor) -> Tensor:
-        """One denoising forward: [markers | latents] over the cache, which is not changed; fp32 [B, n, d]."""
-        context = as_cache(context)
-        batch, n = x.shape[:2]
-        device = x.device
-        order = torch.tensor([0, n + 1, *range(1, n + 1)], device=device).expand(batch, n + 2)
-        segment = torch.zeros_like(order)
-        block = Block(
-            ids=torch.tensor([self.config.vision_start_id, self.config.vision_end_id], device=device).expand(batch, 2),
-            latents=x,
-            t=t.to(torch.float32).reshape(-1, 1),
-            places=self.places(device).expand(batch, n),
-            rope=context.rope[:, None].expand(batch, n + 2),
-            tokens=Tokens(order, segment, segment + NOISE, torch.ones_like(order, dtype=torch.bool)),
-        )
+        """One denoising forward: [markers | latents] over the cache, which is not changed; fp32 [B, n, d].
+
+        Without gradients, what is the same for all steps is made at the first and kept with the cache.
+        """
+        cache, grid = as_cache(context), self.spec.grid
         with self._precision():
-            ((_, gen),) = self.model([block], context)
+            if torch.is_grad_enabled():
+                block = noisy(picture_block(cache.rope, self.places(x.device), self.config), x, t)
+                ((_, gen),) = self.model([block], cache)
+            else:
+                if grid not in cache.paths:
+                    cache.paths[grid] = Path(cache, self.places(x.device), self.model)
+                path = cache.paths[grid]
+                ((_, gen),) = self.model([noisy(path.block, x, t)], path.slots)
             return self.model.velocity_head(gen).float()
 
     def places(self, device: torch.device) -> Tensor:
         """Rows of the position table for one image [n]."""
-        rows, columns = self.spec.grid
-        row = torch.arange(rows, device=device)[:, None] * self.config.max_latent_size
-        return (row + torch.arange(columns, device=device)).reshape(-1)
+        return positions(self.spec.grid, self.config.max_latent_size, device)
 
     # Scoring
 

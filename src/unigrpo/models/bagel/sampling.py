@@ -11,6 +11,18 @@ def log_distribution(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
 
 
+WordScores = tuple[Tensor, Tensor, Tensor]
+"""Log-probs of N words, and entropies and spreads (largest less smallest log-prob) of their distributions: fp32 [N]."""
+
+
+def score(logits: Tensor, ids: Tensor, temperature: float) -> WordScores:
+    """How words ids [N] are scored by logits [N, V]; gradients flow through the log-probs alone."""
+    log_p = log_distribution(logits, temperature)
+    chosen = log_p.gather(1, ids[:, None])[:, 0]
+    with torch.no_grad():
+        return chosen, -(log_p.exp() * log_p).sum(-1), log_p.amax(-1) - log_p.amin(-1)
+
+
 def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Draw one id per row by inverse CDF (fp64 sums): the first id whose cumulated probability exceeds u in [0, 1).
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from unigrpo.models.bagel.packing import Packed
-from unigrpo.models.bagel.sampling import log_distribution
 from unigrpo.models.bagel.transformer import BagelModel
 
 
@@ -24,12 +23,8 @@ def score_texts(model: BagelModel, packed: Packed, hidden: Tensor, temperature: 
             targets.extend(actions)
         sizes.append(len(rows) - before)
     index = torch.tensor([rows, columns, targets], dtype=torch.int64, device=hidden.device).reshape(3, -1)
-    log_p = log_distribution(model.logits(hidden[index[0], index[1]]), temperature)
-    chosen = log_p.gather(1, index[2][:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        spread = log_p.amax(-1) - log_p.amin(-1)
-    return tuple(values.split(sizes) for values in (chosen, entropy, spread))
+    scores = model.word_scores(hidden[index[0], index[1]], index[2], temperature)
+    return tuple(values.split(sizes) for values in scores)
 
 
 def read_velocities(model: BagelModel, packed: Packed, hidden: Tensor) -> list[tuple[Tensor, ...]]:

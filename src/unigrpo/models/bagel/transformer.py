@@ -14,14 +14,19 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel.blocks import Block, Compact, Picture, Tokens, Views, allowed
 from unigrpo.models.bagel.cache import Cache
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.layers import MoTLayer, Place, RMSNorm, Stream, rope_tables
+from unigrpo.models.bagel.sampling import WordScores, score
+from unigrpo.models.bagel.slots import Slots
 from unigrpo.models.bagel.vision import Connector, VisionTower, positions
 
 FREQUENCIES = 256
+AT_ONCE = 2**24
+"""fp32 numbers (64 MiB) of logits, or of widened weights of the text head, that are made in one piece."""
 
 
 def sincos_table(side: int, hidden: int) -> Tensor:
@@ -99,7 +104,7 @@ class BagelModel(nn.Module):
     gradients without a cache, layers are computed again in the backward pass.
     """
 
-    FRONT_DOORS = ("forward", "logits", "velocity_head")
+    FRONT_DOORS = ("forward", "logits", "word_scores", "velocity_head")
     """All methods by which a policy computes with the weights: what gathers a sharded model hangs here, nowhere else
     (FSDP2: ``register_fsdp_forward_method`` for those besides forward)."""
 
@@ -166,12 +171,17 @@ class BagelModel(nn.Module):
             out.append(additive(mask, block.tokens.valid, dtype))
         return out
 
-    def forward(self, blocks: Sequence[Block], cache: Cache | None = None, *, write: bool = False) -> list[Stream]:
+    def forward(
+        self, blocks: Sequence[Block], cache: Cache | Slots | None = None, *, write: bool = False
+    ) -> list[Stream]:
         """Hidden states (after the final norms) of every block: (und [B, U, H], gen [B, G, H]).
 
         Block i sees the cache, blocks[:i] and itself, in the rows that it continues, by the rule of ``blocks.allowed``.
-        With ``write`` the keys and values of the (single) block are appended to the cache.
+        With ``write`` the keys and values of the (single) block are appended to the cache. Into ``Slots`` they are
+        always written, and the block sees all that is there.
         """
+        if isinstance(cache, Slots):
+            return [self._fill(blocks[0], cache)]
         if write and (cache is None or len(blocks) != 1):
             raise ValueError("write=True appends exactly one block to a cache")
         streams = [self.embed(block) for block in blocks]
@@ -185,6 +195,12 @@ class BagelModel(nn.Module):
             streams = layer(streams, places, past, append, again=again and append is None)
         return [self.final_norm(stream, block.compact) for stream, block in zip(streams, blocks, strict=True)]
 
+    def _fill(self, block: Block, slots: Slots) -> Stream:
+        stream, place = self.embed(block), slots.place(block)
+        for index, layer in enumerate(self.language_model.model.layers):
+            (stream,) = layer([stream], [place], None, partial(slots.append, index))
+        return self.final_norm(stream, block.compact)
+
     def final_norm(self, stream: Stream, compact: Compact | None) -> Stream:
         """``norm`` for und tokens (then padded again), ``norm_moe_gen`` for gen tokens."""
         und, gen = stream
@@ -194,8 +210,35 @@ class BagelModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Text logits, fp32, also where everything else runs in less (docs/bagel-architecture.md)."""
+        return self.head(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """What is behind :meth:`logits`; weights below fp32 are widened piece by piece, never all at once."""
+        weight = self.language_model.lm_head.weight
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), self.language_model.lm_head.weight.float())
+            if weight.dtype == torch.float32:
+                return F.linear(hidden.float(), weight)
+            pieces = weight.split(max(1, AT_ONCE // weight.shape[1]))
+            return torch.cat([F.linear(hidden.float(), piece.float()) for piece in pieces], dim=-1)
+
+    def word_scores(self, hidden: Tensor, ids: Tensor, temperature: float) -> WordScores:
+        """Log-probs of words ids [N] from hidden [N, H], with the entropies and spreads of their distributions.
+
+        Where N V numbers are many, the logits are made for some tokens after the others, and again in the backward
+        pass, so that those of all tokens are never kept.
+        """
+        tokens = max(1, AT_ONCE // self.config.vocab_size)
+        if ids.shape[0] <= tokens:
+            return self._scored(hidden, ids, temperature)
+        parts = [
+            checkpoint(self._scored, *part, temperature, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(hidden.split(tokens), ids.split(tokens), strict=True)
+        ]
+        log_probs, entropies, spreads = (torch.cat(values) for values in zip(*parts, strict=True))
+        return log_probs, entropies, spreads
+
+    def _scored(self, hidden: Tensor, ids: Tensor, temperature: float) -> WordScores:
+        return score(self.head(hidden), ids, temperature)
 
     def velocity_head(self, hidden: Tensor) -> Tensor:
         """llm2vae at latent tokens, fp32 [..., P]."""
