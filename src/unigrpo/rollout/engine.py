@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unigrpo import doing, flow, seeds
+from unigrpo import doing, flow, heap, seeds
 from unigrpo.policy import Context, Policy
 from unigrpo.rollout.episode import Action, Episode
 from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, GuidanceContexts, guided, prepare
@@ -115,6 +115,7 @@ def rollout(
     ``on_phase`` is told "prefill", "think", "draw" as each begins (for timing). ``first_sample`` numbers the samples.
     ValueError where K divides neither ``group_size`` nor ``first_sample``.
     """
+    heap.keep_freed_memory()
     each = sampling.images_per_thinking if episode.think else 1
     if group_size % each or first_sample % each:
         raise ValueError(f"{group_size} samples from {first_sample} on cannot share thoughts by {each}")

@@ -36,6 +36,10 @@ class Tokens:
         """The tokens of the given rows (int64 [N]), which may repeat."""
         return Tokens(self.order[rows], self.segment[rows], self.mode[rows], self.valid[rows])
 
+    def first(self) -> Tokens:
+        """The first token of every row."""
+        return Tokens(self.order[:, :1], self.segment[:, :1], self.mode[:, :1], self.valid[:, :1])
+
     def then(self, later: Tokens) -> Tokens:
         """These tokens and, in the same rows, later ones."""
         pairs = ((self.order, later.order), (self.segment, later.segment), (self.mode, later.mode))
@@ -88,6 +92,7 @@ class Block:
     rows int64 [B]: which row of the block before each row continues; None: row i continues row i.
     compact: how to leave out the padding of the und half; None: it is computed like tokens.
     views: pictures whose tokens stand among the und tokens (the ids there say nothing).
+    alike: whether all tokens of a row see the same, as those of one noisy image do.
     """
 
     ids: Tensor
@@ -99,6 +104,7 @@ class Block:
     rows: Tensor | None = None
     compact: Compact | None = None
     views: Views | None = None
+    alike: bool = False
 
     @property
     def num_und(self) -> int:

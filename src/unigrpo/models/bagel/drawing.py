@@ -30,6 +30,7 @@ def picture_block(rope: Tensor, places: Tensor, config: BagelConfig) -> Block:
         places=places.expand(batch, n),
         rope=rope[:, None].expand(batch, n + 2),
         tokens=Tokens(order, segment, segment + NOISE, torch.ones_like(order, dtype=torch.bool)),
+        alike=True,
     )
 
 

@@ -9,11 +9,13 @@ meet in one attention. Parameter names are those of the public checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel.blocks import Block, Compact
@@ -68,17 +70,16 @@ class SwiGLU(nn.Module):
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> Rope:
-    """cos and sin [B, L, 1, head_dim] of the angles p * theta^(-2j/d), duplicated [f, f] (fp32)."""
+    """cos [f, f] and sin [-f, f] of the angles f = p * theta^(-2j/d): [B, L, 1, head_dim] each (fp32)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions.float()[..., None] * theta**-exponents
-    angles = torch.cat([angles, angles], dim=-1)[:, :, None, :]
-    return angles.cos(), angles.sin()
+    angles = (positions.float()[..., None] * theta**-exponents)[:, :, None, :]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, llama style: x cos + [-x2, x1] sin; x is [B, L, heads, d]."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    """Rotary embedding, llama style, by :func:`rope_tables`: x cos + [x2, x1] sin; x is [B, L, heads, d]."""
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
 
 
 def attends_wide(dtype: torch.dtype, device: torch.device) -> bool:
@@ -143,17 +144,18 @@ class MoTAttention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int, compact: Compact | None = None
-    ) -> Stream:
-        """Attention over the given keys (mask: of a :class:`Place`) and the output projections of both experts.
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int) -> Tensor:
+        """Attention over the given keys (mask: of a :class:`Place`): [B, L, heads d].
 
         Texts attend in fp64 by :func:`attends_wide`.
         """
         dtype = q.dtype
         if num_und == q.shape[2] and attends_wide(dtype, q.device):
             q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
-        out = attention(q, keys, values, mask).transpose(1, 2).flatten(2).to(dtype)
+        return attention(q, keys, values, mask).transpose(1, 2).flatten(2).to(dtype)
+
+    def output(self, out: Tensor, num_und: int, compact: Compact | None = None) -> Stream:
+        """The output projections of both experts, of attention's [B, L, heads d]."""
         und, gen = out.split([num_und, out.shape[1] - num_und], dim=1)
         if compact is not None:
             und = compact.tokens(und)
@@ -200,11 +202,12 @@ class MoTLayer(nn.Module):
         out = []
         for stream, place in zip(streams, places, strict=True):
             if not place.block.rope.shape[1]:  # a replay in which nothing comes between prompts and images
-                past = continued(past, place.block)
+                if past is not None:
+                    past = continued(past[0], place.block.rows), continued(past[1], place.block.rows)
             elif again:
                 stream, past = checkpoint(self.read, stream, place, past, use_reentrant=False, preserve_rng_state=False)
             else:
-                stream, past = self.read(stream, place, past, append)
+                stream, past = self.read(stream, place, past, append, sparing=torch.is_grad_enabled())
             out.append(stream)
         return out
 
@@ -214,35 +217,66 @@ class MoTLayer(nn.Module):
         place: Place,
         past: KeyValue | None = None,
         append: Callable[[Tensor, Tensor], KeyValue] | None = None,
+        *,
+        sparing: bool = False,
     ) -> tuple[Stream, KeyValue]:
         """One block through this layer: its stream, and the keys and values of all that was read so far and of itself.
 
         past: what the block attends to besides itself (the cache, earlier blocks), in the rows that it continues.
-        ``append`` writes the block's keys and values into the cache and returns all of them.
+        ``append`` writes the block's keys and values into the cache and returns all of them. ``sparing``: what was read
+        before is not kept again for every row that continues it, but joined again in the backward pass.
         """
-        block, past = place.block, continued(past, place.block)
+        block = place.block
         q, k, v = self.self_attn.project(self.by_expert("input_layernorm", stream), place.rope, block.compact)
-        if append is not None:
-            seen = append(k, v)
-        else:
-            seen = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-        attended = self.self_attn.attend(q, *seen, place.mask, block.num_und, block.compact)
-        return self.mix(add(stream, attended)), seen
+        joined = [Joined(None if past is None else past[i], block.rows, own) for i, own in enumerate((k, v))]
+        seen = (joined[0].make(), joined[1].make()) if append is None else append(k, v)
+        with made_again(seen, joined) if sparing and block.rows is not None else nullcontext():
+            out = self.self_attn.attend(q, *seen, place.mask, block.num_und)
+        return self.mix(add(stream, self.self_attn.output(out, block.num_und, block.compact))), seen
 
     def mix(self, stream: Stream) -> Stream:
         """h + mlp(norm(h)) in each expert."""
         return add(stream, self.by_expert("mlp", self.by_expert("post_attention_layernorm", stream)))
 
 
-def continued(past: KeyValue | None, block: Block) -> KeyValue | None:
-    """Keys and values [rows of the block before, ...] in the rows that a block continues."""
-    if block.rows is None or past is None:
-        return past
-    return past[0].index_select(0, block.rows), past[1].index_select(0, block.rows)
+def continued(past: Tensor, rows: Tensor | None) -> Tensor:
+    """Keys or values [rows of the block before, ...] in the rows that a block continues (None: its own)."""
+    return past if rows is None else past.index_select(0, rows)
+
+
+class Joined:
+    """Keys or values of all that a block sees: those of ``past`` in the rows that it continues, then its own."""
+
+    def __init__(self, past: Tensor | None, rows: Tensor | None, own: Tensor) -> None:
+        self.past, self.rows, self.own = past, rows, own
+
+    def make(self) -> Tensor:
+        """[B, kv heads, Lk, d]."""
+        return self.own if self.past is None else torch.cat([continued(self.past, self.rows), self.own], 2)
+
+    def detached(self) -> Joined:
+        """The same without a graph, for the backward pass."""
+        return Joined(None if self.past is None else self.past.detach(), self.rows, self.own.detach())
+
+
+def made_again(made: Sequence[Tensor], joined: Sequence[Joined]) -> AbstractContextManager[None]:
+    """Where the backward pass needs what was ``made``, it is joined again: K noisy copies share what they continue."""
+    parts = {tensor.data_ptr(): how for tensor, how in zip(made, joined, strict=True)}
+    shapes = {tensor.shape for tensor in made}
+
+    def pack(saved: Tensor) -> Tensor | Joined:
+        known = parts.get(saved.data_ptr()) if saved.shape in shapes else None
+        return saved.detach() if known is None else known.detached()
+
+    def unpack(kept: Tensor | Joined) -> Tensor:
+        return kept.make() if isinstance(kept, Joined) else kept
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 def add(a: Stream, b: Stream) -> Stream:
     """Residual sum of two streams, of which the second was made for it alone."""
     if torch.is_grad_enabled():
         return a[0] + b[0], a[1] + b[1]
-    return b[0].add_(a[0]), b[1].add_(a[1])
+    und, gen = b
+    return und.add_(a[0]) if und.shape[1] else und, gen.add_(a[1]) if gen.shape[1] else gen

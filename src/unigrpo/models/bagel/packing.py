@@ -166,6 +166,7 @@ def noise_block(spans: Sequence[NoiseSpan], config: BagelConfig, device: torch.d
         rope=rope.expand(copies, width + 2),
         tokens=Tokens(orders, segment.expand_as(orders), torch.full_like(orders, NOISE), orders >= 0),
         rows=row[:, 0],
+        alike=True,
     )
 
 

@@ -158,17 +158,18 @@ class BagelModel(nn.Module):
         return self.connector(features) + self.vit_pos_embed(places).to(features.dtype)
 
     def masks(self, blocks: Sequence[Block], cache: Cache | None, dtype: torch.dtype) -> list[Tensor]:
-        """For each block, what it may see of [cache | earlier blocks | itself], additive."""
+        """For each block, what it may see of [cache | earlier blocks | itself], additive (see :class:`Place`)."""
         out, read, keys = [], None if cache is None else cache.valid, None
         for block in blocks:
             if block.rows is not None:
                 read = None if read is None else read[block.rows]
                 keys = None if keys is None else keys.take(block.rows)
             keys = block.tokens if keys is None else keys.then(block.tokens)
-            mask = allowed(block.tokens, keys)
+            asking = block.tokens.first() if block.alike else block.tokens
+            mask = allowed(asking, keys)
             if read is not None:
                 mask = torch.cat([read[:, None, :].expand(-1, mask.shape[1], -1), mask], dim=-1)
-            out.append(additive(mask, block.tokens.valid, dtype))
+            out.append(additive(mask, asking.valid, dtype))
         return out
 
     def forward(
