@@ -176,7 +176,10 @@ def fits(tensor: Tensor, value: Tensor) -> bool:
 def build_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The AdamW that ``config.kind`` names; ValueError where it needs a package that is not there."""
     if config.kind not in EIGHT_BIT:
-        return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
+        fused = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+        return torch.optim.AdamW(
+            groups, betas=config.betas, weight_decay=config.weight_decay, fused=fused, foreach=not fused
+        )
     try:
         library: Any = import_module("bitsandbytes")
     except ImportError as error:
