@@ -35,7 +35,7 @@ from unigrpo.tools.planning import modes
 from unigrpo.tools.planning.compute import replay_backward, replay_forward, velocity
 from unigrpo.tools.planning.dry_run import auto_line
 from unigrpo.tools.planning.layouts import USABLE, choose, layouts, named
-from unigrpo.tools.planning.memory import activations, drawn_casts, step_working, token_bytes
+from unigrpo.tools.planning.memory import activations, drawn_casts, logits, step_working, token_bytes
 from unigrpo.tools.planning.model_sizes import sizes
 from unigrpo.tools.planning.modes_report import ASSUMED, SIDES, at_size, modes_report
 from unigrpo.tools.planning.scaling import GPUS, SHARDED, estimate, scaling_report
@@ -276,20 +276,13 @@ KEPT = [
 @pytest.mark.parametrize("case", KEPT, ids=str)
 def test_what_a_replay_keeps_for_its_backward_pass(case):
     policy, made = case.policy, case.estimate
-    items, found = items_of(policy, case), {}
-    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
-
-    def seen(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+    items = items_of(policy, case)
+    with Live() as live:
         answers = policy.replay(items)
-    kept = sum(size for size, _ in found.values()) + size_of(tensors_of(answers))
-    made_logits = made.memory.logits - 2 * 4 * SIZES.vocab * case.micro * made.work.actions
-    assert made.memory.activations + made.memory.casts + made_logits == pytest.approx(kept, rel=0.05)
+        kept = live.bytes
+    del answers
+    made_logits = logits(made.work)
+    assert made.memory.activations + made.memory.casts + made_logits == pytest.approx(kept, rel=0.06)
 
 
 @pytest.mark.parametrize("case", [replace(case, again=True) for case in KEPT[1:5]], ids=str)
@@ -300,7 +293,7 @@ def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
         answers = policy.replay(items)
         kept = live.bytes
     del answers
-    made_logits = made.memory.logits - 2 * 4 * SIZES.vocab * case.micro * made.work.actions
+    made_logits = logits(made.work)
     assert made.memory.activations + made_logits == pytest.approx(kept, rel=0.1)
 
 
@@ -482,7 +475,7 @@ def test_offload_leaves_what_is_computed_with():
     [
         ("bagel/unigrpo-lora-1gpu", 1, 80, "replicate"),
         ("bagel/unigrpo-lora-1gpu", 8, 80, "replicate"),
-        ("bagel/unigrpo-lora-1gpu", 8, 42, "shard"),
+        ("bagel/unigrpo-lora-1gpu", 8, 40, "shard (rollout_weights sharded)"),
         ("bagel/unigrpo", 8, 141, "shard"),
         ("bagel/unigrpo", 64, 141, "shard (replicas 8)"),
         ("bagel/unigrpo", 8, 80, "shard"),
@@ -504,7 +497,7 @@ def test_auto_says_why_nothing_fits_and_knows_ranks_on_cpus():
     taken = modes.chosen_for(load_recipe("bagel/unigrpo"), BAGEL_7B, 1, 80e9)
     none = taken.choice
     assert taken.mode == "replicate" and none is not None
-    assert none.layout is None and "would take 302 GB" in none.reason and "lora" in none.reason
+    assert none.layout is None and "would take 301 GB" in none.reason and "lora" in none.reason
     assert choose(4, None, lambda layout: 1e15).layout == Layout(4, "replicate")
 
 

@@ -52,10 +52,12 @@ def test_words_scored_in_pieces_are_scored_alike(monkeypatch):
     assert most - kept(whole, 1, 100) > 0.9 * 200 * whole.config.vocab_size * 4  # fp32 log-probs of 200 words
 
 
-def test_a_text_head_below_fp32_is_widened_in_pieces(monkeypatch):
-    model = small_policy().model.bfloat16()
-    hidden, weight = normal(5, 32).bfloat16(), model.language_model.lm_head.weight
+def test_a_frozen_text_head_below_fp32_is_widened_in_pieces(monkeypatch):
+    model = small_policy().model.bfloat16().requires_grad_(False)
+    hidden, weight = normal(5, 32).requires_grad_(), model.language_model.lm_head.weight
     monkeypatch.setattr(transformer, "AT_ONCE", 10 * 32)
-    logits = model.logits(hidden)
+    logits, whole = model.logits(hidden), F.linear(hidden, weight.float())
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, F.linear(hidden.float(), weight.float()))
+    torch.testing.assert_close(logits, whole)
+    up = normal(*whole.shape, seed=3)
+    torch.testing.assert_close(*(torch.autograd.grad(out, hidden, up)[0] for out in (logits, whole)))

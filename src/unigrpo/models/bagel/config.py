@@ -11,6 +11,9 @@ from typing import Any
 from unigrpo.files import read_json_object
 from unigrpo.models.bagel import limits
 
+AT_ONCE = 2**24
+"""fp32 numbers (64 MiB) of logits, or of widened weights of the text head, that are made in one piece."""
+
 
 @dataclass(frozen=True)
 class VisionConfig:

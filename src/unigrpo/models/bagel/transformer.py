@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel.blocks import Block, Compact, Picture, Tokens, Views, allowed
 from unigrpo.models.bagel.cache import Cache
-from unigrpo.models.bagel.config import BagelConfig
+from unigrpo.models.bagel.config import AT_ONCE, BagelConfig
 from unigrpo.models.bagel.layers import MoTLayer, Place, RMSNorm, Stream, rope_tables
 from unigrpo.models.bagel.sampling import WordScores, score
 from unigrpo.models.bagel.slots import Slots
 from unigrpo.models.bagel.vision import Connector, VisionTower, positions
 
 FREQUENCIES = 256
-AT_ONCE = 2**24
-"""fp32 numbers (64 MiB) of logits, or of widened weights of the text head, that are made in one piece."""
 
 
 def sincos_table(side: int, hidden: int) -> Tensor:
@@ -80,6 +79,31 @@ class MoTModel(nn.Module):
         self.layers = nn.ModuleList(MoTLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Widened(torch.autograd.Function):
+    """x W^T in fp32 of frozen weights [V, H] below fp32, which are widened piece by piece, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """[..., H] -> [..., V]."""
+        ctx.save_for_backward(weight)
+        return torch.cat([F.linear(x, piece.float()) for piece in pieces_of(weight)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """[..., V] -> [..., H]."""
+        pieces = pieces_of(ctx.saved_tensors[0])
+        parts = zip(grads[0].split([len(piece) for piece in pieces], dim=-1), pieces, strict=True)
+        first, *others = (part @ piece.float() for part, piece in parts)
+        for other in others:
+            first += other
+        return first, None
+
+
+def pieces_of(weight: Tensor) -> tuple[Tensor, ...]:
+    """Rows of a weight [V, H], at most ``AT_ONCE`` numbers together."""
+    return weight.split(max(1, AT_ONCE // weight.shape[1]))
 
 
 class LanguageModel(nn.Module):
@@ -219,8 +243,9 @@ class BagelModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             if weight.dtype == torch.float32:
                 return F.linear(hidden.float(), weight)
-            pieces = weight.split(max(1, AT_ONCE // weight.shape[1]))
-            return torch.cat([F.linear(hidden.float(), piece.float()) for piece in pieces], dim=-1)
+            if weight.requires_grad:
+                return F.linear(hidden.float(), weight.float())
+            return Widened.apply(hidden.float(), weight)
 
     def word_scores(self, hidden: Tensor, ids: Tensor, temperature: float) -> WordScores:
         """Log-probs of words ids [N] from hidden [N, H], with the entropies and spreads of their distributions.

@@ -125,12 +125,12 @@ def think_steps(work: Workload) -> int:
 
 
 def think(work: Workload) -> float:
-    """All rows decode together until the longest has ended; every step takes logits."""
+    """All rows decode together and each leaves when it has ended; every sampled word takes logits."""
     steps = think_steps(work)
     seen = steps * work.prompt_tokens + steps * (steps + 1) / 2
     tokens = work.thoughts * steps
     block = Block(tokens, 0, round(work.thoughts * seen), 0, False)
-    return layers_forward(work, block) + _head(work, tokens)
+    return layers_forward(work, block) + _head(work, work.thoughts * work.actions)
 
 
 def velocity(work: Workload) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from unigrpo.models.bagel.config import AT_ONCE
 from unigrpo.tools.planning.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.tools.planning.workload import Block, Training, Workload
 
@@ -118,42 +119,51 @@ def step_working(work: Workload, kind: str) -> float:
 def token_bytes(work: Workload, training: Training) -> float:
     """What one layer keeps of one token for its backward pass, but keys and values (docs/scaling.md lists the tensors).
 
-    H (12 + 2c) + 4 kv + 3c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
-    full  6c H + c kv + c I;  lora  3c H + c I + 7c r.
+    5c H + c kv + 2c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
+    full  3c H + c I;  lora  3c H + c I + 7c r.
     """
     s, c = work.sizes, work.compute
     h, inner = s.hidden, s.intermediate
-    flow = h * (12 + 2 * c) + 4 * s.kv + 3 * c * inner + FP32 * (2 + 2 * s.heads + s.kv_heads)
-    if training == "full":
-        return flow + 6 * c * h + c * s.kv + c * inner
-    if training == "lora":
-        return flow + 3 * c * h + c * inner + 7 * c * work.rank
-    return flow
+    flow = c * (5 * h + s.kv + 2 * inner) + FP32 * (2 + 2 * s.heads + s.kv_heads)
+    if training == "frozen":
+        return flow
+    return flow + c * (3 * h + inner + (7 * work.rank if training == "lora" else 0))
 
 
 def layer_bytes(work: Workload, block: Block) -> float:
-    """What one layer keeps of a block: its tokens by expert, and the keys and values that its attention saw."""
+    """What one layer keeps of a block: its tokens by expert, and the keys and values that its attention saw.
+
+    Noisy copies keep their own keys and values alone, unless the layer is computed again as a whole.
+    """
     if not block.flows:
         return 0.0
     und, gen = token_bytes(work, work.reasoning), token_bytes(work, work.denoising)
-    return block.und * und + block.gen * gen + 2 * work.compute * work.sizes.kv * block.keys
+    keys = block.tokens if block.gen and not work.checkpointing else block.keys
+    return block.und * und + block.gen * gen + 2 * work.compute * work.sizes.kv * keys
+
+
+def continued_bytes(work: Workload) -> float:
+    """The keys and values of a layer that noisy copies continue, where no block keeps them for itself."""
+    *before, last = work.blocks()
+    kept = not before or not last.gen or (before[-1].flows and work.compute < FP32)
+    return 0.0 if kept else 2 * work.compute * work.sizes.kv * before[-1].keys
 
 
 def ends(work: Workload) -> float:
     """Kept once: masks, rope tables, ids, embedded times, and the final norms with what the heads saw."""
     s, c = work.sizes, work.compute
     flowing = [block for block in work.blocks() if block.flows]
-    total = sum(c * b.pairs + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und for b in flowing)
+    total = sum(c * (b.keys if b.gen else b.pairs) + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und for b in flowing)
     images = work.micro * work.copies
     latents = images * work.image_tokens
-    total += latents * FP32 * s.hidden + images * work.image_tokens * FP32 * s.latent_dim
+    total += latents * c * s.hidden + latents * FP32 * s.latent_dim
     if work.denoising == "full":
-        total += latents * c * (2 * s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
+        total += latents * c * (s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
         if work.checkpointing and c < FP32:  # the casts outside the layers stay
             total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
     if work.text_trains:
         texts = work.replayed_texts * (work.think_tokens if work.shared else work.context_tokens)
-        total += texts * s.hidden * (FP32 + c * (work.reasoning == "full"))
+        total += texts * s.hidden * c
         total += work.replayed_texts * work.actions * FP32 * s.hidden * (work.reasoning == "full")
     return total
 
@@ -165,7 +175,7 @@ def activations(work: Workload) -> float:
         streams = s.hidden * sum(b.tokens for b in blocks if b.flows)
         handed_on = 2 * s.kv * sum(b.keys for b in blocks[:-1])
         return s.layers * work.compute * (streams + handed_on) + ends(work)
-    return s.layers * sum(layer_bytes(work, b) for b in blocks) + ends(work)
+    return s.layers * (sum(layer_bytes(work, b) for b in blocks) + continued_bytes(work)) + ends(work)
 
 
 def casts(work: Workload) -> float:
@@ -195,17 +205,28 @@ def drawn_casts(work: Workload) -> float:
     return 0.0 if work.compute == FP32 else work.compute * ends
 
 
+def scored_numbers(work: Workload) -> float:
+    """Logits of one micro-batch: words that are scored times the vocabulary."""
+    return work.sizes.vocab * work.replayed_texts * work.actions
+
+
 def logits(work: Workload) -> float:
-    """fp32 log-probs over the vocabulary that are kept, and (text head frozen below fp32) its weights in fp32."""
-    if not (work.actions and work.text_trains):
+    """fp32 log-probs over the vocabulary that are kept: none where the words are scored in pieces."""
+    if not (work.actions and work.text_trains) or scored_numbers(work) > AT_ONCE:
         return 0.0
-    copied = work.reasoning != "full" and work.compute < FP32
-    return FP32 * work.sizes.vocab * (work.replayed_texts * work.actions + copied * work.sizes.hidden)
+    return FP32 * scored_numbers(work)
 
 
 def logits_working(work: Workload) -> float:
-    """Two more tensors of the logits' size while they are made, and again in their backward pass."""
-    return 2 * FP32 * work.sizes.vocab * work.replayed_texts * work.actions
+    """Two more tensors of the logits' size while they are made, and again in their backward pass; three in pieces.
+
+    Beside them a piece of the text head in fp32, where it is frozen below fp32.
+    """
+    copied = work.reasoning != "full" and work.compute < FP32
+    piece = min(AT_ONCE, work.sizes.vocab * work.sizes.hidden) * copied
+    if scored_numbers(work) <= AT_ONCE:
+        return FP32 * (2 * scored_numbers(work) + piece)
+    return FP32 * (3 * AT_ONCE + piece)
 
 
 def backward_working(work: Workload) -> float:
@@ -254,15 +275,17 @@ def trajectories(work: Workload) -> float:
 
 
 def drawing(work: Workload) -> float:
-    """Working memory of one denoising forward: c ((3 I + 6 H) tokens + 2 kv (keys + tokens) + mask) for every row.
+    """Working memory of one denoising forward: c ((2 I + 6 H) tokens + 2 kv (L keys + 2 tokens)) for every row.
 
-    Adapters on the denoising expert hold one more tensor of I numbers.
+    The path of a picture has room for all keys and values of all layers beside the cache.
+
+    Adapters on the denoising expert hold two more tensors of I numbers.
     """
     if work.supervised:
         return 0.0
     s, own = work.sizes, work.image_tokens + 2
-    keys, wide = work.context_tokens + own, 4 if work.denoising == "lora" else 3
-    numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (keys + own) + own * keys
+    keys, wide = work.context_tokens + own, 4 if work.denoising == "lora" else 2
+    numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (s.layers * keys + 2 * own)
     return work.drawn * work.compute * numbers
 
 
