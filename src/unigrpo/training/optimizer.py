@@ -108,21 +108,32 @@ class ExpertOptimizer:
         return {name: p.grad for name, p in self.parameters[expert].items() if p.grad is not None}
 
     def state(self) -> dict[str, Tensor]:
-        """What Adam keeps (moments, scales, step counts) by parameter name, as flat tensors that share no memory."""
+        """What Adam keeps (moments, scales, step counts) by parameter name, in tensors that share no memory.
+
+        Moments of weights that are shared out over ranks are so, too.
+        """
         out: dict[str, Tensor] = {}
         seen: set[int] = set()
         for name, parameter in self._named():
             for key, value in self.adam.state.get(parameter, {}).items():
-                tensor = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
-                if tensor.untyped_storage().data_ptr() in seen:
+                tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                if local(tensor).untyped_storage().data_ptr() in seen:
                     tensor = tensor.clone()  # bitsandbytes has one map for all, which safetensors would refuse
-                seen.add(tensor.untyped_storage().data_ptr())
+                seen.add(local(tensor).untyped_storage().data_ptr())
                 out[f"{name}|{key}"] = tensor
         return out
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` gave, bit for bit; ValueError for a state of another model or optimizer."""
-        known = dict(self._named())
+        for entry, place in self.places(state).items():
+            put(place, state[entry])
+
+    def places(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where each tensor of a state belongs, to be filled; of ``state`` dtypes and shapes are looked at.
+
+        What is no tensor (the step counts of 8-bit optimizers) is put there at once. ValueError as in load_state.
+        """
+        known, found = dict(self._named()), {}
         split = [(*entry.rsplit("|", 1), value) for entry, value in state.items()]
         for name, _, _ in split:
             if name not in known:
@@ -138,10 +149,10 @@ class ExpertOptimizer:
                     f"optimizer.kind {self.config.kind} does not keep so: it is of another optimizer or model"
                 )
             if isinstance(place, Tensor):
-                put(place, value)
-                kept[key] = place
+                kept[key] = found[f"{name}|{key}"] = place
             else:
                 kept[key] = int(value)
+        return found
 
     def _prepare(self, names: set[str]) -> None:
         """Let bitsandbytes make the (empty) states of these parameters, each in the memory it wants."""
@@ -176,10 +187,7 @@ def fits(tensor: Tensor, value: Tensor) -> bool:
 def build_adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The AdamW that ``config.kind`` names; ValueError where it needs a package that is not there."""
     if config.kind not in EIGHT_BIT:
-        fused = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
-        return torch.optim.AdamW(
-            groups, betas=config.betas, weight_decay=config.weight_decay, fused=fused, foreach=not fused
-        )
+        return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
     try:
         library: Any = import_module("bitsandbytes")
     except ImportError as error:

@@ -32,7 +32,7 @@ class Normalised(torch.autograd.Function):
             to_weight = seen.reshape(-1, weight.shape[0]).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             wide = wide * weight.float()
-            share = torch.linalg.vecdot(wide, normed).div_(-weight.shape[0]).unsqueeze_(-1)
+            share = torch.linalg.vecdot(wide, normed).div_(-weight.shape[0]).unsqueeze(-1)
             to_x = wide.addcmul_(normed, share).mul_(inverse).to(x.dtype)
         return to_x, to_weight, None
 
