@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unigrpo.objectives.terms import clipped_surrogate, merge, summarize
+from unigrpo.objectives.terms import clipped_surrogate, merge, of_rows, summarize
 
 
 @pytest.mark.parametrize("advantage", [1.5, -1.5])
@@ -20,6 +20,22 @@ def test_surrogate_is_ppo(advantage):
 def test_clip_range_zero_is_refused():
     with pytest.raises(ValueError, match="clip_range is 0"):
         clipped_surrogate(torch.zeros(1), torch.ones(1), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["mean", "max"])
+def test_numbers_of_rows_are_those_of_each_row_alone(kind):
+    lengths = [3, 1, 7, 2]
+    values = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = [of_rows(kind, row, [len(row)]) for row in values.split(lengths)]
+    assert torch.equal(of_rows(kind, values, lengths), torch.cat(alone))
+    expected = [row.mean() if kind == "mean" else row.max() for row in values.split(lengths)]
+    torch.testing.assert_close(torch.cat(alone), torch.stack(expected), atol=1e-15, rtol=0)
+
+
+def test_the_largest_of_no_numbers_is_0_and_one_that_is_not_finite_stays():
+    found = of_rows("max", torch.tensor([2.0, float("nan"), 1.0]), [0, 1, 2])
+    assert found[:2].tolist() == [0.0, 2.0]
+    assert found[2].isnan()
 
 
 def test_statistics_of_micro_batches_are_those_of_the_whole():

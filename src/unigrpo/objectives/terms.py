@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,15 @@ def check_rows(**rows: Sequence[object] | Tensor) -> None:
     lengths = {name: len(value) for name, value in rows.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"one entry per row is needed, got {', '.join(f'{k}: {n}' for k, n in lengths.items())}")
+
+
+def of_rows(kind: Literal["mean", "max"], values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The mean or the largest number of every row, of rows that lie one after the other in ``values`` [sum of lengths].
+
+    A row does not depend on its neighbours, not even in rounding. "max" is of numbers >= 0, and 0 where there are none.
+    """
+    counts = torch.tensor(list(lengths), device=values.device)
+    return torch.segment_reduce(values, kind, lengths=counts, initial=0.0 if kind == "max" else None, unsafe=True)
 
 
 def merge(parts: Sequence[Mapping[str, Tensor]]) -> Statistics:

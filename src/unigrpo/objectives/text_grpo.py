@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.objectives.image_terms import present
-from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate
+from unigrpo.objectives.terms import Term, check_rows, clipped_surrogate, of_rows
 from unigrpo.policy import Replayed
 from unigrpo.ranges import NonNegative, Positive
 from unigrpo.trajectory import Trajectory
@@ -71,7 +71,7 @@ class TextGRPO:
             )
         now = torch.cat(list(log_probs)).double()
         log_ratio = now - torch.cat(list(old)).to(now.device, torch.float64).detach()
-        each = torch.cat([a.expand(n) for a, n in zip(advantages, lengths, strict=True)]).to(now.device)
+        each = _each(advantages, lengths).to(now.device)
         surrogate = clipped_surrogate(log_ratio, each, self.clip_range)
         objective = surrogate.value
         per_token = {
@@ -84,7 +84,7 @@ class TextGRPO:
             objective = objective - self.kl_weight * kl if self.needs_reference else objective
             per_token["text/kl"] = kl.detach()
         stats = {name: _means(values, lengths) for name, values in per_token.items()}
-        stats["text/log_ratio_max"] = torch.stack([row.abs().max() for row in log_ratio.detach().split(lengths)])
+        stats["text/log_ratio_max"] = of_rows("max", log_ratio.detach().abs(), lengths)
         return Term(-_means(objective, lengths), stats)
 
 
@@ -109,8 +109,15 @@ def k3(log_probs: Float[Tensor, " actions"], reference: Float[Tensor, " actions"
 
 
 def _means(values: Tensor, lengths: list[int]) -> Tensor:
-    """Mean of each sequence; row by row, so that a row does not depend on its neighbours, not even in rounding."""
-    return torch.stack([row.mean() for row in values.split(lengths)])
+    """Mean of each sequence."""
+    return of_rows("mean", values, lengths)
+
+
+def _each(advantages: Tensor | Sequence[Tensor], lengths: list[int]) -> Tensor:
+    """The advantage of every token."""
+    if isinstance(advantages, Tensor):
+        return advantages.repeat_interleave(torch.tensor(lengths, device=advantages.device))
+    return torch.cat([a.expand(n) for a, n in zip(advantages, lengths, strict=True)])
 
 
 def _lengths(log_probs: Sequence[Tensor], old: Sequence[Tensor]) -> list[int]:

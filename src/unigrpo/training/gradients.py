@@ -99,17 +99,17 @@ class Reached:
 
     def _note(self, expert: str, row: int, gradient: Tensor | None) -> None:
         if gradient is not None:  # autograd's word for 0
-            self.seen.setdefault(expert, []).append((row, gradient.detach().abs().amax()))
+            self.seen.setdefault(expert, []).append((row, gradient.detach()))
 
     def experts(self) -> frozenset[str]:
         """Their names."""
         found = {
             expert
             for expert, seen in self.seen.items()
-            if bool((torch.stack([largest for _, largest in seen]) > self.SMALLEST).any())
+            if bool((torch.cat([gradient.flatten() for _, gradient in seen]).abs() > self.SMALLEST).any())
         }
         return self.known | found
 
     def not_finite(self) -> set[int]:
         """The rows, counted over all that was watched, at whose answers a gradient arrived that is not finite."""
-        return {row for seen in self.seen.values() for row, largest in seen if not bool(largest.isfinite())}
+        return {row for seen in self.seen.values() for row, said in seen if not bool(said.isfinite().all())}

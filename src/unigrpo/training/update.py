@@ -13,7 +13,7 @@ from torch import Tensor
 from unigrpo import doing, suspects
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow, targets_per_row
-from unigrpo.objectives.terms import Statistics, merge, summarize
+from unigrpo.objectives.terms import Statistics, merge, of_rows, summarize
 from unigrpo.policy import Policy
 from unigrpo.ranges import NotFiniteError
 from unigrpo.training.annotating import annotate_behaviour as annotate_behaviour
@@ -142,7 +142,7 @@ def accumulate(
     answers = replay(policy, part, temperature)
     if reached is not None:
         reached.watch(answers)
-    spread = torch.stack([a.spreads.amax() if a.spreads.numel() else a.spreads.new_zeros(()) for a in answers])
+    spread = of_rows("max", torch.cat([a.spreads for a in answers]), [a.spreads.numel() for a in answers])
     with named("loss", part):
         losses = method.losses(part.trajectories, answers, part.queries, per_row=per_row, latent_reward=latent_reward)
     if reached is None:

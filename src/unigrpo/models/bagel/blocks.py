@@ -210,6 +210,8 @@ def _padded_tensors(
     rows: Sequence[Sequence[Tensor]], width: int, tail: tuple[int, ...], device: torch.device
 ) -> Tensor:
     """Concatenate each row's tensors and pad with zeros to [B, width, *tail] (fp32)."""
+    if not width:
+        return torch.zeros((len(rows), 0, *tail), device=device)
     out = []
     for row in rows:
         flat = (

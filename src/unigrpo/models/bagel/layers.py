@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unigrpo.models.bagel.blocks import Block, Compact
 from unigrpo.models.bagel.config import BagelConfig
+from unigrpo.models.bagel.functions import gated, rms_norm
 
 Stream = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
@@ -48,11 +49,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        wide = x.float()
-        normed = (wide * wide.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()).to(x.dtype)
-        if torch.is_grad_enabled():
-            return (normed * self.weight).to(x.dtype)  # weights may be kept wider than the computation
-        return normed.mul_(self.weight)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -68,7 +65,7 @@ class SwiGLU(nn.Module):
         """[..., H] -> [..., H]."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         if torch.is_grad_enabled():
-            return self.down_proj(F.silu(gate) * up)
+            return self.down_proj(gated(gate, up))
         return self.down_proj(F.silu(gate, inplace=True).mul_(up))
 
 

@@ -78,15 +78,15 @@ class Packed:
 
 def needed(item: ReplayItem) -> int:
     """How many leading segments enter the context: up to the last text, and all before a query."""
-    last_text = max([i + 1 for i, s in enumerate(item.segments) if isinstance(s, Text)], default=0)
+    last_text = next((i for i in range(len(item.segments), 0, -1) if isinstance(item.segments[i - 1], Text)), 0)
     return max([last_text, *(query.segment for query in item.queries)])
 
 
 def given(item: ReplayItem) -> tuple[Segment, ...]:
     """The leading segments of the context that are only read: before the first scored text and the first query."""
     end = min([needed(item), *(query.segment for query in item.queries)])
-    scored = [i for i, s in enumerate(item.segments[:end]) if isinstance(s, Text) and s.scored]
-    return item.segments[: min([end, *scored])]
+    read = item.segments[:end]
+    return read[: next((i for i, s in enumerate(read) if isinstance(s, Text) and s.scored), end)]
 
 
 def shared_beginnings(items: Sequence[ReplayItem]) -> tuple[list[tuple[Segment, ...]], list[int]]:
@@ -157,11 +157,11 @@ def noise_block(spans: Sequence[NoiseSpan], config: BagelConfig, device: torch.d
     j = torch.arange(width, device=device)
     latent_order = torch.where(j < n, order + 1 + j, -1)
     orders = torch.cat([order, order + n + 1, latent_order], dim=1)
-    x = [F.pad(s.query.x.to(device, torch.float32), (0, 0, 0, width - s.num_tokens)) for s in spans]
+    x = [s.query.x if s.num_tokens == width else F.pad(s.query.x, (0, 0, 0, width - s.num_tokens)) for s in spans]
     return Block(
         ids=torch.tensor([config.vision_start_id, config.vision_end_id], device=device).expand(copies, 2),
-        latents=torch.cat(x),
-        t=torch.cat([s.query.t.to(device, torch.float32) for s in spans])[:, None],
+        latents=torch.cat(x).to(device, torch.float32),
+        t=torch.cat([s.query.t for s in spans]).to(device, torch.float32)[:, None],
         places=torch.where(j < n, j // columns * config.max_latent_size + j % columns, 0),
         rope=rope.expand(copies, width + 2),
         tokens=Tokens(orders, segment.expand_as(orders), torch.full_like(orders, NOISE), orders >= 0),

@@ -133,17 +133,15 @@ def step_working(work: Workload, kind: str) -> float:
 def token_bytes(work: Workload, training: Training) -> float:
     """What one layer keeps of one token for its backward pass, but keys and values (docs/scaling.md lists the tensors).
 
-    H (12 + 2c) + 4 kv + 3c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
-    full  6c H + c kv + c I;  lora  3c H + c I + 7c r.
+    5c H + c kv + 2c I + 4 (2 + 2 heads + kv heads), and where weights are learned what their products saw:
+    full  3c H + c I;  lora  3c H + c I + 7c r.
     """
     s, c = work.sizes, work.compute
     h, inner = s.hidden, s.intermediate
-    flow = h * (12 + 2 * c) + 4 * s.kv + 3 * c * inner + FP32 * (2 + 2 * s.heads + s.kv_heads)
-    if training == "full":
-        return flow + 6 * c * h + c * s.kv + c * inner
-    if training == "lora":
-        return flow + 3 * c * h + c * inner + 7 * c * work.rank
-    return flow
+    flow = c * (5 * h + s.kv + 2 * inner) + FP32 * (2 + 2 * s.heads + s.kv_heads)
+    if training == "frozen":
+        return flow
+    return flow + c * (3 * h + inner + (7 * work.rank if training == "lora" else 0))
 
 
 def layer_bytes(work: Workload, block: Block) -> float:
@@ -172,14 +170,14 @@ def ends(work: Workload) -> float:
     total = sum(c * (b.keys if b.gen else b.pairs) + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und for b in flowing)
     images = work.micro * work.copies
     latents = images * work.image_tokens
-    total += latents * FP32 * s.hidden + images * work.image_tokens * FP32 * s.latent_dim
+    total += latents * c * s.hidden + latents * FP32 * s.latent_dim
     if work.denoising == "full":
-        total += latents * c * (2 * s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
+        total += latents * c * (s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
         if work.checkpointing and c < FP32:  # the casts outside the layers stay
             total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
     if work.text_trains:
         texts = work.replayed_texts * (work.think_tokens if work.shared else work.context_tokens)
-        total += texts * s.hidden * (FP32 + c * (work.reasoning == "full"))
+        total += texts * s.hidden * c
         total += work.replayed_texts * work.actions * FP32 * s.hidden * (work.reasoning == "full")
     return total
 
