@@ -13,7 +13,7 @@ import torch
 
 import rank_worker
 import tiny_runs
-from unigrpo.training import checkpoint
+from unigrpo.training import checkpoint, shards
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -185,7 +185,7 @@ def weights_of(run_dir):
     for name in ("model.safetensors", "ema.safetensors", "adapter_model.safetensors"):
         if (newest / name).is_file():
             found |= checkpoint.load_file(newest / name)
-    return found
+    return found or checkpoint.unprefixed("model", shards.read_whole(newest))
 
 
 def weight_gap(ours, theirs):
