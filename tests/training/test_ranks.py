@@ -183,7 +183,15 @@ def test_the_command_trains_in_ranks_and_goes_on_in_one_process(tmp_path, mode):
     assert f"2 ranks, parallel.mode {mode}" in out and out.count("evaluating before training") == 1
     assert tiny_runs.unigrpo(*words(tmp_path / "one")) == 0
     rank_runs.assert_same_runs(tmp_path / "two", tmp_path / "one")
-    assert tiny_runs.listed(tmp_path / "two") == tiny_runs.listed(tmp_path / "one")
+    files = [
+        [
+            name
+            for name in tiny_runs.listed(tmp_path / run)
+            if mode == "replicate" or not name.startswith("checkpoints/")
+        ]
+        for run in ("two", "one")  # ranks that share weights out write these in pieces
+    ]
+    assert files[0] == files[1]
     # on in one process, and the other way round, in the other mode
     on = ["--resume", "--iterations", 3]
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path / "two", *on) == 0
