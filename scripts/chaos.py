@@ -55,7 +55,7 @@ TINY = {
 MOMENTS = ("starting", "training", "saving")
 VICTIMS = ("all", "all", "rank 0", "rank 1", "launcher")
 ENDLESS, MORE, PATIENCE = 100_000, 2, 180.0
-TIMES = ("seconds", "samples_per_second")
+TIMES = ("seconds", "samples_per_second", "utilization")
 
 
 @dataclass(frozen=True)
