@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-import unigrpo.models.bagel.policy as bagel_policy
+import unigrpo.models.bagel.thinking as bagel_thinking
 from unigrpo import build
 from unigrpo.costs.sizes import BAGEL_7B, ModelSizes
 from unigrpo.models.bagel.config import BagelConfig
@@ -75,13 +75,15 @@ class Ending(Bagel):
 
         def ended(logits: Tensor, drawn: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
             nonlocal step
+            # rows that have ended leave, and others take their places: a row is known by what it draws with
+            rows = (drawn[:, None] == uniforms[:, step].to(drawn.device)).int().argmax(1)
             step += 1
             ids, _ = sample(logits, drawn, temperature)
             ids = torch.where(ids == eos, (eos + 1) % logits.shape[-1], ids)
-            ids = torch.where(ends <= step, eos, ids)
+            ids = torch.where(ends[rows] <= step, eos, ids)
             return ids, log_distribution(logits, temperature).gather(1, ids[:, None])[:, 0]
 
-        with mock.patch.object(bagel_policy, "sample", ended):
+        with mock.patch.object(bagel_thinking, "sample", ended):
             return super().think(context, uniforms=uniforms, temperature=temperature)
 
 

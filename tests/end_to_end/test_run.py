@@ -168,15 +168,24 @@ def test_what_a_run_prints(tmp_path, capsys):
     assert [folder.name for folder in checkpoint.complete(tmp_path / "run")] == ["iteration-000001"]  # the end is saved
 
 
+def rounded(value):
+    """But for rounding: fewer prompts are drawn in another batch, and padded to another length."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+
+
 def test_the_point_before_training_is_what_a_validation_would_have_said(tmp_path):
     """Fewer prompts and one picture of each, but the same draws: thoughts, verdicts and figures are equal."""
     trainer = tiny_runs.trainer_of(tmp_path, eval__limit=4, eval__compare_limit=6, eval__compare_samples=2)
     evaluator, policy = trainer.parts.evaluator, trainer.parts.policy
     whole, small = evaluator.compare(policy), evaluator.validate(policy)
     kept = as_validation(whole.records, 4)
-    assert kept == small.records and [record["position"] for record in kept] == [0, 1, 2, 3]
+    assert rounded(kept) == rounded(small.records) and [record["position"] for record in kept] == [0, 1, 2, 3]
     before = trainer.recorder.evaluation("before", whole, 4)["before"]
     own = look(small, None, trainer.alarms.reference()).values()
-    assert before["validation"] == {**summarise(small.records), "canaries": own} and before["n"] == 12
-    assert own["reference_distance"] == 0.0
+    assert rounded(before["validation"]) == rounded({**summarise(small.records), "canaries": own}) and before["n"] == 12
+    assert own["reference_distance"] == pytest.approx(0.0, abs=1e-5)
     assert as_validation(whole.records, 7) == []  # a validation of more prompts than were evaluated: nothing to compare

@@ -31,13 +31,16 @@ def sends(*numbers, at=1):
 
 @pytest.fixture
 def handlers():
-    """The handlers of this process, to be found unchanged; nothing is ignored in them, as SIGHUP is under nohup."""
+    """The handlers of this process, to be found unchanged; nothing is ignored in them, as SIGHUP is under nohup
+    and SIGINT in the background."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
     signal.signal(signal.SIGHUP, outside)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
