@@ -137,3 +137,15 @@ def test_beside_a_busy_process_for_each_core_a_run_says_what_it_took_and_goes_on
     assert resumed["threads"] == found["threads"] and resumed["threads_chosen"] == "as the run began"
     command(*TINY, "--out", tmp_path / "mine", OMP_NUM_THREADS="1")
     assert facts(tmp_path / "mine")["threads_chosen"] == "OMP_NUM_THREADS=1"
+
+
+@pytest.mark.parametrize("value", ["0", "abc", "-1", "2,x"])
+def test_a_number_of_threads_that_is_none_is_refused(value, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert tiny_runs.unigrpo("generate", "a red circle") == 2
+    assert f"OMP_NUM_THREADS = {value!r} is no number of threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["", "1", "2,2"])
+def test_a_number_of_threads_that_is_one_is_not(value):
+    threads.check({"OMP_NUM_THREADS": value})

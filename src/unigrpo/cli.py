@@ -89,6 +89,7 @@ def _run(verb: Common, overrides: Sequence[str]) -> int:
     """Run a verb's command, which is imported only now: it takes torch along."""
     from unigrpo.runs.alone import Ended, ending_well, refuse_ranks
 
+    threads.check(os.environ)
     name = next(name for name, kind in VERBS.items() if type(verb) is kind)
     if not isinstance(verb, Train | Eval):  # whose ranks share the work
         refuse_ranks(f"unigrpo {name}")

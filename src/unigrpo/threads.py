@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Mapping
 
+from unigrpo.ranges import ConfigError
+
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Who sets one of these has decided how many threads there are."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -23,6 +25,14 @@ def prepare() -> None:
     _process["own"] = True
     if "torch" not in sys.modules and not set_in(WAITING, os.environ):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def check(environment: Mapping[str, str]) -> None:
+    """ConfigError for a number of threads that is none: the library would take all cores, with a line of its own."""
+    for name in COUNTS:
+        value = environment.get(name, "")
+        if value and not all(part.strip().isdecimal() and int(part) for part in value.split(",")):
+            raise ConfigError(f"{name} = {value!r} is no number of threads: set it to 1 or more, or unset it")
 
 
 def own() -> bool:

@@ -154,7 +154,7 @@ def resumed_recipe(out: Path | None, named: str, overrides: Sequence[str]) -> Re
     if other := changing(path, overrides):
         raise ConfigError(
             f"{other} with --resume: the recipe of the run in {run_dir} holds, and only --iterations may change "
-            "(and --log, and the place of a file that has moved); leave it out, or start a new run"
+            "(and --parallel.*, --log, and the place of a file that has moved); leave it out, or start a new run"
         )
     begun, asked = load_experiment(path), load_experiment(path, overrides)
     if asked.name != named and not is_recipe_file(named):

@@ -7,6 +7,7 @@ Samples are drawn with a whole copy of the weights (:class:`Replica`), or in :cl
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def shard(policy: Policy, mesh: DeviceMesh, config: Parallel) -> None:
     dtype, everything else as in one process; gradients are summed in fp32, not averaged: losses are divided by the
     trajectories of all ranks. The root is resharded after every forward, else the next one would see its old weights.
     """
+    # it warns of changing an answer in place, which would lose its gradient: nothing here does (tests/rank_traps.py)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     dtype = None if policy.compute_dtype == torch.float32 else policy.compute_dtype
     common: dict[str, Any] = {
         "mesh": mesh,
