@@ -48,23 +48,26 @@ def loads(message: bytes) -> Any:
     return pickle.loads(message)
 
 
-def gather(value: Any, size: int) -> list[Any]:
-    """What each of ``size`` ranks says, in the order of ranks, the same on all; every rank has to call it."""
+def gather(value: Any, size: int, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """What each of ``size`` ranks says, in the order of ranks, the same on all; every rank has to call it.
+
+    ``group``: the ranks' own group for what goes on beside training; None: the one that all else uses.
+    """
     message = dumps(value)
-    firsts = _exchanged(len(message).to_bytes(_LENGTH, "little") + message, ROOM, size)
+    firsts = _exchanged(len(message).to_bytes(_LENGTH, "little") + message, ROOM, size, group)
     lengths = [int.from_bytes(first[:_LENGTH], "little") for first in firsts]
     if max(lengths) > ROOM - _LENGTH:
-        wholes = _exchanged(message, max(lengths), size)
+        wholes = _exchanged(message, max(lengths), size, group)
     else:
         wholes = [first[_LENGTH:] for first in firsts]
     return [loads(whole[:length]) for whole, length in zip(wholes, lengths, strict=True)]
 
 
-def _exchanged(message: bytes, room: int, size: int) -> list[bytes]:
+def _exchanged(message: bytes, room: int, size: int, group: dist.ProcessGroup | None) -> list[bytes]:
     """The first ``room`` bytes of every rank's message, padded with zeros."""
     own = torch.zeros(room, dtype=torch.uint8)
     start = bytearray(message[:room])
     own[: len(start)] = torch.frombuffer(start, dtype=torch.uint8)
     everybody = [torch.empty(room, dtype=torch.uint8) for _ in range(size)]
-    dist.all_gather(everybody, own)
+    dist.all_gather(everybody, own, group=group)
     return [theirs.numpy().tobytes() for theirs in everybody]

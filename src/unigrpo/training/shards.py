@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unigrpo.shard_index import FOLDER, ShardIndex, index_path, key_of
+from unigrpo.training import messages
 from unigrpo.training.checkpoint import STATE_TENSORS, load, prefixed, sync
 from unigrpo.training.parallel import OtherRank, World, lost, shared_out
 
@@ -85,9 +86,8 @@ class SharedFiles:
 
     def agree(self, failed: Exception | None, said: Any = None) -> list[Any]:
         """What every rank says, where none has failed; else this rank's own error, or OtherRank."""
-        answers: list[Any] = [None] * self.world.size
         try:
-            dist.all_gather_object(answers, (failed is None, said), group=self.group)
+            answers = messages.gather((failed is None, said), self.world.size, self.group)
         except RuntimeError as error:
             raise failed or lost(error) from error
         if failed is not None:
