@@ -171,6 +171,11 @@ def in_context(segment: Segment) -> bool:
     return not is_drawing(segment)
 
 
+def is_shown(segment: Segment) -> bool:
+    """Whether a segment is a given picture, as latents or as seen."""
+    return isinstance(segment, View) or (isinstance(segment, Image) and not made_by_policy(segment))
+
+
 def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
     """The text-unconditional context of given segments: all but the last text (docs/bagel-architecture.md#guidance).
 

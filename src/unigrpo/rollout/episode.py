@@ -24,7 +24,7 @@ class Action(Enum):
 
 
 ORDER = re.compile(r"t?d(l[te]?d)*")
-"""Episodes in letters: think (t), draw (d); then look (l), think or be told (e) or neither, and draw, again and again."""
+"""Episodes in letters: think (t), draw (d); then look (l), think, be told (e) or neither, and draw, again and again."""
 LETTERS = {Action.THINK: "t", Action.DRAW: "d", Action.LOOK: "l", Action.TELL: "e"}
 
 
