@@ -76,9 +76,7 @@ def grown_config(
 
     A picture is looked at as large as the table of places holds, so ``side`` is that of what it draws.
     """
-    return replace(
-        config, vocab_size=num_words, vision=vision, max_latent_size=side, max_think_tokens=max_think_tokens
-    )
+    return replace(config, vocab_size=num_words, vision=vision, max_latent_size=side, max_think_tokens=max_think_tokens)
 
 
 def grown_words(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:

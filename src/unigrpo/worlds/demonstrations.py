@@ -19,9 +19,7 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import check_shares
 from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, View, without_prompt
 
-Form = Literal[
-    "think", "no_think", "unconditional", "dense", "look", "edit", "look_only", "question", "plan_only"
-]
+Form = Literal["think", "no_think", "unconditional", "dense", "look", "edit", "look_only", "question", "plan_only"]
 LOOKING: tuple[Form, ...] = ("look", "edit", "look_only", "question")
 """Forms in which a picture is looked at; not every world has them (:attr:`Teacher.looks`)."""
 Plan = TypeVar("Plan")
@@ -184,7 +182,12 @@ def _form(share: float, mix: DemonstrationMix) -> Form:
     if share >= 1 - mix.plan_only:
         return "plan_only"
     start = 1 - mix.plan_only
-    for form, size in (("question", mix.question), ("look_only", mix.look_only), ("edit", mix.edit), ("look", mix.look)):
+    for form, size in (
+        ("question", mix.question),
+        ("look_only", mix.look_only),
+        ("edit", mix.edit),
+        ("look", mix.look),
+    ):
         start -= size
         if size and share >= start:
             return form

@@ -11,6 +11,9 @@ from torch import Tensor
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.demonstrations import LOOKING, Demonstration, DemonstrationMix, Form, Teacher
 from unigrpo.worlds.shapes.critiques import CRITIQUE_WORDS, applied, critique, format_rethinking
+from unigrpo.worlds.shapes.edit_prompts import WORDS, EditStream
+from unigrpo.worlds.shapes.edits import corrupt_target, sample_target
+from unigrpo.worlds.shapes.planner import format_plan
 from unigrpo.worlds.shapes.questions import QUESTION_WORDS, question
 from unigrpo.worlds.shapes.renderer import render
 from unigrpo.worlds.shapes.scenes import Scene
@@ -19,16 +22,9 @@ SECOND_SLIP = 0.15
 """Share of the pictures with a slip that have another one."""
 
 
-EDIT_WORDS = (
-    *("make", "move", "remove", "add", "replace"),
-    *("the", "to", "with", "a", "an", "of", "left", "right", "above", "below", "at"),
-)
-"""Words of instructions (:mod:`unigrpo.worlds.shapes.edits`)."""
-
-
 def further_words() -> tuple[str, ...]:
     """All words that a model needs which looks: of critiques, of questions and answers, of instructions."""
-    return tuple(dict.fromkeys((*CRITIQUE_WORDS, *QUESTION_WORDS, *EDIT_WORDS)))
+    return tuple(dict.fromkeys((*CRITIQUE_WORDS, *QUESTION_WORDS, *WORDS)))
 
 
 def seen(scene: Scene) -> Tensor:
@@ -48,16 +44,24 @@ class LookingTeacher(Teacher[Scene]):
             return super().demonstration(form, prompt, mix, draws)
         if form == "question":
             return self._question(prompt, draws)
-        return self._look(form, prompt, mix, draws)
+        return self._edit(prompt, mix, draws) if form == "edit" else self._look(form, prompt, mix, draws)
 
     def _question(self, prompt: Prompt, draws: random.Random) -> Demonstration[Scene]:
         asked = question("train", draws.getrandbits(48), prompt.position)
         words = Prompt(prompt.position, asked.words)
         return Demonstration(words, None, None, "question", False, seen(asked.scene), asked.answer)
 
-    def _look(
-        self, form: Form, prompt: Prompt, mix: DemonstrationMix, draws: random.Random
-    ) -> Demonstration[Scene]:
+    def _edit(self, prompt: Prompt, mix: DemonstrationMix, draws: random.Random) -> Demonstration[Scene]:
+        """An instruction over a picture, the plan of the whole result (``bad_plan`` of them wrong), and the result."""
+        asked = EditStream("edit", draws.getrandbits(48)).at(prompt.position)
+        plan = sample_target(asked.metadata, draws)
+        if draws.random() < mix.bad_plan:
+            plan = corrupt_target(plan, asked.metadata, draws)
+        drawn = self.slip(plan, draws) if draws.random() < mix.bad_revision else plan
+        words = Prompt(asked.position, asked.text, asked.metadata)
+        return Demonstration(words, plan, drawn, "edit", True, asked.images[0], format_plan(plan))
+
+    def _look(self, form: Form, prompt: Prompt, mix: DemonstrationMix, draws: random.Random) -> Demonstration[Scene]:
         """A picture as the first round leaves it, what is said of it, and what is drawn then.
 
         A share ``misseen`` is described as if one object more were otherwise; the plan follows what is said. A picture

@@ -17,7 +17,23 @@ from unigrpo.worlds.shapes.scenes import CELLS, COLOURS, PLURALS, SHAPES, Object
 
 COUNTS = ("zero", "one", "two", "three", "four", "five", "six")
 NOTHING, YES, NO = "nothing", "yes", "no"
-QUESTION_WORDS = ("what", "is", "at", "how", "many", "colour", "the", "where", "there", "a", "an", NOTHING, YES, NO, *COUNTS)
+QUESTION_WORDS = (
+    "what",
+    "is",
+    "at",
+    "how",
+    "many",
+    "colour",
+    "the",
+    "where",
+    "there",
+    "a",
+    "an",
+    NOTHING,
+    YES,
+    NO,
+    *COUNTS,
+)
 MOST = 6
 """Objects of a random scene that is asked about."""
 
