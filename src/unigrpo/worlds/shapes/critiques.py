@@ -135,7 +135,8 @@ def _related(scene: Scene, kinds: Sequence[Kind], relation: str, draws: random.R
     """The cheapest remarks that leave two objects in a relation, and nothing else."""
     free = set(CELLS) - {item.cell for item in scene.objects}
     best: list[tuple[float, tuple[Object | None, Object | None], tuple[str, str]]] = []
-    for old in product((*scene.objects, None), repeat=2):
+    choices = (*scene.objects, None)
+    for old in product(choices, choices):
         if old[0] is not None and old[0] is old[1]:
             continue
         taken = TAKEN * (len(scene.objects) - sum(item is not None for item in old))
