@@ -20,7 +20,7 @@ from unigrpo.models.bagel.packing import pack
 from unigrpo.models.bagel.scoring import read_velocities, score_texts
 from unigrpo.models.bagel.thinking import one_token, think
 from unigrpo.models.bagel.transformer import BagelModel
-from unigrpo.models.bagel.turns import fitted, interleave, view_of
+from unigrpo.models.bagel.turns import fitted, interleave, looked_at, view_of
 from unigrpo.models.bagel.vision import positions
 from unigrpo.policy import Context, GenerationDefaults, Policy, PolicySpec, Replayed, ReplayItem
 from unigrpo.trajectory import Image, Prompt, Segment, Text
@@ -144,9 +144,24 @@ class BagelPolicy(Policy):
         view = view_of(resized, self.config)
         if not latents:
             return (view,)
-        size = (resized.shape[1], resized.shape[2])
-        encoded = self.at_size(size).encode_image(resized[None].float() / 255.0)[0]
-        return (Image(encoded, self.config.grid_of(size)), view)
+        encoded = self._encoded(resized[None])[0]
+        return (Image(encoded, self.config.grid_of((resized.shape[1], resized.shape[2]))), view)
+
+    @property
+    def looks(self) -> bool:
+        """Whether there is an autoencoder that pictures go through."""
+        return self.autoencoder is not None
+
+    def look_segments(self, pictures: Tensor) -> list[tuple[Segment, ...]]:
+        """What it drew, uint8 [B, 3, H, W], as BAGEL reads it in the next turn: [latents] [view, if it has a tower].
+
+        Source: docs/bagel-architecture.md#drawing (interleaved turns).
+        """
+        return looked_at(pictures, self.config, self._encoded)
+
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        size = (pictures.shape[2], pictures.shape[3])
+        return self.at_size(size).encode_image(pictures.float() / 255.0)
 
     @property
     def looks(self) -> bool:
