@@ -187,12 +187,13 @@ def _form(share: float, mix: DemonstrationMix) -> Form:
     if share >= 1 - mix.plan_only:
         return "plan_only"
     start = 1 - mix.plan_only
-    for form, size in (
+    looking: tuple[tuple[Form, float], ...] = (
         ("question", mix.question),
         ("look_only", mix.look_only),
         ("edit", mix.edit),
         ("look", mix.look),
-    ):
+    )
+    for form, size in looking:
         start -= size
         if size and share >= start:
             return form
