@@ -47,6 +47,7 @@ BUILTIN_MODELS = (
     "init:micro",
     "init:micro-words",
     "init:micro-rounds",
+    "init:micro-rounds-tower",
 )
 
 

@@ -89,13 +89,15 @@ def test_the_grown_model_knows_all_words_that_are_shown_to_it():
         assert {*asked.split(), *answer.split()} <= words
 
 
-def test_where_the_segments_of_each_form_stand():
-    policy = build.policy(Model("init:micro-rounds"))
+@pytest.mark.parametrize("tower", [False, True])
+def test_where_the_segments_of_each_form_stand(tower):
+    policy = build.policy(Model("init:micro-rounds-tower" if tower else "init:micro-rounds"))
+    look = [Image, View] if tower else [Image]
     kinds = {
-        "look": [Text, Text, Text, Image, View, Text, Image],
-        "look_only": [Text, Text, Text, Image, View, Text],
-        "edit": [Text, Image, View, Text, Text, Image],
-        "question": [View, Text, Text],
+        "look": [Text, Text, Text, *look, Text, Image],
+        "look_only": [Text, Text, Text, *look, Text],
+        "edit": [Text, *look, Text, Text, Image],
+        "question": [look[-1], Text, Text],
     }
     for form, expected in kinds.items():
         (trajectory,) = TEACHER.trajectories(policy, some(form, n=1))
@@ -108,10 +110,14 @@ def test_where_the_segments_of_each_form_stand():
 def test_what_is_looked_at_keeps_its_size_and_comes_as_a_rollout_gives_it():
     policy = build.policy(Model("init:micro-rounds"))
     picture = seen(shapes.random_scene(random.Random(0)))
-    ((image, view),) = policy.look_segments(picture[None])
-    assert image.grid == view.grid == (4, 4)
-    assert torch.equal(policy.picture_segments(picture)[1].patches, view.patches)
-    assert torch.allclose(policy.picture_segments(picture)[0].latents, image.latents, atol=1e-5)
+    ((image,),) = policy.look_segments(picture[None])
+    assert image.grid == (4, 4)
+    for given in (policy.picture_segments(picture), policy.question_segments("what is there", [picture], think=False)):
+        assert torch.allclose(given[0].latents, image.latents, atol=1e-5)
+    tower = build.policy(Model("init:micro-rounds-tower"))
+    ((image, view),) = tower.look_segments(picture[None])
+    assert view.grid == (4, 4)
+    assert torch.equal(tower.picture_segments(picture)[1].patches, view.patches)
 
 
 def test_batches_without_looks_are_those_of_before():
