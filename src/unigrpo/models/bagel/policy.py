@@ -139,13 +139,17 @@ class BagelPolicy(Policy):
         return interleave(text, shown, self.encode_text)
 
     def picture_segments(self, picture: Tensor, *, latents: bool = True) -> tuple[Segment, ...]:
-        """A picture uint8 [3, H, W] as [latents] [view], resized as BAGEL does; without ``latents`` the view alone."""
+        """A picture uint8 [3, H, W] as [latents] [view], resized as BAGEL does; without ``latents`` the view alone.
+
+        A model that was taught to look at latents has no view, and always the latents.
+        """
         resized = fitted(picture, self.config)
-        view = view_of(resized, self.config)
-        if not latents:
-            return (view,)
+        by_latents = self.config.vision is None and self.config.looks_at_latents
+        views = () if by_latents else (view_of(resized, self.config),)
+        if not (latents or by_latents):
+            return views
         encoded = self._encoded(resized[None])[0]
-        return (Image(encoded, self.config.grid_of((resized.shape[1], resized.shape[2]))), view)
+        return (Image(encoded, self.config.grid_of((resized.shape[1], resized.shape[2]))), *views)
 
     @property
     def looks(self) -> bool:
