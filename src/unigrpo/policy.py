@@ -47,6 +47,10 @@ class Context(Protocol):
         """Repeat every row ``repeats`` times, members of a group adjacent: B -> B * repeats."""
         ...
 
+    def take(self, rows: Sequence[int]) -> Self:
+        """The given rows alone, in that order (asked where samples of one batch have different numbers of rounds)."""
+        ...
+
 
 @dataclass(frozen=True)
 class VelocityQuery:
@@ -176,6 +180,15 @@ class Policy(Scorer, Protocol):
     def question_segments(self, question: str, pictures: Sequence[Tensor], *, think: bool) -> tuple[Segment, ...]:
         """The given segments before an answer in words about pictures uint8 [3, H, W] that are only looked at."""
         raise ValueError("this model draws; it does not answer questions about pictures")
+
+    @property
+    def looks(self) -> bool:
+        """Whether it can look at what it drew (:meth:`look_segments`), and go on."""
+        return False
+
+    def look_segments(self, pictures: Tensor) -> list[tuple[Segment, ...]]:
+        """The given segments by which it sees pictures uint8 [B, 3, H, W] that it drew itself, one tuple each."""
+        raise ValueError("this model cannot look at what it drew: set rollout.rounds to 1")
 
     def edit_size(self, picture: Tensor) -> tuple[int, int]:
         """(height, width) of what an edit of this picture is drawn at."""

@@ -6,7 +6,7 @@ tried at the start · runs: a recipe, whole.
 """
 
 from unigrpo.build.checks import check_data, check_drawn, check_here, check_listed, check_suite
-from unigrpo.build.data import Suite, prompts, suite
+from unigrpo.build.data import Suite, is_questions, prompts, questions, suite
 from unigrpo.build.models import (
     DTYPES,
     builtin_folder,
@@ -47,6 +47,7 @@ __all__ = [
     "drawn_size",
     "evaluation_sampling",
     "evaluation_suite",
+    "is_questions",
     "known_of",
     "lasting_name",
     "model_folder",
@@ -54,6 +55,7 @@ __all__ = [
     "parts",
     "policy",
     "prompts",
+    "questions",
     "reward",
     "source",
     "started",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from unigrpo.build import bases, data, models
 from unigrpo.build.checks import check_size
 from unigrpo.build.sampling import (
+    check_episodes,
     check_rewards,
+    evaluation_episode,
     evaluation_sampling,
     latent_reward,
     shares,
+    training_episode,
     training_reward,
     training_sampling,
     validation_reward,
@@ -24,7 +28,6 @@ from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.policy import Policy
 from unigrpo.recipe import DemonstrationData, Recipe
 from unigrpo.rewards.composite import CompositeReward
-from unigrpo.rollout.episode import single_round
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
 from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
@@ -64,7 +67,12 @@ class RecipeEvaluator:
         height, width = policy.spec.image_size
         pictures = [part.pictures for part in parts] or [torch.empty((0, 3, height, width), dtype=torch.uint8)]
         sources = {position: images for part in parts for position, images in part.sources.items()}
-        return Evaluation([record for part in parts for record in part.records], torch.cat(pictures), sources)
+        starts = accumulate((len(part.records) for part in parts), initial=0)
+        earlier = {
+            start + i: shown for start, part in zip(starts, parts, strict=False) for i, shown in part.earlier.items()
+        }
+        records = [record for part in parts for record in part.records]
+        return Evaluation(records, torch.cat(pictures), sources, earlier=earlier)
 
     def _evaluated(self, policy: Policy, prompts: Sequence[Prompt], samples: int) -> Evaluation:
         return evaluate(
@@ -74,7 +82,7 @@ class RecipeEvaluator:
             evaluation_sampling(self.recipe),
             samples=samples,
             seed=self.recipe.seed,
-            think=self.recipe.eval.think,
+            episode=evaluation_episode(self.recipe),
             reward=self.reward,
             batch=self.recipe.rollout.batch or 192,
             part=True,
@@ -96,7 +104,7 @@ def source(recipe: Recipe, world: World = ONE_PROCESS, drawing: Drawing = as_it_
         return DemonstrationSource(data.demonstration_maker(recipe, given), world)
     return RolloutSource(
         prompts=data.prompts(given.prompts, recipe.seed),
-        episode=single_round(think=recipe.rollout.think),
+        episode=training_episode(recipe),
         sampling=training_sampling(recipe),
         reward=training_reward(recipe),
         shares=shares(recipe),
@@ -125,6 +133,7 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
+    check_episodes(recipe, made.policy)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
     return RunComponents(

@@ -20,6 +20,7 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
+from unigrpo.worlds.shapes import looking as shapes_looking
 from unigrpo.worlds.shapes import tasks as shapes_tasks
 from unigrpo.worlds.shapes.scenes import requirements
 from unigrpo.worlds.words import demonstrations as words_demonstrations
@@ -37,7 +38,9 @@ class EmbeddedWorld:
     vocabulary, spells, image_size, autoencoder: what its micro model is grown from (``start`` is that model's name);
     understand: a person's prompt in the world's spelling, with the requirements to judge it by; requires: their key;
     required: ValueError where metadata lacks them; judge: of evaluations; packages, extra: what the judge needs, and
-    what brings it; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata.
+    what brings it; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata;
+    questions: held-out (kind, question, answer, picture) about its pictures, None where it has none; looking_words:
+    further words of demonstrations that look at pictures.
     """
 
     name: str
@@ -57,6 +60,8 @@ class EmbeddedWorld:
     rewards: Mapping[str, bool]
     packages: tuple[str, ...] = ()
     extra: str = ""
+    questions: Callable[[int], list[tuple[str, str, str, Tensor]]] | None = None
+    looking_words: Callable[[], tuple[str, ...]] = tuple
 
     @property
     def can_judge(self) -> bool:
@@ -143,6 +148,8 @@ SHAPES = EmbeddedWorld(
     required=requirements,
     judge=shapes_tasks.judge_pictures,
     rewards={VERIFIER: True, PREFERENCE: False},
+    questions=shapes_looking.held_out_questions,
+    looking_words=shapes_looking.further_words,
 )
 WORDS = EmbeddedWorld(
     name="words",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unigrpo import build, options, output
+from unigrpo.commands import questions
 from unigrpo.commands.drawing.asking import STDIN, stdin_rows
 from unigrpo.commands.drawing.sampling import (
     batch_size,
@@ -18,6 +19,7 @@ from unigrpo.commands.drawing.sampling import (
     in_words,
     load,
     sampling,
+    turns,
 )
 from unigrpo.evaluation.evaluator import describe_summary, unjudged
 from unigrpo.evaluation.suites import Suite
@@ -43,6 +45,8 @@ def run(verb: options.Eval) -> int:
         return _score(verb)
     check(verb)
     check_numbers(limit=verb.limit, samples=verb.samples)
+    if build.is_questions(verb.suite):
+        return questions.run(verb)
     scales = scales_of(verb.guidance)
     _check_world(verb)
     with ranks() as these, contextlib.ExitStack() as stack:
@@ -104,7 +108,7 @@ def _one(
 ) -> Outcome | None:
     """One evaluation; its figures are printed."""
     how = sampling(policy, verb, EVALUATION, scale)
-    drawing = evaluating.Drawing(how, verb.samples, verb.seed, not verb.no_think, batch_size(policy, verb))
+    drawing = evaluating.Drawing(how, verb.samples, verb.seed, turns(policy, verb), batch_size(policy, verb))
     outcome = evaluations.evaluate(
         policy, suite, drawing, model=model, out=out, ranks=these, examined=not verb.draw_only
     )

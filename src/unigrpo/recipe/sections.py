@@ -29,6 +29,7 @@ from unigrpo.ranges import (
     Positive,
     Probability,
     Rate,
+    Rounds,
     Shift,
     Step,
     Temperature,
@@ -42,8 +43,11 @@ BUILTIN_MODELS = (
     "builtin:shapes-sft",
     "builtin:shapes-pretrain",
     "builtin:words-sft",
+    "builtin:shapes-rounds",
     "init:micro",
     "init:micro-words",
+    "init:micro-rounds",
+    "init:micro-rounds-tower",
 )
 
 
@@ -145,11 +149,27 @@ class Mix:
     """Plans in random order."""
     plan_only: Probability = 0.0
     """A prompt and its plan, no picture."""
+    look: Probability = 0.0
+    """A drawn picture that is looked at, a critique with a new plan, and the next picture (shapes alone, as below)."""
+    edit: Probability = 0.0
+    """A given picture, an instruction, the plan, and the edited picture."""
+    look_only: Probability = 0.0
+    """As look, without the next picture."""
+    question: Probability = 0.0
+    """A picture, a question about it, and the answer."""
+    misseen: Probability = 0.0
+    """The critique is of another picture than the one that is looked at."""
+    bad_revision: Probability = 0.0
+    """The picture after a look misses its plan."""
 
     def __post_init__(self) -> None:
         for key, share in self.dense_shares().items():
             other = {"unconditional": self.unconditional, "no_think": self.no_think, "plan_only": self.plan_only}
-            check_shares("data.mix", {key: share, **other})
+            check_shares("data.mix", {key: share, **other, **self.looking()})
+
+    def looking(self) -> dict[str, float]:
+        """The shares of demonstrations in which a picture is looked at."""
+        return {"look": self.look, "edit": self.edit, "look_only": self.look_only, "question": self.question}
 
     def dense_shares(self) -> dict[str, float]:
         """The keys of the share of dense plans that a run comes to, and their values."""
@@ -212,6 +232,16 @@ class Rollout:
     """Pixels of a side; null is the model's own."""
     batch: Batch | None = None
     """Samples drawn together (also in evaluations), null is all; it changes memory, not draws."""
+    rounds: Rounds = 1
+    """Pictures of a sample: think, draw, and each time look at it, think again, draw again (paper: 1)."""
+    stop: Literal["never", "said"] = "never"
+    """said: a sample ends where a later thinking says so, and the picture before it stands (paper silent)."""
+    stop_words: tuple[Name, ...] = ()
+    """With stop: said, the whole thinkings (without <think> marks) that end a sample, for example [fine]."""
+    look: Literal["seen", "grey", "other"] = "seen"
+    """What a look shows: the picture, a grey one, or another prompt's; the latter two are controls (docs/guide.md)."""
+    rethink: Name = "own"
+    """After a look: own, a thinking; none, no thinking; any other words stand there in place of one (controls)."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +340,12 @@ class Eval:
     """How guided velocities are brought back to size."""
     think: bool = True
     """Whether the model thinks before it draws."""
+    rounds: Rounds | None = None
+    """Pictures of a sample in evaluations, of which the last is judged; null: as in rollout."""
+    look: Literal["seen", "grey", "other"] | None = None
+    """What a look shows in evaluations; null: as in rollout."""
+    rethink: Name | None = None
+    """What follows a look in evaluations; null: as in rollout."""
 
     def __post_init__(self) -> None:
         if not self.interval[0] < self.interval[1]:
