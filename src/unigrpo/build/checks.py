@@ -118,8 +118,8 @@ def any_metadata(row: Row) -> None:
 
 def metadata_check(scorers: Sequence[Scorer]) -> Callable[[Row], None]:
     """What some rewards ask of the metadata of every row: a function that raises ConfigError."""
-    judged = [(s.name, world) for s in scorers if (world := worlds.judging(s.name)) is not None]
-    asked = tuple({world.name: world.required for name, world in judged if world.rewards[name]}.values())
+    judged = [world.rewards[s.name] for s in scorers if (world := worlds.judging(s.name)) is not None]
+    asked = tuple(dict.fromkeys(required for required in judged if required is not None))
     asked += (check_points,) if any(s.name == EXAM for s in scorers) else ()
     return _Metadata(asked) if asked else any_metadata
 
@@ -205,7 +205,8 @@ class Looked:
 
     def _world(self, name: str, prompts: Iterable[Prompt], judge: Callable[[Row], None]) -> None:
         with self._words():
-            for row in (Row(name, prompt.text, prompt.metadata) for prompt in prompts):
+            for prompt in prompts:
+                row = Row(name, prompt.text, prompt.metadata, (b"",) * len(prompt.images))  # which are only counted
                 self._text(row)
                 judge(row)
 

@@ -76,8 +76,8 @@ def _odd_size(picture: Tensor, high: int, wide: int) -> str:
 
 def _of_verdict(verdict: Mapping[str, Any]) -> Record:
     """A world's verdict as an examiner's record."""
-    points, named = verdict["points"] or [], ("reward", "plan_right", "follow", "parsable")
-    values = {name: None if verdict[name] is None else float(verdict[name]) for name in named}
+    points, named = verdict["points"] or [], ("reward", "plan_right", "follow", "parsable", "changed", "kept")
+    values = {name: None if verdict.get(name) is None else float(verdict[name]) for name in named}
     return answer(
         verdict["category"],
         correct=verdict["correct"],

@@ -20,7 +20,9 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
+from unigrpo.worlds.shapes import edit_prompts
 from unigrpo.worlds.shapes import tasks as shapes_tasks
+from unigrpo.worlds.shapes.edits import edit_of
 from unigrpo.worlds.shapes.scenes import requirements
 from unigrpo.worlds.words import demonstrations as words_demonstrations
 from unigrpo.worlds.words import planner as words_planner
@@ -36,8 +38,9 @@ class EmbeddedWorld:
     splits: of its prompts, ``name:split``; stream, fixed: prompts to train and to evaluate on; teacher: demonstrations;
     vocabulary, spells, image_size, autoencoder: what its micro model is grown from (``start`` is that model's name);
     understand: a person's prompt in the world's spelling, with the requirements to judge it by; requires: their key;
-    required: ValueError where metadata lacks them; judge: of evaluations; packages, extra: what the judge needs, and
-    what brings it; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata.
+    judge: of evaluations; packages, extra: what the judge needs, and what brings it; rewards: names of rewards that
+    judge this world's pictures, each with what raises a ValueError where metadata lack what it reads (None: it reads
+    none).
     """
 
     name: str
@@ -52,9 +55,8 @@ class EmbeddedWorld:
     autoencoder: str
     understand: Callable[[str], tuple[str, Mapping[str, Any]]]
     requires: str
-    required: Callable[[Mapping[str, Any]], object]
     judge: Judge
-    rewards: Mapping[str, bool]
+    rewards: Mapping[str, Callable[[Mapping[str, Any]], object] | None]
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -76,6 +78,14 @@ class EmbeddedWorld:
 def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:
     known = dict(shapes.parse_prompt(text))
     return shapes.normalise_prompt(text), known
+
+
+def _shapes_stream(split: str, seed: int) -> PromptSource:
+    return edit_prompts.EditStream(split, seed) if split in edit_prompts.SPLITS else shapes.PromptStream(split, seed)
+
+
+def _shapes_fixed(split: str, n: int) -> list[Prompt]:
+    return edit_prompts.fixed_edits(split, n) if split in edit_prompts.SPLITS else shapes.fixed(split, n)
 
 
 def _words_understood(text: str) -> tuple[str, Mapping[str, Any]]:
@@ -125,13 +135,13 @@ def _words_judge(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[s
     return words_tasks.judge_pictures(_read, images, prompts, thinking)
 
 
-VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"
+VERIFIER, EDIT, PREFERENCE = "shapes/verifier", "shapes/edit", "shapes/preference"
 READER = "words/ocr"
 SHAPES = EmbeddedWorld(
     name="shapes",
-    splits=shapes.SPLITS,
-    stream=shapes.PromptStream,
-    fixed=shapes.fixed,
+    splits=(*shapes.SPLITS, *edit_prompts.SPLITS),
+    stream=_shapes_stream,
+    fixed=_shapes_fixed,
     teacher=shapes_demonstrations.TEACHER,
     start="init:micro",
     vocabulary=shapes.vocabulary,
@@ -140,9 +150,8 @@ SHAPES = EmbeddedWorld(
     autoencoder="shapes-autoencoder",
     understand=_shapes_understood,
     requires="objects",
-    required=requirements,
     judge=shapes_tasks.judge_pictures,
-    rewards={VERIFIER: True, PREFERENCE: False},
+    rewards={VERIFIER: requirements, EDIT: edit_of, PREFERENCE: None},
 )
 WORDS = EmbeddedWorld(
     name="words",
@@ -157,9 +166,8 @@ WORDS = EmbeddedWorld(
     autoencoder="words-autoencoder",
     understand=_words_understood,
     requires="word",
-    required=words_prompts.wanted,
     judge=_words_judge,
-    rewards={READER: True},
+    rewards={READER: words_prompts.wanted},
     packages=PACKAGES,
     extra="ocr",
 )
@@ -191,4 +199,4 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
 def known_of(reward: str, prompt: str) -> Mapping[str, Any]:
     """What a reward of a world is told of a prompt in that world's words; ValueError for other words."""
     world = judging(reward)
-    return {} if world is None or not world.rewards[reward] else world.understand(prompt)[1]
+    return {} if world is None or world.rewards[reward] is None else world.understand(prompt)[1]

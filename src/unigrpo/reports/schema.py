@@ -74,7 +74,9 @@ COMPARED = Kind("an object of differences, each with low and high", _compared)
 
 def _evaluated(where: str) -> dict[str, Kind]:
     """The figures of an evaluation, as keys inside an object."""
-    kinds = dict.fromkeys(("score", "exam_score", "reward", "plan_right", "follow", "parsable"), NUMBER)
+    kinds = dict.fromkeys(
+        ("score", "exam_score", "reward", "plan_right", "follow", "parsable", "changed", "kept"), NUMBER
+    )
     kinds |= {"n": COUNT} | dict.fromkeys(("by_category", "reward_by_category", "canaries"), NUMBERS)
     return {f"{where}.{key}": kind for key, kind in kinds.items()}
 
@@ -143,7 +145,7 @@ RECORD = Schema(
         "prompt": TEXT,
         "thinking": WORDS,
         "category": TEXT,
-        **dict.fromkeys(("reward", "exam", "advantage", "advantage_thinking"), NUMBER),
+        **dict.fromkeys(("reward", "exam", "advantage", "advantage_thinking", "changed", "kept"), NUMBER),
         "values": NUMBERS,
         "failure": WORDS,
         **dict.fromkeys(("correct", "parsable", "plan_right", "follow"), FLAG),

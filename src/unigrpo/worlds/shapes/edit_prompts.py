@@ -23,7 +23,7 @@ SPLITS = ("edit", "edit-held-out")
 """In a recipe shapes:edit and shapes:edit-held-out."""
 HELD_OUT_SHARE = 0.22
 HELD_OUT_SALT = 153
-"""Chosen once, so that the few held-out combinations of a category name all shapes, and all colours but one (remove)."""
+"""Chosen once, so that the few held-out combinations name all shapes, and all colours (but one that is removed)."""
 OBJECTS = (2, 4)
 """Objects of a source scene, at least and at most."""
 PLAIN = 0.4

@@ -11,9 +11,11 @@ from unigrpo.policy import Policy
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds.demonstrations import Demonstration
 from unigrpo.worlds.shapes.demonstrations import TEACHER
+from unigrpo.worlds.shapes.edit_verifier import EditVerdict, verify_edits
+from unigrpo.worlds.shapes.edits import is_edit, judge_edit
 from unigrpo.worlds.shapes.planner import parse_plan, plan_satisfies
 from unigrpo.worlds.shapes.scenes import Scene
-from unigrpo.worlds.shapes.verifier import RewardWeights, follows, verify
+from unigrpo.worlds.shapes.verifier import RewardWeights, Verdict, follows, verify
 
 DEFAULT_WEIGHTS = RewardWeights()
 
@@ -39,25 +41,47 @@ def graded_reward(
     return [v.reward for v in verdicts], parts
 
 
+def edit_reward(
+    images: Tensor, metadata: Sequence[Mapping[str, Any]], weights: RewardWeights = DEFAULT_WEIGHTS
+) -> tuple[list[float], dict[str, list[float]]]:
+    """The training reward of edited pictures [B, 3, 32, 32], and its parts by name."""
+    verdicts = verify_edits(images, metadata, weights)
+    parts = {
+        "correct": [float(v.correct) for v in verdicts],
+        "exam": [v.exam for v in verdicts],
+        "changed": [v.changed for v in verdicts],
+        "kept": [v.kept for v in verdicts],
+    }
+    return [v.reward for v in verdicts], parts
+
+
 def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
-    """One record per picture for the evaluation.
+    """One record per picture for the evaluation, by the verifier of prompts or, where a prompt is one, of edits.
 
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
-    the plan's objects at their cells (None for an unparsable plan, or without thinking).
+    the plan's objects at their cells (None for an unparsable plan, or without thinking). Of edits also
+    ``changed`` and ``kept``.
     """
-    records = []
-    for verdict, prompt, text in zip(verify(images, [p.metadata for p in prompts]), prompts, thinking, strict=True):
-        plan = None if text is None else parse_plan(text)
-        records.append(
-            {
-                "category": prompt.metadata["category"],
-                "correct": verdict.correct,
-                "exam": verdict.exam,
-                "reward": verdict.reward,
-                "points": [[question, met] for question, met in verdict.points],
-                "parsable": None if text is None else plan is not None,
-                "plan_right": None if text is None else plan is not None and plan_satisfies(plan, prompt.metadata),
-                "follow": None if plan is None else follows(verdict.reading, plan),
-            }
-        )
-    return records
+    drawn = [i for i, prompt in enumerate(prompts) if not is_edit(prompt.metadata)]
+    edited = [i for i, prompt in enumerate(prompts) if is_edit(prompt.metadata)]
+    verdicts: dict[int, Verdict | EditVerdict] = {}
+    for which, verifier in ((drawn, verify), (edited, verify_edits)):
+        verdicts |= zip(which, verifier(images[which], [prompts[i].metadata for i in which]), strict=True)
+    return [_record(verdicts[i], prompt.metadata, thinking[i]) for i, prompt in enumerate(prompts)]
+
+
+def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: str | None) -> dict[str, Any]:
+    plan = None if text is None else parse_plan(text)
+    edit = isinstance(verdict, EditVerdict)
+    satisfied = plan is not None and (judge_edit(plan, metadata).correct if edit else plan_satisfies(plan, metadata))
+    return {
+        "category": metadata["category"],
+        "correct": verdict.correct,
+        "exam": verdict.exam,
+        "reward": verdict.reward,
+        "points": [[question, met] for question, met in verdict.points],
+        "parsable": None if text is None else plan is not None,
+        "plan_right": None if text is None else satisfied,
+        "follow": None if plan is None else follows(verdict.reading, plan),
+        **({"changed": verdict.changed, "kept": verdict.kept} if edit else {}),
+    }
