@@ -177,6 +177,15 @@ class Policy(Scorer, Protocol):
         """The given segments before an answer in words about pictures uint8 [3, H, W] that are only looked at."""
         raise ValueError("this model draws; it does not answer questions about pictures")
 
+    @property
+    def looks(self) -> bool:
+        """Whether it can look at what it drew (:meth:`look_segments`), and go on."""
+        return False
+
+    def look_segments(self, pictures: Tensor) -> list[tuple[Segment, ...]]:
+        """The given segments by which it sees pictures uint8 [B, 3, H, W] that it drew itself, one tuple each."""
+        raise ValueError("this model cannot look at what it drew: set rollout.rounds to 1")
+
     def edit_size(self, picture: Tensor) -> tuple[int, int]:
         """(height, width) of what an edit of this picture is drawn at."""
         return self.spec.image_size

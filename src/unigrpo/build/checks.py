@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unigrpo.build import data, families, models, worlds
+from unigrpo.build.grown import grown_by
 from unigrpo.data_names import HUB, split_name
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.models.bagel_files.opening import Opened, open_folder
@@ -46,6 +47,8 @@ def opened(path: str) -> Reads:
         autoencoder = load_autoencoder(models.builtin_folder(world.autoencoder))
         config = micro_config(tokenizer.inner.get_vocab_size(), autoencoder, image_size=world.image_size)
         return Opened(config, tokenizer, public=False)
+    if (grown := grown_by(path)) is not None:
+        return Opened(*grown.opened(models.builtin_folder(grown.of)), public=False)
     folder = models.model_folder(path)
     if (folder / ADAPTER).is_file() and (base := Adapter.base_of(folder)) is not None:
         return opened(base)

@@ -107,6 +107,9 @@ def _world_maker(recipe: Recipe, data: DemonstrationData, teacher: Teacher[Any])
             dense=mix.dense if early else mix.dense_late,
             unsorted=mix.unsorted,
             plan_only=mix.plan_only,
+            **mix.looking(),
+            misseen=mix.misseen,
+            bad_revision=mix.bad_revision,
         )
         batch = teacher.batch(recipe.seed, iteration, data.batch_size, now)
         return teacher.trajectories(policy, batch[share_of(world, len(batch))])

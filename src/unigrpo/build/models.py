@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unigrpo.build import bases, families
+from unigrpo.build.grown import grown_by
 from unigrpo.build.worlds import started_by
 from unigrpo.models.bagel.policy import group_of as bagel_group_of
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
@@ -108,6 +109,10 @@ def policy(
             image_size=world.image_size,
             spells=world.spells,
         )
+        made.model.to(device)
+        return made if size is None else made.at_size(size)
+    if (grown := grown_by(model.path)) is not None:
+        made = grown.made(builtin_folder(grown.of), seed)
         made.model.to(device)
         return made if size is None else made.at_size(size)
     folder = model_folder(model.path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from unigrpo.models.bagel.autoencoder import Autoencoder
-from unigrpo.models.bagel.config import BagelConfig
+from unigrpo.models.bagel.config import BagelConfig, VisionConfig
 from unigrpo.models.bagel.transformer import BagelModel, PositionTable
 from unigrpo.models.bagel_files.pretrained import Bagel
 from unigrpo.models.bagel_files.tokenizer import Tokenizer, word_tokenizer
@@ -66,6 +67,35 @@ def build_micro(
     model = BagelModel(micro_config(len(SPECIAL_WORDS) + len(words), autoencoder, image_size=image_size))
     initialise(model, seed)
     return Bagel(model, micro_tokenizer(words, spells=spells), autoencoder)
+
+
+def grown_config(
+    config: BagelConfig, num_words: int, *, vision: VisionConfig | None, side: int, max_think_tokens: int
+) -> BagelConfig:
+    """The config of a micro model that is to know more words and to look at pictures of ``side`` latent tokens.
+
+    A picture is looked at as large as the table of places holds, so ``side`` is that of what it draws.
+    """
+    return replace(config, vocab_size=num_words, vision=vision, max_latent_size=side, max_think_tokens=max_think_tokens)
+
+
+def grown_words(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
+    """The tokenizer of a micro model with further words; those that it has keep their ids."""
+    known = tokenizer.inner.get_vocab()
+    new = dict.fromkeys(word for word in words if word not in known)
+    return word_tokenizer([*sorted(known, key=lambda word: known[word]), *new])
+
+
+@torch.no_grad()
+def grow(small: Bagel, config: BagelConfig, tokenizer: Tokenizer, *, seed: int) -> Bagel:
+    """The same model at a larger config (more words, a vision tower); what is new is random."""
+    model = BagelModel(config)
+    initialise(model, seed)
+    new = model.state_dict()
+    for name, tensor in small.model.state_dict().items():
+        if "pos_embed" not in name:
+            new[name][: tensor.shape[0]] = tensor
+    return Bagel(model, tokenizer, small.autoencoder, image_size=small.spec.image_size)
 
 
 @torch.no_grad()

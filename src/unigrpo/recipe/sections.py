@@ -42,8 +42,10 @@ BUILTIN_MODELS = (
     "builtin:shapes-sft",
     "builtin:shapes-pretrain",
     "builtin:words-sft",
+    "builtin:shapes-rounds",
     "init:micro",
     "init:micro-words",
+    "init:micro-rounds",
 )
 
 
@@ -145,11 +147,27 @@ class Mix:
     """Plans in random order."""
     plan_only: Probability = 0.0
     """A prompt and its plan, no picture."""
+    look: Probability = 0.0
+    """A drawn picture that is looked at, a critique with a new plan, and the next picture (shapes alone, as below)."""
+    edit: Probability = 0.0
+    """A given picture, an instruction, the plan, and the edited picture."""
+    look_only: Probability = 0.0
+    """As look, without the next picture."""
+    question: Probability = 0.0
+    """A picture, a question about it, and the answer."""
+    misseen: Probability = 0.0
+    """The critique is of another picture than the one that is looked at."""
+    bad_revision: Probability = 0.0
+    """The picture after a look misses its plan."""
 
     def __post_init__(self) -> None:
         for key, share in self.dense_shares().items():
             other = {"unconditional": self.unconditional, "no_think": self.no_think, "plan_only": self.plan_only}
-            check_shares("data.mix", {key: share, **other})
+            check_shares("data.mix", {key: share, **other, **self.looking()})
+
+    def looking(self) -> dict[str, float]:
+        """The shares of demonstrations in which a picture is looked at."""
+        return {"look": self.look, "edit": self.edit, "look_only": self.look_only, "question": self.question}
 
     def dense_shares(self) -> dict[str, float]:
         """The keys of the share of dense plans that a run comes to, and their values."""

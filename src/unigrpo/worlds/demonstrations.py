@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from unigrpo import seeds
 from unigrpo.policy import Policy
 from unigrpo.ranges import check_shares
-from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, without_prompt
+from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, View, without_prompt
 
-Form = Literal["think", "no_think", "unconditional", "dense", "plan_only"]
+Form = Literal["think", "no_think", "unconditional", "dense", "look", "edit", "look_only", "question", "plan_only"]
+LOOKING: tuple[Form, ...] = ("look", "edit", "look_only", "question")
+"""Forms in which a picture is looked at; not every world has them (:attr:`Teacher.looks`)."""
 Plan = TypeVar("Plan")
 """What a plan describes, and so a picture shows: a scene of shapes, a sign with letters."""
 
@@ -53,12 +56,13 @@ class Teacher(Generic[Plan]):
         for index in range(n):
             draws = random.Random(seeds.key(seed, iteration, index, 0, f"{self.name} demonstration"))
             form = _form((index + offset) / n, mix)
-            made.append(self._demonstration(form, self.prompt(seed, iteration * n + index), mix, draws))
+            made.append(self.demonstration(form, self.prompt(seed, iteration * n + index), mix, draws))
         return made
 
-    def _demonstration(
+    def demonstration(
         self, form: Form, prompt: Prompt, mix: DemonstrationMix, draws: random.Random
     ) -> Demonstration[Plan]:
+        """One demonstration of a form, for a training prompt."""
         if form == "dense":
             plan = self.dense(draws, mix.unsorted)
             return Demonstration(None, plan, plan, form)
@@ -75,15 +79,34 @@ class Teacher(Generic[Plan]):
         return Demonstration(prompt, plan, picture, form)
 
     def trajectories(self, policy: Policy, demonstrations: Sequence[Demonstration[Plan]]) -> list[Trajectory]:
-        """Demonstrations as trajectories with targets: the plan (where there is a prompt) and the picture's latents."""
+        """Demonstrations as trajectories with targets: the plan (where there is a prompt) and the picture's latents.
+
+        A picture that is looked at comes as LOOK gives it in a rollout: 8 bit, as latents and as seen.
+        """
         pictures = [item.picture for item in demonstrations if item.picture is not None]
         latents = iter(policy.encode_image(self.render(pictures)) if pictures else [])
+        shown = [item.shown for item in demonstrations if item.shown is not None]
+        looks = iter(policy.look_segments(torch.stack(shown)) if shown else [])
         made = []
         for index, item in enumerate(demonstrations):
             prompt = item.prompt or Prompt(index, "", {})
+            look = () if item.shown is None else next(looks)
             image = () if item.picture is None else (Image(next(latents), policy.spec.grid, target=True),)
-            made.append(Trajectory(prompt, 0, (*self._given(policy, item), *image)))
+            before = self._looking(policy, item, look) if item.form in LOOKING else self._given(policy, item)
+            made.append(Trajectory(prompt, 0, (*before, *image)))
         return made
+
+    def _looking(self, policy: Policy, item: Demonstration[Plan], look: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """What stands before the picture (if any) where one is looked at first; what is said of it is a target."""
+        prompt, said = item.prompt or Prompt(0, ""), Text(policy.encode_text(item.said), target=True)
+        asked = policy.prompt_segments(prompt, think=item.form != "question")
+        if item.form == "question":  # as question_segments has it: seen alone, where there is a vision tower
+            seen = [segment for segment in look if isinstance(segment, View)]
+            return (*(seen or look), *asked, said)
+        if item.form == "edit":
+            return (*asked[:-1], *look, asked[-1], said)
+        first = () if item.plan is None else (Text(policy.encode_text(self.write(item.plan))),)
+        return (*asked, *first, *look, said)
 
     def _given(self, policy: Policy, item: Demonstration[Plan]) -> tuple[Segment, ...]:
         """What stands before the picture, as the policy would see it at sampling time; a prompted plan is a target."""
@@ -105,6 +128,9 @@ class Demonstration(Generic[Plan]):
     "unconditional": prompt and plan None; ``system`` tells which of the two contexts of the guidance it trains.
     "plan_only": prompt and plan without a picture (cheap: an image costs more tokens than the words).
     "dense": plan and picture without a prompt. ``system``: whether the system words come first (with thinking: yes).
+    "look": prompt, first plan, the picture ``shown`` for it, what is ``said`` of it, and the next picture; "look_only":
+    the same without the next picture. "edit": the picture shown, the prompt, the plan as it is said, and the picture.
+    "question": the picture shown, the question as prompt, and its answer. ``shown`` is uint8 [3, H, W].
     """
 
     prompt: Prompt | None
@@ -112,6 +138,8 @@ class Demonstration(Generic[Plan]):
     picture: Plan | None
     form: Form = "think"
     system: bool = True
+    shown: Tensor | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +149,9 @@ class DemonstrationMix:
     ``dense``, ``unconditional``, ``no_think`` and ``plan_only`` are shares of all demonstrations (their sum <= 1); the
     rest thinks and draws. ``bad_plan`` of the plans of that rest and of plan_only break the prompt, and ``mismatch`` of
     the pictures of that rest miss the plan in one part. ``unsorted`` of all plans are in random order, the others
-    in the order of their places.
+    in the order of their places. ``look``, ``edit``, ``look_only`` and ``question`` are shares of all demonstrations
+    too (0 in a world that has none): of the pictures that are looked at ``misseen`` are described as if they showed
+    something else, and of the pictures that follow ``bad_revision`` miss their plan.
     """
 
     bad_plan: float = 0.35
@@ -131,19 +161,36 @@ class DemonstrationMix:
     dense: float = 0.0
     unsorted: float = 0.0
     plan_only: float = 0.0
+    look: float = 0.0
+    edit: float = 0.0
+    look_only: float = 0.0
+    question: float = 0.0
+    misseen: float = 0.0
+    bad_revision: float = 0.0
 
     def __post_init__(self) -> None:
         for name, share in asdict(self).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"demonstration mix: {name} is a share and must be in [0, 1], not {share}")
         whole = {"dense": self.dense, "unconditional": self.unconditional, "no_think": self.no_think}
-        check_shares("demonstration mix", {**whole, "plan_only": self.plan_only})
+        looking: dict[str, float] = {form: getattr(self, form) for form in LOOKING}
+        check_shares("demonstration mix", {**whole, "plan_only": self.plan_only, **looking})
 
 
 def _form(share: float, mix: DemonstrationMix) -> Form:
     """Which form the point ``share`` in [0, 1) falls on; plan_only last, so that a batch has its pictures first."""
     if share >= 1 - mix.plan_only:
         return "plan_only"
+    start = 1 - mix.plan_only
+    for form, size in (
+        ("question", mix.question),
+        ("look_only", mix.look_only),
+        ("edit", mix.edit),
+        ("look", mix.look),
+    ):
+        start -= size
+        if size and share >= start:
+            return form
     if share < mix.dense:
         return "dense"
     if share < mix.dense + mix.unconditional:

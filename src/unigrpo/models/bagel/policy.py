@@ -148,6 +148,18 @@ class BagelPolicy(Policy):
         encoded = self.at_size(size).encode_image(resized[None].float() / 255.0)[0]
         return (Image(encoded, self.config.grid_of(size)), view)
 
+    @property
+    def looks(self) -> bool:
+        """Whether there is an autoencoder that pictures go through."""
+        return self.autoencoder is not None
+
+    def look_segments(self, pictures: Tensor) -> list[tuple[Segment, ...]]:
+        """What it drew, uint8 [B, 3, H, W], as BAGEL reads it in the next turn: [latents] [view, if it has a tower].
+
+        Source: docs/bagel-architecture.md#drawing (interleaved turns).
+        """
+        return looked_at(self, pictures)
+
     def edit_size(self, picture: Tensor) -> tuple[int, int]:
         """(height, width) of what an edit of this picture is drawn at: the size it is resized to."""
         _, height, width = fitted(picture, self.config).shape
@@ -288,6 +300,16 @@ class BagelPolicy(Policy):
 
 def _spec(config: BagelConfig, image_size: tuple[int, int]) -> PolicySpec:
     return PolicySpec(config.grid_of(image_size), config.latent_dim, image_size)
+
+
+def looked_at(policy: BagelPolicy, pictures: Tensor) -> list[tuple[Segment, ...]]:
+    """[latents] [view, where there is a tower] of pictures uint8 [B, 3, H, W], all resized and encoded together."""
+    config = policy.config
+    resized = torch.stack([fitted(picture, config) for picture in pictures])
+    size = (resized.shape[2], resized.shape[3])
+    latents, grid = policy.at_size(size).encode_image(resized.float() / 255.0), config.grid_of(size)
+    views = [() if config.vision is None else (view_of(picture, config),) for picture in resized]
+    return [(Image(one, grid), *view) for one, view in zip(latents, views, strict=True)]
 
 
 def as_cache(context: Context) -> Cache:

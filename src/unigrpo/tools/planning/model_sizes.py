@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unigrpo.build import bases
+from unigrpo.build.grown import grown_by
 from unigrpo.build.models import builtin_folder, model_folder
 from unigrpo.build.worlds import started_by
 from unigrpo.costs.sizes import BAGEL_7B, ModelSizes
@@ -27,6 +28,9 @@ def sizes(model: Model) -> tuple[ModelSizes, str | None]:
         autoencoder = load_autoencoder(builtin_folder(world.autoencoder))
         words = len(SPECIAL_WORDS) + len(world.vocabulary())
         return _small(micro_config(words, autoencoder, image_size=world.image_size), autoencoder), None
+    if (grown := grown_by(model.path)) is not None:
+        folder = builtin_folder(grown.of)
+        return _small(grown.opened(folder)[0], load_autoencoder(folder)), None
     if not model.path.startswith("builtin:") and not Path(model.path).is_dir():
         return BAGEL_7B, f"model.path {model.path} is not a folder here: the sizes of BAGEL-7B-MoT are assumed"
     folder = model_folder(model.path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from unigrpo.worlds.demonstrations import Demonstration, DemonstrationMix, Teacher
+from unigrpo.worlds.demonstrations import Demonstration, DemonstrationMix
+from unigrpo.worlds.shapes.looking import LookingTeacher
 from unigrpo.worlds.shapes.planner import corrupt_scene, format_plan, random_scene, sample_scene, slip
 from unigrpo.worlds.shapes.prompts import PromptStream
 from unigrpo.worlds.shapes.renderer import render
 from unigrpo.worlds.shapes.scenes import Scene
 
-TEACHER = Teacher[Scene](
+TEACHER = LookingTeacher(
     "shapes",
     prompt=lambda seed, position: PromptStream("train", seed).at(position),
     sample=sample_scene,
