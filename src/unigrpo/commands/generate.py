@@ -224,6 +224,7 @@ def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> None:
         [one.correct for one in drawn],
         columns=min(4, len(drawn)),
         thinking=[one.thinking or "" for one in drawn],
+        given=[[image.permute(1, 2, 0).numpy() for image in one.prompt.images] for one in drawn],
     )
     save_png_atomic(sheet, out)
 

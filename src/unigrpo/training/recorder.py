@@ -108,7 +108,9 @@ class Recorder:
         records = with_sources(records, self.run_dir, f"samples/{jsonl.stem}-source", given)
         write_records_atomic(jsonl, records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
-        save_png_atomic(record_sheet(pictures, records), runlog.samples_file(self.run_dir, iteration + 1, "png"))
+        save_png_atomic(
+            record_sheet(pictures, records, given=given), runlog.samples_file(self.run_dir, iteration + 1, "png")
+        )
         shown = [Shown(Image.fromarray(p), caption(r)) for p, r in zip(pictures, records, strict=True)]
         self.sinks.pictures(iteration + 1, "samples", shown)
 
@@ -129,7 +131,7 @@ class Recorder:
         records = with_sources(result.records, self.run_dir, "evaluations/source", given)
         write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), records)
         pictures = result.pictures[chosen].permute(0, 2, 3, 1).numpy()
-        sheet = record_sheet(pictures, [result.records[i] for i in chosen])
+        sheet = record_sheet(pictures, [result.records[i] for i in chosen], given=given)
         save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
         summary[when], own = self._looked_at(when, result, limit, summary)
