@@ -29,6 +29,7 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds.checking import check_pairs, check_prompts
 from unigrpo.worlds.pairs import PairRow
 from unigrpo.worlds.prompt_files import Row, RowPrompts
+from unigrpo.worlds.shapes.edit_verifier import is_multiple
 
 SAMPLE = 1000
 """How many prompts of a stream without end are looked at."""
@@ -288,7 +289,7 @@ def check_size(recipe: Recipe, image_size: tuple[int, int]) -> None:
     used += [(s.name, worlds.judging(s.name)) for s in (*recipe.reward.train, *recipe.reward.validation)]
     (height, width) = image_size
     for name, world in used:
-        if world is None or world.image_size == image_size:
+        if world is None or world.image_size == image_size or (worlds.is_scaled(name) and is_multiple(*image_size)):
             continue
         high, wide = world.image_size
         back = "" if recipe.rollout.image_size is None else "leave out rollout.image_size, "

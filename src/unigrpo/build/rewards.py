@@ -19,6 +19,7 @@ from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.ocr import PACKAGES as _OCR
 from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
 from unigrpo.worlds.shapes import IMAGE_SIZE, RewardWeights, tasks
+from unigrpo.worlds.shapes.edit_verifier import is_multiple
 from unigrpo.worlds.shapes.preference import load_preference
 
 SELF = "bagel/self"
@@ -129,7 +130,8 @@ def shapes_verifier(
 
     tidy: the factor for every object beyond what was asked, in (0, 1]; 1 forgives them, and then they come.
     """
-    values, parts = tasks.graded_reward(images, metadata, _tidy(VERIFIER, images, tidy))
+    check_pictures(VERIFIER, images, (IMAGE_SIZE, IMAGE_SIZE))
+    values, parts = tasks.graded_reward(images, metadata, _weights(VERIFIER, tidy))
     return RewardOutput(values, parts)
 
 
@@ -145,13 +147,14 @@ def shapes_edit(
 
     tidy: the factor for every object that is new and was not asked for, in (0, 1].
     """
-    values, parts = tasks.edit_reward(images, metadata, _tidy(EDIT, images, tidy))
+    if not is_multiple(images.shape[-2], images.shape[-1]):
+        check_pictures(EDIT, images, (IMAGE_SIZE, IMAGE_SIZE))
+    values, parts = tasks.edit_reward(images, metadata, _weights(EDIT, tidy))
     return RewardOutput(values, parts)
 
 
-def _tidy(name: str, images: Tensor, tidy: float) -> RewardWeights:
-    """The weights of a verifier; a fault where pictures are not the world's, or tidy is no factor."""
-    check_pictures(name, images, (IMAGE_SIZE, IMAGE_SIZE))
+def _weights(name: str, tidy: float) -> RewardWeights:
+    """The weights of a verifier; ConfigError where tidy is no factor."""
     if not 0 < tidy <= 1:
         raise ConfigError(f"{name}: tidy is the factor for every extra object, so it must be in (0, 1], not {tidy}")
     return replace(tasks.DEFAULT_WEIGHTS, tidy=tidy)

@@ -22,7 +22,8 @@ from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
 from unigrpo.worlds.shapes import edit_prompts
 from unigrpo.worlds.shapes import tasks as shapes_tasks
-from unigrpo.worlds.shapes.edits import edit_of
+from unigrpo.worlds.shapes.edit_verifier import is_multiple
+from unigrpo.worlds.shapes.edits import edit_of, is_edit
 from unigrpo.worlds.shapes.scenes import requirements
 from unigrpo.worlds.words import demonstrations as words_demonstrations
 from unigrpo.worlds.words import planner as words_planner
@@ -172,6 +173,16 @@ WORDS = EmbeddedWorld(
     extra="ocr",
 )
 EMBEDDED = {world.name: world for world in (SHAPES, WORDS)}
+
+
+def is_scaled(name: str) -> bool:
+    """Whether a data set or a reward of edits takes pictures that are larger than the world's, k times a side."""
+    return name == EDIT or name.startswith("shapes:edit-large")
+
+
+def reads(world: EmbeddedWorld, prompt: Prompt, size: tuple[int, int]) -> bool:
+    """Whether the rules of a world read a picture of (height, width) that was drawn for a prompt."""
+    return size == world.image_size or (is_edit(prompt.metadata) and is_multiple(*size))
 
 
 def named(name: str) -> EmbeddedWorld | None:

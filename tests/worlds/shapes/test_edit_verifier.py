@@ -12,6 +12,7 @@ from unigrpo.worlds.shapes import Object, RewardWeights, Scene, format_plan, ren
 from unigrpo.worlds.shapes.edit_prompts import SPLITS, EditStream, edit_prompt
 from unigrpo.worlds.shapes.edit_verifier import EditVerdict, verify_edits
 from unigrpo.worlds.shapes.edits import EDITS, Edit, Wanted, corrupt_target, judge_edit, sample_target
+from unigrpo.worlds.shapes.renderer import enlarged
 from unigrpo.worlds.shapes.tasks import edit_reward, judge_pictures
 
 SOURCE = Scene((Object("circle", "red", "b2"), Object("square", "green", "c1"), Object("ring", "cyan", "d4")))
@@ -21,7 +22,7 @@ RECOLOUR = Edit("recolour", SOURCE, RED, Wanted("circle", "blue", ("b2",)), "mak
 MOVE = Edit("move", SOURCE, RED, Wanted("circle", "red", ("a1", "a2")), "move the red circle above the square")
 REMOVE = Edit("remove", SOURCE, RED, None, "remove the red circle")
 ADD = Edit("add", SOURCE, None, Wanted("cross", "red", ("a4",)), "add a red cross at a4")
-STREAM = [EditStream(split, 1).edit(position) for split in SPLITS for position in range(120)]
+STREAM = [EditStream(split, 1).edit(position) for split in SPLITS[:2] for position in range(120)]
 
 
 def verdict(edit: Edit, *objects: Object) -> EditVerdict:
@@ -110,6 +111,24 @@ def test_mild_noise_does_no_harm():
     noise = 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     found = verify_edits((images + noise).clamp(0, 1), [edit.metadata() for edit in edits])
     assert all(one.correct and one.reward > 0.9 for one in found)
+
+
+def test_large_pictures_are_read_by_the_means_of_their_squares():
+    edits, draws = [edit for edit in STREAM if edit.category == "recolour"][:20], random.Random(0)
+    scenes = [sample_target(edit.metadata(), draws) for edit in edits]
+    large = torch.stack([enlarged(scene) for scene in scenes]).float() / 255
+    assert large.shape == (20, 3, 512, 512)
+    found = verify_edits(large, [edit.metadata() for edit in edits])
+    assert all(one.correct and one.reward > 0.99 for one in found)
+    sources = torch.stack([enlarged(edit.source) for edit in edits]).float() / 255
+    for one in verify_edits(sources[..., ::2, ::2], [edit.metadata() for edit in edits]):  # 256 pixels will do
+        assert not one.correct and one.reward < 0.05 and one.kept > 0.9
+    with pytest.raises(ValueError, match="32, 32"):
+        verify_edits(large[..., :480], [edit.metadata() for edit in edits])
+    prompts = [edit_prompt(k, edit, large=True) for k, edit in enumerate(edits)]
+    assert all(p.images[0].shape == (3, 512, 512) for p in prompts)
+    records = judge_pictures(large, prompts, ["I will paint it."] * 20)
+    assert all(r["correct"] and r["parsable"] is r["plan_right"] is r["follow"] is None for r in records)
 
 
 def test_records_of_edits_say_which_half_failed():

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from unigrpo.worlds.shapes.edits import Edit, changed_points, edit_of, empty_cells, kept_points
-from unigrpo.worlds.shapes.renderer import TEMPLATES, label
+from unigrpo.worlds.shapes.renderer import IMAGE_SIZE, TEMPLATES, label
 from unigrpo.worlds.shapes.scenes import CELL_INDEX, Object
 from unigrpo.worlds.shapes.verifier import Reading, RewardWeights, read_scenes
 
@@ -106,8 +107,16 @@ def verify_edits(
     exp(-(d(e, empty) / scale)^2 / 2).
 
     So the source picture earns 0 for the change, and an empty one 0 for keeping: the product pays neither. An exact
-    result has 1. ValueError for other numbers of pictures and metadata, and for metadata of no edit.
+    result has 1. Larger pictures, k * 32 pixels a side, are read by the means of their k x k squares.
+    ValueError for other numbers of pictures and metadata, and for metadata of no edit.
     """
     if len(images) != len(metadata):
         raise ValueError(f"{len(images)} pictures but metadata of {len(metadata)} edits: one per picture is needed")
-    return [_verdict(r, m, weights) for r, m in zip(read_scenes(images), metadata, strict=True)]
+    times = images.shape[-1] // IMAGE_SIZE
+    small = avg_pool2d(images, times) if times > 1 and is_multiple(images.shape[-2], images.shape[-1]) else images
+    return [_verdict(r, m, weights) for r, m in zip(read_scenes(small), metadata, strict=True)]
+
+
+def is_multiple(height: int, width: int) -> bool:
+    """Whether a picture is as large as the world's, or so many times as large."""
+    return height == width and height >= IMAGE_SIZE and height % IMAGE_SIZE == 0

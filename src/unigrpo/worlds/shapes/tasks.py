@@ -14,6 +14,7 @@ from unigrpo.worlds.shapes.demonstrations import TEACHER
 from unigrpo.worlds.shapes.edit_verifier import EditVerdict, verify_edits
 from unigrpo.worlds.shapes.edits import is_edit, judge_edit
 from unigrpo.worlds.shapes.planner import parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.renderer import IMAGE_SIZE
 from unigrpo.worlds.shapes.scenes import Scene
 from unigrpo.worlds.shapes.verifier import RewardWeights, Verdict, follows, verify
 
@@ -60,14 +61,17 @@ def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence
 
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
     the plan's objects at their cells (None for an unparsable plan, or without thinking). Of edits also
-    ``changed`` and ``kept``.
+    ``changed`` and ``kept``. Models that draw larger pictures think in prose: nothing is said of their plans.
     """
     drawn = [i for i, prompt in enumerate(prompts) if not is_edit(prompt.metadata)]
     edited = [i for i, prompt in enumerate(prompts) if is_edit(prompt.metadata)]
     verdicts: dict[int, Verdict | EditVerdict] = {}
     for which, verifier in ((drawn, verify), (edited, verify_edits)):
+        if not which:
+            continue
         verdicts |= zip(which, verifier(images[which], [prompts[i].metadata for i in which]), strict=True)
-    return [_record(verdicts[i], prompt.metadata, thinking[i]) for i, prompt in enumerate(prompts)]
+    plans = thinking if images.shape[-1] == IMAGE_SIZE else [None] * len(prompts)
+    return [_record(verdicts[i], prompt.metadata, plans[i]) for i, prompt in enumerate(prompts)]
 
 
 def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: str | None) -> dict[str, Any]:
