@@ -35,6 +35,7 @@ RUNS = {
     "nft": {"method": "{name: diffusion_nft, nft: {pairs: 2}}"},
     "refl": {"method": "{name: refl}", "reward__train": "[{name: shapes/preference}]"},
     "supervised": {"recipe": tiny_runs.PRETRAIN, "optimizer__warmup": 0},
+    "edit": {"recipe": tiny_runs.EDIT},
     "unjudged": {"reward__validation": "[{name: image/jpeg-compressibility}]"},
 }
 
@@ -88,15 +89,16 @@ def test_every_key_of_samples_and_evaluations_is_explained(folders):
     folder = folders["rl"]
     records = [
         record
-        for name in ("rl", "thoughts")
+        for name in ("rl", "thoughts", "edit")
         for record in runlog.read_records(runlog.samples_file(folders[name], 1, "jsonl"))
     ]
-    records += runlog.read_records(runlog.evaluation_file(folder, "after", "jsonl"))
+    for name in ("rl", "edit"):
+        records += runlog.read_records(runlog.evaluation_file(folders[name], "after", "jsonl"))
     written = {p for record in records for p in paths(record)}
     summary = json.loads((folder / runlog.SUMMARY).read_text())
     written |= {f"paired.<measure>.{key}" for measure in summary["paired"].values() for key in measure}
     written |= {f"{side}.{key}" for side in ("before", "after") for key in ("<key>", "validation.<key>")}
-    assert written | {"images"} == rows(RECORDS)  # those are of edits (end_to_end/test_own_rewards.py)
+    assert written == rows(RECORDS)
     sides = paths(summary["before"])
     assert all(p in rows(METRICS) or f"validation.{p}" in rows(METRICS) for p in sides)
 

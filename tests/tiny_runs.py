@@ -4,6 +4,7 @@ import functools
 import io
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,16 +12,20 @@ from rich.console import Console
 
 from unigrpo import build, cli
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
+from unigrpo.models.bagel.config import VisionConfig
+from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel_files.checkpoint import save_policy
-from unigrpo.models.micro import build_micro
+from unigrpo.models.bagel_files.pretrained import Bagel
+from unigrpo.models.micro import build_micro, initialise, micro_config, micro_tokenizer
 from unigrpo.recipe import load_recipe, to_yaml
 from unigrpo.reports.progress import Progress
 from unigrpo.reports.runlog import read_metrics
 from unigrpo.training import checkpoint, shards
 from unigrpo.training.trainer import Stop, Trainer
 from unigrpo.worlds.shapes import vocabulary
+from unigrpo.worlds.shapes.edit_prompts import WORDS
 
-UNIGRPO, PRETRAIN = "shapes/unigrpo", "shapes/pretrain"
+UNIGRPO, PRETRAIN, EDIT = "shapes/unigrpo", "shapes/pretrain", "shapes/edit"
 ITERATIONS = 4
 TIMES = ("seconds", "samples_per_second", "utilization")  # the only parts of a metric line that a second run may change
 _EVALUATION = {"eval.limit": 6, "eval.compare_limit": 6, "eval.compare_samples": 1, "eval.every": 2}
@@ -40,6 +45,8 @@ _RL = {
 }
 _SUPERVISED = {"data.batch_size": 4, "optimizer.micro_batch": 3, "optimizer.warmup": 1, "optimizer.decay": 0.5}
 _SUPERVISED |= {"optimizer.ema": 0.9}
+_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 1, "num_heads": 2, "image_size": 32}
+_TOWER |= {"patch_size": 8, "max_patches_per_side": 4}
 _KEPT = tempfile.TemporaryDirectory(prefix="unigrpo-tests-")  # removed when the tests end
 
 
@@ -56,11 +63,29 @@ def model_folder():
     return folder
 
 
+@functools.cache
+def seeing_folder():
+    """A micro model with random weights that can look at pictures, and knows the words of edits."""
+    folder = Path(_KEPT.name) / "seeing"
+    torch.manual_seed(0)
+    autoencoder = ConvAutoencoder(ConvAutoencoderConfig()).requires_grad_(False)
+    tokenizer = micro_tokenizer([*vocabulary(), *(word for word in WORDS if word not in vocabulary())])
+    config = replace(
+        micro_config(tokenizer.inner.get_vocab_size(), autoencoder), max_latent_size=4, vision=VisionConfig(**_TOWER)
+    )
+    model = BagelModel(config)
+    initialise(model, 1)
+    with torch.no_grad():
+        model.llm2vae.weight.normal_(0.0, 0.1)
+    save_policy(Bagel(model, tokenizer, autoencoder), folder)
+    return folder
+
+
 def overrides(recipe=UNIGRPO, **other):
     """The command line's overrides that make a recipe tiny, and fix what tuning may change; __ in a key is a dot."""
     chosen = {"iterations": ITERATIONS, "checkpoint.every": 1, **_EVALUATION}
-    if recipe == UNIGRPO:
-        chosen |= {"model.path": model_folder(), **_RL}
+    if recipe in (UNIGRPO, EDIT):
+        chosen |= {"model.path": model_folder() if recipe == UNIGRPO else seeing_folder(), **_RL}
         chosen |= {} if "method" in other else {"method.text.kl_weight": 0.0}
     else:
         chosen |= _SUPERVISED

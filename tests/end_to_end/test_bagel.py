@@ -174,7 +174,7 @@ def test_an_adapter_loads_in_plain_peft(run, tiny, tmp_path):
     assert len(moved) == 3 * 14 and all(float(p.detach().abs().max()) > 0 for p in moved)
 
 
-@pytest.mark.parametrize("recipe", ["flowgrpo", "textgrpo", "unigrpo-lora-1gpu"])
+@pytest.mark.parametrize("recipe", ["flowgrpo", "textgrpo", "unigrpo-lora-1gpu", "unigrpo-edit-lora"])
 def test_the_other_recipes_run(tiny, tmp_path, recipe):
     run = tmp_path / "run"
     words = ["--model.lora.rank", "4"] if "lora" in recipe else []
@@ -182,6 +182,28 @@ def test_the_other_recipes_run(tiny, tmp_path, recipe):
     (line,) = runlog.read_metrics(run)
     assert ("image_log_ratio_max" in line["first_update"]) == (recipe != "textgrpo")
     assert ("text_log_ratio_max" in line["first_update"]) == (recipe != "flowgrpo")
+
+
+def test_edits_of_a_file_with_pictures_train(tiny, tmp_path):
+    for number, size in enumerate(((80, 48), (40, 40))):
+        Image.new("RGB", size, (200, 40 * number, 0)).save(tmp_path / f"{number}.png")
+    rows = [{"prompt": "make it blue", "images": [f"{k}.png"], "points": ["Is it blue?"]} for k in (0, 1)]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "like.py").write_text(
+        "def like(images, prompts, metadata, thinking):\n"
+        "    return [float(p.mean() - m['images'][0].mean()) for p, m in zip(images, metadata, strict=True)]\n"
+    )
+    reward = "[{name: " + f"'{tmp_path / 'like.py'}:like'" + "}]"
+    words = ["--data.prompts", tmp_path / "edits.jsonl", "--eval.prompts", tmp_path / "edits.jsonl"]
+    words += ["--reward.train", reward, "--reward.validation", reward, "--model.lora.rank", "4"]
+    words += ["--iterations", "1", "--model.dtype", "float32", *RL, "--out", tmp_path / "run"]
+    unigrpo("train", "bagel/unigrpo-edit-lora", "--model.path", tiny, *words)
+    (line,) = runlog.read_metrics(tmp_path / "run")
+    assert line["first_update"]["text_log_ratio_max"] <= 1e-5
+    assert line["first_update"]["image_log_ratio_max"] <= max(1e-7, 0.01 * 5.12e-4 / (16 * 64) ** 0.5)
+    assert line["grad_norm"]["reasoning"] > 0 and line["grad_norm"]["denoising"] > 0
+    records = runlog.read_records(tmp_path / "run" / "evaluations" / "after.jsonl")
+    assert [record["images"] for record in records] == [[f"evaluations/source-{k}-0.png"] for k in (0, 1)]
 
 
 @pytest.mark.parametrize("lora", [[], LORA], ids=["full", "lora"])

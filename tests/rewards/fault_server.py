@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         said = next(m["content"] for m in body["messages"] if not isinstance(m["content"], str))  # no system message
-        image, words = (next(part for part in said if part["type"] == kind) for kind in ("image_url", "text"))
+        image, words = ([part for part in said if part["type"] == kind][-1] for kind in ("image_url", "text"))
         server = self.server
         with server.lock:
             server.asked[words["text"]] += 1

@@ -25,9 +25,11 @@ def pictures(*colours):
     return torch.stack([torch.tensor(c).float()[:, None, None].expand(3, 8, 8) for c in colours]) / 255.0
 
 
-def ask(reward, colours=(RED, MOSTLY_RED, BLUE), points=EXAM):
+def ask(reward, colours=(RED, MOSTLY_RED, BLUE), points=EXAM, sources=None):
+    """Ask about pictures of one colour each; ``sources``: pictures that the prompt of each gave."""
     count = len(colours)
-    given = RewardInput(pictures(*colours), ["a cup"] * count, [{"points": points}] * count, [None] * count)
+    rows = [{"points": points}] * count if sources is None else [{"points": points, "images": own} for own in sources]
+    given = RewardInput(pictures(*colours), ["a cup"] * count, rows, [None] * count)
     return call("judge", reward, given, strict=False)
 
 

@@ -1,6 +1,8 @@
 """A judge that answers: scores, what it remembers, and how it is tried at the start."""
 
+import base64
 import dataclasses
+import io
 import json
 import math
 import re
@@ -11,9 +13,12 @@ from datetime import date
 from pathlib import Path
 
 import fault_server as faults
+import numpy as np
 import pytest
+import torch
 import yaml
-from judge_asked import BLUE, EXAM, QUICK, RED, SHARES, ask, exam, pictures, question, quickly  # noqa: F401
+from judge_asked import BLUE, EXAM, MOSTLY_RED, QUICK, RED, SHARES, ask, exam, pictures, question, quickly  # noqa: F401
+from PIL import Image
 
 from unigrpo.build.checks import metadata_check
 from unigrpo.ranges import ConfigError
@@ -52,6 +57,49 @@ def test_one_question_of_ones_own():
         output = ask(question(server, question="Is {prompt} red?", extra={"priority": 3}))
         assert output.values == pytest.approx(SHARES, abs=1e-6) and output.parts["hard"] == [1, 1, 0]
         assert "Question: Is a cup red? Answer" in str(server.asked) and server.requests[0]["priority"] == 3
+
+
+def shown_in(request):
+    """The mean colour of every picture of a request, in order, and its words."""
+    content = request["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    read = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls]
+    return [tuple(picture.mean((0, 1)).astype(int)) for picture in read], content[-1]["text"]
+
+
+@pytest.mark.parametrize("mode", ["points", "batch"])
+def test_a_judge_may_be_shown_what_an_edit_was_given(mode):
+    green = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 4, 6)
+    with faults.running() as server:
+        sources = [[green], [green, green], []]
+        output = ask(exam(server, mode=mode, sources=True), sources=sources)
+        assert output.parts["hard"] == [1, 1, 0]  # of the last picture of each request
+        shown = {tuple(colours): words for colours, words in map(shown_in, server.requests)}
+        assert set(shown) == {((0, 255, 0), RED), ((0, 255, 0), (0, 255, 0), MOSTLY_RED), (BLUE,)}
+        assert shown[(0, 255, 0), RED].startswith("The last picture was made from the 1 before it")
+        assert shown[(BLUE,)].startswith("Judge only")
+        before = len(server.requests)
+        ask(exam(server, mode=mode), sources=sources)  # not unless it is asked for
+        assert all(len(shown_in(request)[0]) == 1 for request in server.requests[before:])
+
+
+def test_one_question_about_an_edit():
+    green = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 8, 8)
+    with faults.running() as server:
+        output = ask(question(server, sources=True), sources=[[green]] * 3)
+        assert output.values == pytest.approx(SHARES, abs=1e-6)
+        assert all(len(shown_in(request)[0]) == 2 for request in server.requests)
+
+
+def test_answers_about_edits_of_other_pictures_are_not_mixed_up(tmp_path):
+    cache, half = str(tmp_path / "answers.sqlite"), torch.full((3, 8, 8), 0.5)
+    with faults.running() as server:
+        for number, sources in enumerate(([[half]] * 3, [[half / 2]] * 3, [[half, half]] * 3), 1):
+            for _ in range(2):
+                ask(exam(server, cache=cache, sources=True), sources=sources)
+            assert len(server.requests) == 6 * number
+        ask(exam(server, cache=cache), sources=[[half]] * 3)
+        assert len(server.requests) == 24
 
 
 def test_at_most_so_many_requests_at_a_time():

@@ -29,6 +29,7 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds.checking import check_pairs, check_prompts
 from unigrpo.worlds.pairs import PairRow
 from unigrpo.worlds.prompt_files import Row, RowPrompts
+from unigrpo.worlds.shapes.edit_verifier import is_multiple
 
 SAMPLE = 1000
 """How many prompts of a stream without end are looked at."""
@@ -121,8 +122,8 @@ def any_metadata(row: Row) -> None:
 
 def metadata_check(scorers: Sequence[Scorer]) -> Callable[[Row], None]:
     """What some rewards ask of the metadata of every row: a function that raises ConfigError."""
-    judged = [(s.name, world) for s in scorers if (world := worlds.judging(s.name)) is not None]
-    asked = tuple({world.name: world.required for name, world in judged if world.rewards[name]}.values())
+    judged = [world.rewards[s.name] for s in scorers if (world := worlds.judging(s.name)) is not None]
+    asked = tuple(dict.fromkeys(required for required in judged if required is not None))
     asked += (check_points,) if any(s.name == EXAM for s in scorers) else ()
     return _Metadata(asked) if asked else any_metadata
 
@@ -208,7 +209,8 @@ class Looked:
 
     def _world(self, name: str, prompts: Iterable[Prompt], judge: Callable[[Row], None]) -> None:
         with self._words():
-            for row in (Row(name, prompt.text, prompt.metadata) for prompt in prompts):
+            for prompt in prompts:
+                row = Row(name, prompt.text, prompt.metadata, (b"",) * len(prompt.images))  # which are only counted
                 self._text(row)
                 judge(row)
 
@@ -288,7 +290,7 @@ def check_size(recipe: Recipe, image_size: tuple[int, int]) -> None:
     used += [(s.name, worlds.judging(s.name)) for s in (*recipe.reward.train, *recipe.reward.validation)]
     (height, width) = image_size
     for name, world in used:
-        if world is None or world.image_size == image_size:
+        if world is None or world.image_size == image_size or (worlds.is_scaled(name) and is_multiple(*image_size)):
             continue
         high, wide = world.image_size
         back = "" if recipe.rollout.image_size is None else "leave out rollout.image_size, "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import version
-from unigrpo.build.worlds import EmbeddedWorld
+from unigrpo.build.worlds import EmbeddedWorld, reads
 from unigrpo.evaluation.suites import Examiner, Record, answer, category_of, no_answer
 from unigrpo.loading import digest, load, reference
 from unigrpo.ranges import ConfigError
@@ -55,14 +55,17 @@ class WorldRules:
     def __call__(
         self, pictures: Sequence[Tensor], prompts: Sequence[Prompt], thinking: Sequence[str | None]
     ) -> list[Record]:
-        """Judge pictures of the world's size; another one is no answer."""
+        """Judge pictures of a size that the world's rules read; another one is no answer."""
         high, wide = self.world.image_size
-        fits = [i for i, picture in enumerate(pictures) if picture.shape[1:] == (high, wide)]
         records = [
             no_answer(category_of(p), _odd_size(picture, high, wide))
             for p, picture in zip(prompts, pictures, strict=True)
         ]
-        if fits:
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+            if reads(self.world, prompt, size := (picture.shape[1], picture.shape[2])):
+                sizes.setdefault(size, []).append(i)
+        for fits in sizes.values():
             images = torch.stack([pictures[i] for i in fits]).float() / 255.0
             found = self.world.judge(images, [prompts[i] for i in fits], [thinking[i] for i in fits])
             for i, verdict in zip(fits, found, strict=True):
@@ -76,8 +79,8 @@ def _odd_size(picture: Tensor, high: int, wide: int) -> str:
 
 def _of_verdict(verdict: Mapping[str, Any]) -> Record:
     """A world's verdict as an examiner's record."""
-    points, named = verdict["points"] or [], ("reward", "plan_right", "follow", "parsable")
-    values = {name: None if verdict[name] is None else float(verdict[name]) for name in named}
+    points, named = verdict["points"] or [], ("reward", "plan_right", "follow", "parsable", "changed", "kept")
+    values = {name: None if verdict.get(name) is None else float(verdict[name]) for name in named}
     return answer(
         verdict["category"],
         correct=verdict["correct"],

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from unigrpo.build.worlds import PREFERENCE, READER, VERIFIER, check_pictures
+from unigrpo.build.worlds import EDIT, PREFERENCE, READER, VERIFIER, check_pictures
 from unigrpo.loading import reference
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model, Scorer
@@ -18,7 +18,8 @@ from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward, WeightedReward
 from unigrpo.rewards.ocr import PACKAGES as _OCR
 from unigrpo.rewards.protocol import DifferentiableReward, RewardOutput
-from unigrpo.worlds.shapes import IMAGE_SIZE, tasks
+from unigrpo.worlds.shapes import IMAGE_SIZE, RewardWeights, tasks
+from unigrpo.worlds.shapes.edit_verifier import is_multiple
 from unigrpo.worlds.shapes.preference import load_preference
 
 SELF = "bagel/self"
@@ -46,6 +47,7 @@ class Shipped:
 _HERE, _REWARDS = "unigrpo.build.rewards", "unigrpo.rewards"
 SHIPPED: Mapping[str, Shipped] = {
     VERIFIER: Shipped(f"{_HERE}:shapes_verifier", "the shapes world by its rules: the share of what was asked, 0 to 1"),
+    EDIT: Shipped(f"{_HERE}:shapes_edit", "edits of the shapes world: what must change times what must stay, 0 to 1"),
     PREFERENCE: Shipped(f"{_HERE}:ShapesPreference", "a small learned judge of the shapes world", gradient=True),
     READER: Shipped(
         "unigrpo.build.worlds:line_reader", "ocr/text on the one line of the words world", False, "ocr", _OCR
@@ -129,10 +131,33 @@ def shapes_verifier(
     tidy: the factor for every object beyond what was asked, in (0, 1]; 1 forgives them, and then they come.
     """
     check_pictures(VERIFIER, images, (IMAGE_SIZE, IMAGE_SIZE))
-    if not 0 < tidy <= 1:
-        raise ConfigError(f"{VERIFIER}: tidy is the factor for every extra object, so it must be in (0, 1], not {tidy}")
-    values, parts = tasks.graded_reward(images, metadata, replace(tasks.DEFAULT_WEIGHTS, tidy=tidy))
+    values, parts = tasks.graded_reward(images, metadata, _weights(VERIFIER, tidy))
     return RewardOutput(values, parts)
+
+
+def shapes_edit(
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    thinking: Sequence[str | None],
+    *,
+    tidy: float = tasks.DEFAULT_WEIGHTS.tidy,
+) -> RewardOutput:
+    """How far an edit of the shapes world changed what must change, times how well it kept what must stay.
+
+    tidy: the factor for every object that is new and was not asked for, in (0, 1].
+    """
+    if not is_multiple(images.shape[-2], images.shape[-1]):
+        check_pictures(EDIT, images, (IMAGE_SIZE, IMAGE_SIZE))
+    values, parts = tasks.edit_reward(images, metadata, _weights(EDIT, tidy))
+    return RewardOutput(values, parts)
+
+
+def _weights(name: str, tidy: float) -> RewardWeights:
+    """The weights of a verifier; ConfigError where tidy is no factor."""
+    if not 0 < tidy <= 1:
+        raise ConfigError(f"{name}: tidy is the factor for every extra object, so it must be in (0, 1], not {tidy}")
+    return replace(tasks.DEFAULT_WEIGHTS, tidy=tidy)
 
 
 class ShapesPreference(DifferentiableReward):

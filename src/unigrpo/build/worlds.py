@@ -20,8 +20,11 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
+from unigrpo.worlds.shapes import edit_prompts
 from unigrpo.worlds.shapes import looking as shapes_looking
 from unigrpo.worlds.shapes import tasks as shapes_tasks
+from unigrpo.worlds.shapes.edit_verifier import is_multiple
+from unigrpo.worlds.shapes.edits import edit_of, is_edit
 from unigrpo.worlds.shapes.scenes import requirements
 from unigrpo.worlds.words import demonstrations as words_demonstrations
 from unigrpo.worlds.words import planner as words_planner
@@ -37,10 +40,10 @@ class EmbeddedWorld:
     splits: of its prompts, ``name:split``; stream, fixed: prompts to train and to evaluate on; teacher: demonstrations;
     vocabulary, spells, image_size, autoencoder: what its micro model is grown from (``start`` is that model's name);
     understand: a person's prompt in the world's spelling, with the requirements to judge it by; requires: their key;
-    required: ValueError where metadata lacks them; judge: of evaluations; packages, extra: what the judge needs, and
-    what brings it; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata;
-    questions: held-out (kind, question, answer, picture) about its pictures, None where it has none; looking_words:
-    further words of demonstrations that look at pictures.
+    judge: of evaluations; packages, extra: what the judge needs, and what brings it; rewards: names of rewards that
+    judge this world's pictures, each with what raises a ValueError where metadata lack what it reads (None: it reads
+    none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
+    looking_words: further words of demonstrations that look at pictures.
     """
 
     name: str
@@ -55,9 +58,8 @@ class EmbeddedWorld:
     autoencoder: str
     understand: Callable[[str], tuple[str, Mapping[str, Any]]]
     requires: str
-    required: Callable[[Mapping[str, Any]], object]
     judge: Judge
-    rewards: Mapping[str, bool]
+    rewards: Mapping[str, Callable[[Mapping[str, Any]], object] | None]
     packages: tuple[str, ...] = ()
     extra: str = ""
     questions: Callable[[int], list[tuple[str, str, str, Tensor]]] | None = None
@@ -81,6 +83,14 @@ class EmbeddedWorld:
 def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:
     known = dict(shapes.parse_prompt(text))
     return shapes.normalise_prompt(text), known
+
+
+def _shapes_stream(split: str, seed: int) -> PromptSource:
+    return edit_prompts.EditStream(split, seed) if split in edit_prompts.SPLITS else shapes.PromptStream(split, seed)
+
+
+def _shapes_fixed(split: str, n: int) -> list[Prompt]:
+    return edit_prompts.fixed_edits(split, n) if split in edit_prompts.SPLITS else shapes.fixed(split, n)
 
 
 def _words_understood(text: str) -> tuple[str, Mapping[str, Any]]:
@@ -130,13 +140,13 @@ def _words_judge(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[s
     return words_tasks.judge_pictures(_read, images, prompts, thinking)
 
 
-VERIFIER, PREFERENCE = "shapes/verifier", "shapes/preference"
+VERIFIER, EDIT, PREFERENCE = "shapes/verifier", "shapes/edit", "shapes/preference"
 READER = "words/ocr"
 SHAPES = EmbeddedWorld(
     name="shapes",
-    splits=shapes.SPLITS,
-    stream=shapes.PromptStream,
-    fixed=shapes.fixed,
+    splits=(*shapes.SPLITS, *edit_prompts.SPLITS),
+    stream=_shapes_stream,
+    fixed=_shapes_fixed,
     teacher=shapes_demonstrations.TEACHER,
     start="init:micro",
     vocabulary=shapes.vocabulary,
@@ -145,9 +155,8 @@ SHAPES = EmbeddedWorld(
     autoencoder="shapes-autoencoder",
     understand=_shapes_understood,
     requires="objects",
-    required=requirements,
     judge=shapes_tasks.judge_pictures,
-    rewards={VERIFIER: True, PREFERENCE: False},
+    rewards={VERIFIER: requirements, EDIT: edit_of, PREFERENCE: None},
     questions=shapes_looking.held_out_questions,
     looking_words=shapes_looking.further_words,
 )
@@ -164,13 +173,22 @@ WORDS = EmbeddedWorld(
     autoencoder="words-autoencoder",
     understand=_words_understood,
     requires="word",
-    required=words_prompts.wanted,
     judge=_words_judge,
-    rewards={READER: True},
+    rewards={READER: words_prompts.wanted},
     packages=PACKAGES,
     extra="ocr",
 )
 EMBEDDED = {world.name: world for world in (SHAPES, WORDS)}
+
+
+def is_scaled(name: str) -> bool:
+    """Whether a data set or a reward of edits takes pictures that are larger than the world's, k times a side."""
+    return name == EDIT or name.startswith("shapes:edit-large")
+
+
+def reads(world: EmbeddedWorld, prompt: Prompt, size: tuple[int, int]) -> bool:
+    """Whether the rules of a world read a picture of (height, width) that was drawn for a prompt."""
+    return size == world.image_size or (is_edit(prompt.metadata) and is_multiple(*size))
 
 
 def named(name: str) -> EmbeddedWorld | None:
@@ -198,4 +216,4 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
 def known_of(reward: str, prompt: str) -> Mapping[str, Any]:
     """What a reward of a world is told of a prompt in that world's words; ValueError for other words."""
     world = judging(reward)
-    return {} if world is None or not world.rewards[reward] else world.understand(prompt)[1]
+    return {} if world is None or world.rewards[reward] is None else world.understand(prompt)[1]

@@ -35,6 +35,8 @@ MEASURES = {
     "follow": "picture follows plan",
     "parsable": "plan parsable",
     "exam_score": "exam score",
+    "changed": "change done",
+    "kept": "rest kept",
 }
 """Figures of a summary that depend on a judge, by their names for people."""
 SHORT = {
@@ -43,8 +45,12 @@ SHORT = {
     "plan_right": "plan right",
     "follow": "follows plan",
     "parsable": "plan parsable",
+    "changed": "change done",
+    "kept": "rest kept",
 }
 """The same, for a column."""
+OF_EDITS = ("changed", "kept")
+"""Figures that only judged edits have, each the mean of what records say: what must change, and what must stay."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     score: mean over categories of the share of correct pictures; exam_score: mean share of requirements met;
     plan_right, follow, parsable: shares (follow over parsable plans; None without thinking); n: pictures;
     by_category: shares of correct pictures. Where nothing is judged, by_category is empty, and reward_by_category is
-    there in its place if there is more than one category.
+    there in its place if there is more than one category. Edits also have changed and kept (means).
     """
     by_category = _by_category(records, "correct")
     figures = {
@@ -198,6 +204,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "parsable": mean([r["parsable"] for r in records]),
         "by_category": by_category,
         "n": len(records),
+        **{name: mean([r.get(name) for r in records]) for name in _known(records)},
     }
     figures |= of_rounds(records)
     rewards = {} if by_category else _by_category(records, "reward")
@@ -220,6 +227,11 @@ def of_rounds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     start, last = (reward, last_reward) if score is None else (score, last_score)
     revision = None if last is None or start is None else last - start
     return {"rounds": sum(drawn) / len(drawn), "score_first": score, "reward_first": reward, "revision": revision}
+
+
+def _known(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The figures of edits that some record has."""
+    return [name for name in OF_EDITS if any(record.get(name) is not None for record in records)]
 
 
 def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
@@ -285,8 +297,13 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         ("plan_right", "plan_right", None),
         ("follow", "follow", None),
         ("parsable", "parsable", None),
+        *((name, name, None) for name in _known(before)),
     ):
-        sides = [np.array([np.nan if r[key] is None else float(r[key]) for r in side]) for side in (before, after)]
+        sides = [np.array([_number(r.get(key)) for r in side]) for side in (before, after)]
         if not any(np.isnan(side).all() for side in sides):
             result[name] = judged_difference(sides[0], sides[1], clusters, strata=strata)
     return result
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)

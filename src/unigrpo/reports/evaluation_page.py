@@ -19,6 +19,8 @@ from unigrpo.reports.pictures import PIXELATED, thumbnail
 
 FAILURES, SUCCESSES, UNANSWERED = 24, 8, 8
 """Pictures of each kind on the page."""
+SOURCES = "sources"
+"""The folder beside a prompt's ``samples`` that holds what it gave."""
 COUNTED = ("failed", "unanswered")
 """Further figures that the page says otherwise, with the files that no examiner could be shown."""
 Json = Mapping[str, Any]
@@ -152,6 +154,7 @@ def _card(record: Json, folder: Path) -> dict[str, Any]:
     return {
         "image": picture,
         "pixelated": side <= PIXELATED,
+        "given": _given((folder / record["picture"]).parent.parent / SOURCES),
         "prompt": record["prompt"],
         "category": str(record["category"]).replace("_", " "),
         "verdict": record["correct"],
@@ -174,6 +177,12 @@ def _rounds(record: Json, folder: Path) -> list[dict[str, Any]]:
             {"turn": turn, "image": image, "pixelated": side <= PIXELATED, "thinking": one.get("thinking") or ""}
         )
     return found
+
+
+def _given(folder: Path) -> list[dict[str, Any]]:
+    """The pictures that came with a prompt (an edit's sources), as far as they can be read."""
+    found = [_picture(path) for path in sorted(folder.glob("*.png"))]
+    return [{"image": image, "pixelated": side <= PIXELATED} for image, side in found if image]
 
 
 def _picture(path: Path) -> tuple[str, int]:

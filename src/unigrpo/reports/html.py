@@ -26,6 +26,8 @@ MEASURES = (
     ("plan_right", "plan right"),
     ("follow", "follow"),
     ("parsable", "parsable share"),
+    ("changed", "change done"),
+    ("kept", "rest kept"),
 )
 
 Json = Mapping[str, Any]

@@ -22,7 +22,7 @@ from unigrpo.rewards.judge_cache import Cache
 from unigrpo.rewards.judge_endpoint import Batch, NoAnswer, Service, endpoint
 from unigrpo.rewards.judge_points import EXAM, Grade, Point, grade, points_of
 from unigrpo.rewards.judge_probe import probe
-from unigrpo.rewards.protocol import RewardOutput
+from unigrpo.rewards.protocol import SOURCES, RewardOutput
 
 RANGES = {
     "concurrency": Range(1, 1024),
@@ -46,7 +46,8 @@ class Judge:
     environment variable with its key (None: it needs none); concurrency: requests at a time; retries: further tries of
     a request; connect_s, read_s: of one try; deadline_s: of one call of the reward; max_tokens: of an answer, thinking
     included; top_logprobs: alternatives of the answer's word (0: none, and answers have no shades); extra: further
-    fields of a request; cache: a file for answers; probe: try the judge when it is built.
+    fields of a request; cache: a file for answers; probe: try the judge when it is built; sources: show the pictures
+    that the prompt gave (edits) before the one that is judged.
     """
 
     url: str
@@ -62,6 +63,7 @@ class Judge:
     extra: Mapping[str, Any] = field(default_factory=dict)
     cache: str | None = None
     probe: bool = True
+    sources: bool = False
     name: ClassVar[str] = "judge"
 
     def __post_init__(self) -> None:
@@ -81,8 +83,9 @@ class Judge:
         for key in ("key_env", "cache"):
             if not isinstance(text := asdict(self)[key], str | None) or text == "":
                 raise ConfigError(f"{self.name}: {key} is no text: write one, or null")
-        if not isinstance(self.probe, bool):
-            raise ConfigError(f"{self.name}: probe is {shown(self.probe)}: write true or false")
+        for key in ("probe", "sources"):
+            if not isinstance(flag := asdict(self)[key], bool):
+                raise ConfigError(f"{self.name}: {key} is {shown(flag)}: write true or false")
         self._check_extra()
 
     def _check_extra(self) -> None:
@@ -118,6 +121,10 @@ class Judge:
         if this not in done:  # once in a process: a run builds its rewards twice
             await probe(self.name, self._asker, shades=self.shades, lists=self.lists)
             done.add(this)
+
+    def _shown(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[Picture]:
+        """The pictures as the judge is shown them: with those of their prompts before them, if ``sources``."""
+        return pictures(images, [row.get(SOURCES, ()) for row in metadata] if self.sources else ())
 
     def _batch(self) -> Batch:
         return Batch.within(self.deadline_s, self.retries)
@@ -162,7 +169,7 @@ class JudgeExam(Judge):
         thinking: Sequence[str | None],
     ) -> RewardOutput:
         """Examine pictures float [B, 3, H, W]; one with a point that has no answer is in ``errors``."""
-        sat = await self.examined(pictures(images), prompts, metadata)
+        sat = await self.examined(self._shown(images, metadata), prompts, metadata)
         parts: dict[str, list[float]] = {"soft": [], "hard": [], "geometric": [], "all": []}
         for one in sat:
             for part, numbers in parts.items():
@@ -214,7 +221,7 @@ class JudgeScore(Judge):
         """Ask about pictures float [B, 3, H, W]; one without an answer is in ``errors``."""
         batch = self._batch()
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        asked = zip(pictures(images), questions, strict=True)
+        asked = zip(self._shown(images, metadata), questions, strict=True)
         answers = await together(_or_why(self._asker.one(picture, q, batch)) for picture, q in asked)
         errors = {index: str(answer) for index, answer in enumerate(answers) if isinstance(answer, NoAnswer)}
         soft = [answer if isinstance(answer, float) else math.nan for answer in answers]

@@ -34,6 +34,10 @@ MANY = (
 )
 AGAIN = "That is not an answer. Answer with exactly one word: Yes or No."
 AGAIN_MANY = 'That is not an answer. Answer with nothing but a JSON list of {count} strings, each "yes" or "no".'
+GIVEN = (
+    "The last picture was made from the {count} before it, as somebody asked: judge the last one. You may compare it "
+    "with what was given."
+)
 WORDS_EACH = 8  # tokens of one answer in a list
 
 
@@ -44,16 +48,22 @@ PLACE = b'"url": "%s"'
 
 
 class Picture:
-    """One picture: its pixels' digest, and its PNG as a data URL, which is made once and only if it is asked about."""
+    """One picture: its pixels' digest, and its PNG as a data URL, which is made once and only if it is asked about.
 
-    def __init__(self, pixels: np.ndarray, *, readable: bool = True) -> None:
-        self._pixels, self.readable = pixels, readable
+    before: pictures that are shown before it, which it was made from.
+    """
+
+    def __init__(self, pixels: np.ndarray, *, readable: bool = True, before: Sequence[Picture] = ()) -> None:
+        self._pixels, self.readable, self.before = pixels, readable, tuple(before)
         self._url: asyncio.Task[bytes] | None = None
 
     @functools.cached_property
     def digest(self) -> str:
-        """The sha256 of size and pixels."""
-        return hashlib.sha256(str(self._pixels.shape).encode() + self._pixels.tobytes()).hexdigest()
+        """The sha256 of size and pixels; with pictures before it, of all digests."""
+        own = hashlib.sha256(str(self._pixels.shape).encode() + self._pixels.tobytes()).hexdigest()
+        if not self.before:
+            return own
+        return hashlib.sha256(" ".join([*(picture.digest for picture in self.before), own]).encode()).hexdigest()
 
     async def url(self) -> bytes:
         """The picture as a data URL of a PNG."""
@@ -62,10 +72,12 @@ class Picture:
         return await asyncio.shield(self._url)  # the others wait for it, too
 
 
-def pictures(images: Tensor) -> list[Picture]:
-    """Pictures float [B, 3, H, W] in [0, 1], one by one."""
+def pictures(images: Tensor, given: Sequence[Sequence[Tensor]] = ()) -> list[Picture]:
+    """Pictures float [B, 3, H, W] in [0, 1], one by one; ``given``: those float [3, H, W] that each was made from."""
     finite = images.sum((1, 2, 3)).isfinite().tolist()  # six times as fast as looking at each value
-    return [Picture(pixels, readable=good) for pixels, good in zip(as_bytes(images), finite, strict=True)]
+    before = [[Picture(as_bytes(one[None])[0]) for one in some] for some in given] or [[]] * len(finite)
+    parts = zip(as_bytes(images), finite, before, strict=True)
+    return [Picture(pixels, readable=good, before=shown) for pixels, good, shown in parts]
 
 
 def _data_url(pixels: np.ndarray) -> bytes:
@@ -112,7 +124,7 @@ class Asker:
 
     async def _chatted(self, picture: Picture, chat: Chat, batch: Batch) -> list[float]:
         system = texts([("system", chat.system)]) if chat.system else []
-        messages = [*system, *_about(chat.words, first=chat.first)]
+        messages = [*system, *_about(chat.words, first=chat.first, before=len(picture.before))]
         text, tokens = await self._reply(picture, messages, 1, batch)
         if (found := chat.read(without_thinking(text or ""), tokens)) is not None:
             return found
@@ -159,7 +171,7 @@ class Asker:
     async def _asked(self, picture: Picture, how: str, questions: Sequence[str], batch: Batch) -> list[float]:
         """Ask, and where the answer is none, once more with what was said before it."""
         count = len(questions)
-        messages = _about(_one(questions[0]) if how == "one" else _many(questions))
+        messages = _about(_one(questions[0]) if how == "one" else _many(questions), before=len(picture.before))
         for last in (False, True):
             text, tokens = await self._reply(picture, messages, count, batch)
             answers = answers_in(text, count) if how == "many" else _single(probability_of_yes(text, tokens))
@@ -179,8 +191,9 @@ class Asker:
     ) -> tuple[str | None, Sequence[Any]]:
         room = self.parameters["max_tokens"] + WORDS_EACH * (count - 1)
         request = {"messages": messages, "model": self.model, **self.parameters, "max_tokens": room}
-        here = PLACE % HERE.encode()
-        body = json.dumps(request).encode().replace(here, PLACE % await picture.url(), 1)  # a data URL needs no escapes
+        body, here = json.dumps(request).encode(), PLACE % HERE.encode()
+        for shown in (*picture.before, picture):
+            body = body.replace(here, PLACE % await shown.url(), 1)  # a data URL needs no escapes
         return first_message(await self.endpoint.chat(body, batch))
 
 
@@ -188,11 +201,14 @@ def _single(yes: float | None) -> list[float] | None:
     return None if yes is None else [yes]
 
 
-def _about(words: str, *, first: bool = True) -> list[dict[str, Any]]:
-    """The messages that show a picture, first or last, and say something."""
-    shown = {"type": "image_url", "image_url": {"url": HERE}}
-    said = {"type": "text", "text": words}
-    return texts([("user", [shown, said] if first else [said, shown])])
+def _about(words: str, *, first: bool = True, before: int = 0) -> list[dict[str, Any]]:
+    """The messages that show a picture, first or last, and say something; ``before``: pictures that it was made from.
+
+    Where there are such, the words begin by saying which one is meant.
+    """
+    shown = [{"type": "image_url", "image_url": {"url": HERE}}] * (before + 1)
+    said = {"type": "text", "text": f"{GIVEN.replace('{count}', str(before))} {words}" if before else words}
+    return texts([("user", [*shown, said] if first else [said, *shown])])
 
 
 def _one(question: str) -> str:

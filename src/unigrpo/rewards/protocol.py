@@ -72,13 +72,17 @@ class DifferentiableReward(ABC):
             return RewardOutput(one_each(self.score(images, prompts, metadata)).tolist())
 
 
+SOURCES = "images"
+"""The key of metadata under which a reward finds the pictures that the prompt gave (edits)."""
+
+
 def metadata_of(prompts: Sequence[Prompt]) -> list[Mapping[str, Any]]:
     """What rewards are told of prompts: their metadata; where pictures were given, these under ``images`` too.
 
     ``images`` is a list of float32 [3, H, W] in [0, 1], each of its own size, in the order of the prompt.
     """
     shown = {id(p): [picture.float() / 255.0 for picture in p.images] for p in prompts if p.images}
-    return [{**p.metadata, "images": shown[id(p)]} if p.images else p.metadata for p in prompts]
+    return [{**p.metadata, SOURCES: shown[id(p)]} if p.images else p.metadata for p in prompts]
 
 
 TIMEOUT = 600.0

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from unigrpo.ranges import shown
 from unigrpo.rewards.png import as_bytes, as_floats, as_png
-from unigrpo.rewards.protocol import RewardInput, RewardOutput
+from unigrpo.rewards.protocol import SOURCES, RewardInput, RewardOutput
 
 FIELDS = ("reward", "images", "prompts", "metadata", "thinking", "sources")
-SOURCES = "images"  # the key of metadata under which a reward finds the pictures of an edit
 HEADER = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 RGB8 = b"\x08\x02"  # bits of a channel, and the colour type
 

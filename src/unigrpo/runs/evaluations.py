@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unigrpo.evaluation.evaluator import of_rounds, summarise
+from unigrpo.evaluation.evaluator import OF_EDITS, of_rounds, summarise
 from unigrpo.evaluation.suites import Record, Suite
 from unigrpo.files import read_json_object
 from unigrpo.policy import Policy
@@ -19,7 +19,7 @@ from unigrpo.runs.examining import examine, result_of, write_result
 from unigrpo.runs.folders import usable
 from unigrpo.runs.locks import LOCK, hold
 
-OLD = ("reward", "plan_right", "follow", "parsable")
+OLD = ("reward", "plan_right", "follow", "parsable", *OF_EDITS)
 """Values of a record that a summary has by name."""
 
 

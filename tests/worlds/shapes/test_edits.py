@@ -7,9 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from unigrpo.worlds.demonstrations import DemonstrationMix
-from unigrpo.worlds.shapes import CELLS, COLOURS, SHAPES, Object, Scene, format_plan, parse_plan, read_scenes, slip
-from unigrpo.worlds.shapes.demonstrations import EDITS as TEACHER
+from unigrpo.worlds.shapes import CELLS, COLOURS, SHAPES, Object, Scene, format_plan, parse_plan, read_scenes, render
 from unigrpo.worlds.shapes.edit_prompts import (
     OBJECTS,
     PHRASES,
@@ -23,7 +21,7 @@ from unigrpo.worlds.shapes.edit_prompts import (
 from unigrpo.worlds.shapes.edits import EDITS, Edit, Wanted, corrupt_target, edit_of, judge_edit, sample_target
 from unigrpo.worlds.shapes.scenes import related
 
-STREAMS = {split: [EditStream(split, 3).edit(position) for position in range(900)] for split in SPLITS}
+STREAMS = {split: [EditStream(split, 3).edit(position) for position in range(900)] for split in SPLITS[:2]}
 SOURCE = Scene((Object("circle", "red", "b2"), Object("square", "green", "c1"), Object("ring", "cyan", "d4")))
 RED, GREEN, CYAN = SOURCE.objects
 BLUE = Edit("recolour", SOURCE, RED, Wanted("circle", "blue", ("b2",)), "make the red circle blue")
@@ -36,14 +34,14 @@ def scene(*objects: tuple[str, str, str]) -> Scene:
 # Instructions
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", SPLITS[:2])
 def test_instructions_have_only_the_words_that_the_vocabulary_was_told(split: str):
     known = {*WORDS, *COLOURS, *SHAPES, *CELLS}
     assert {word for edit in STREAMS[split] for word in edit.instruction.split()} <= known
 
 
 def test_the_splits_share_no_combination_and_no_instruction_and_both_have_all_shapes():
-    train, test = (STREAMS[split] for split in SPLITS)
+    train, test = (STREAMS[split] for split in SPLITS[:2])
     assert not {e.combination for e in train} & {e.combination for e in test}
     assert not {e.instruction for e in train} & {e.instruction for e in test}
     assert all(held_out(e.combination) for e in test) and not any(held_out(e.combination) for e in train)
@@ -60,14 +58,14 @@ def _meant(edit: Edit) -> list[Object]:
     return [o for o in edit.source.objects if o.shape == shape and colour in (None, o.colour)]
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", SPLITS[:2])
 def test_an_instruction_points_at_one_object(split: str):
     for edit in STREAMS[split]:
         if edit.category != "add":
             assert _meant(edit) == [edit.edited], edit.instruction
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", SPLITS[:2])
 def test_an_edit_asks_for_something_that_is_not_so_yet_and_can_be(split: str):
     for edit in STREAMS[split]:
         assert OBJECTS[0] <= len(edit.source.objects) <= OBJECTS[1] and edit.kept
@@ -109,8 +107,21 @@ def test_the_picture_of_a_prompt_is_its_source_scene():
         assert reading.smudges == 0 and reading.scene.same_picture(edit_of(prompt.metadata).source)
 
 
+@pytest.mark.parametrize("split", SPLITS[2:])
+def test_large_edits_name_no_cell_and_show_large_pictures(split: str):
+    stream = EditStream(split, 0)
+    edits = [stream.edit(position) for position in range(80)]
+    assert Counter(edit.category for edit in edits[:4]) == Counter(("recolour", "move_relative", "remove", "replace"))
+    assert not {word for edit in edits for word in edit.instruction.split()} & set(CELLS)
+    assert all(held_out(edit.combination) == split.endswith("held-out") for edit in edits)
+    prompt = fixed_edits(split, 5)[4]
+    assert prompt.images[0].shape == (3, 512, 512) and prompt.metadata["category"] == "recolour"
+    small = torch.nn.functional.avg_pool2d(prompt.images[0][None].float() / 255, 16)
+    assert torch.allclose(small, render([edit_of(prompt.metadata).source]), atol=0.01)
+
+
 def test_an_unknown_split_or_category_is_refused():
-    with pytest.raises(ValueError, match="splits are edit, edit-held-out"):
+    with pytest.raises(ValueError, match="splits are edit, edit-held-out, edit-large"):
         EditStream("train", 0)
     with pytest.raises(ValueError, match="there are recolour"):
         sample_edit(random.Random(0), category="paint")
@@ -212,12 +223,3 @@ def test_mistakes_spoil_the_edit_and_come_in_many_kinds():
         seen["unchanged" if made.same_picture(edit.source) else "too much" if all(changed) else "other"] += 1
         seen["kept" if kept else "not kept"] += 1
     assert all(seen[kind] > 90 for kind in ("unchanged", "too much", "other", "kept", "not kept")), seen
-
-
-def test_the_teacher_shows_the_source_picture_with_every_plan():
-    batch = TEACHER.batch(0, 0, 24, DemonstrationMix(bad_plan=0.3, mismatch=0.3, no_think=0, unconditional=0))
-    assert all(item.prompt is not None and len(item.prompt.images) == 1 for item in batch)
-    wrong = [judge_edit(item.plan, item.prompt.metadata).correct for item in batch if item.plan and item.prompt]
-    assert 0 < wrong.count(False) < 16
-    assert any(item.plan != item.picture for item in batch)
-    assert slip(SOURCE, random.Random(0)) != SOURCE

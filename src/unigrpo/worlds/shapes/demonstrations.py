@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from unigrpo.worlds.demonstrations import Demonstration, DemonstrationMix, Teacher
-from unigrpo.worlds.shapes.edit_prompts import EditStream
-from unigrpo.worlds.shapes.edits import corrupt_target, sample_target
+from unigrpo.worlds.demonstrations import Demonstration, DemonstrationMix
 from unigrpo.worlds.shapes.looking import LookingTeacher
 from unigrpo.worlds.shapes.planner import corrupt_scene, format_plan, random_scene, sample_scene, slip
 from unigrpo.worlds.shapes.prompts import PromptStream
@@ -21,18 +19,6 @@ TEACHER = LookingTeacher(
     write=format_plan,
     render=render,
 )
-
-EDITS = Teacher[Scene](
-    "shapes edits",
-    prompt=lambda seed, position: EditStream("edit", seed).at(position),
-    sample=sample_target,
-    dense=lambda draws, unsorted: random_scene(draws, unsorted=unsorted),
-    corrupt=corrupt_target,
-    slip=slip,
-    write=format_plan,
-    render=render,
-)
-"""The same of edits: a source picture and an instruction, the plan of the result, and the result."""
 
 
 def demonstrations(seed: int, iteration: int, n: int, mix: DemonstrationMix) -> list[Demonstration[Scene]]:

@@ -16,14 +16,17 @@ from unigrpo import seeds
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes.edits import EDITS, Edit, Wanted
 from unigrpo.worlds.shapes.planner import random_scene
-from unigrpo.worlds.shapes.renderer import render
+from unigrpo.worlds.shapes.renderer import enlarged, render
 from unigrpo.worlds.shapes.scenes import CELLS, COLOURS, RELATIONS, SHAPES, Object, Scene, related
 
-SPLITS = ("edit", "edit-held-out")
-"""In a recipe shapes:edit and shapes:edit-held-out."""
+SPLITS = ("edit", "edit-held-out", "edit-large", "edit-large-held-out")
+"""In a recipe shapes:edit ...; the large ones are for models that draw photographs: pictures of 512 pixels a side, and
+no words that name a cell."""
+_SPOKEN = ("recolour", "move_relative", "remove", "replace")
+"""Categories of the large ones."""
 HELD_OUT_SHARE = 0.22
 HELD_OUT_SALT = 153
-"""Chosen once, so that the few held-out combinations of a category name all shapes, and all colours but one (remove)."""
+"""Chosen once, so that the few held-out combinations name all shapes, and all colours (but one that is removed)."""
 OBJECTS = (2, 4)
 """Objects of a source scene, at least and at most."""
 PLAIN = 0.4
@@ -33,6 +36,13 @@ _VERBS = ("make", "move", "remove", "add", "replace")
 WORDS = (*_VERBS, "the", "to", "with", "a", "an", "of", "left", "right", "above", "below", "at")
 """All words of instructions but colours, shapes and cells."""
 _COLOURS = tuple(COLOURS)
+
+
+def categories(split: str) -> tuple[str, ...]:
+    """The categories of a split's edits, in turn; ValueError for an unknown split."""
+    if split not in SPLITS:
+        raise ValueError(f"the shapes world has no edits {split!r}: splits are {', '.join(SPLITS)} (shapes:edit)")
+    return _SPOKEN if "large" in split else EDITS
 
 
 def held_out(combination: str) -> bool:
@@ -138,24 +148,19 @@ def sample_edit(draws: random.Random, split: str = "edit", category: str | None 
 
     ValueError for an unknown split or category.
     """
-    _check(split)
-    category = draws.choice(EDITS) if category is None else category
-    if category not in _MAKERS:
-        raise ValueError(f"there are no edits called {category!r}: there are {', '.join(EDITS)}")
+    known = categories(split)
+    category = draws.choice(known) if category is None else category
+    if category not in known:
+        raise ValueError(f"there are no edits called {category!r}: there are {', '.join(known)}")
     while True:
         edit = _MAKERS[category](random_scene(draws, *OBJECTS), draws)
-        if edit is not None and held_out(edit.combination) == (split == "edit-held-out"):
+        if edit is not None and held_out(edit.combination) == split.endswith("held-out"):
             return edit
 
 
-def _check(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"the shapes world has no edits {split!r}: splits are {', '.join(SPLITS)} (shapes:edit)")
-
-
-def edit_prompt(position: int, edit: Edit) -> Prompt:
-    """The edit as a prompt: its words, its requirements, and its source picture uint8 [3, 32, 32]."""
-    picture = (render([edit.source])[0] * 255).round().byte()
+def edit_prompt(position: int, edit: Edit, *, large: bool = False) -> Prompt:
+    """The edit as a prompt: its words, its requirements, and its source picture uint8 [3, 32, 32] (large: 512)."""
+    picture = enlarged(edit.source) if large else (render([edit.source])[0] * 255).round().byte()
     return Prompt(position, edit.instruction, edit.metadata(), (picture,))
 
 
@@ -163,25 +168,26 @@ def edit_prompt(position: int, edit: Edit) -> Prompt:
 class EditStream:
     """An endless stream of edits with random access; the one at a position depends on (seed, split) only.
 
-    Of any six from position 6k on, each category has one, in a random order.
+    Of any six from position 6k on, each category has one, in a random order (of the large splits: four, 4k).
     """
 
     split: str
     seed: int
 
     def __post_init__(self) -> None:
-        _check(self.split)
+        categories(self.split)
 
     def edit(self, position: int) -> Edit:
         """The edit at one position of the stream."""
-        block, place = divmod(position, len(EDITS))
+        known = categories(self.split)
+        block, place = divmod(position, len(known))
         order = random.Random(seeds.key(self.seed, 0, block, 0, "shapes edit order"))
-        category = order.sample(EDITS, len(EDITS))[place]
+        category = order.sample(known, len(known))[place]
         return sample_edit(random.Random(seeds.key(self.seed, 0, position, 0, "shapes edit")), self.split, category)
 
     def at(self, position: int) -> Prompt:
         """The prompt at one position of the stream."""
-        return edit_prompt(position, self.edit(position))
+        return edit_prompt(position, self.edit(position), large="large" in self.split)
 
     def batch(self, iteration: int, n: int) -> list[Prompt]:
         """The prompts at positions iteration * n ... iteration * n + n - 1."""
@@ -190,7 +196,7 @@ class EditStream:
 
 def fixed_edits(split: str, n: int, seed: int = 0) -> list[Prompt]:
     """A fixed list of n edits for evaluation, categories in turn; a shorter list is the beginning of a longer one."""
-    _check(split)
+    known, large = categories(split), "large" in split
     keys = [seeds.key(seed, 0, position, 0, f"shapes fixed {split}") for position in range(n)]
-    edits = [sample_edit(random.Random(k), split, EDITS[position % len(EDITS)]) for position, k in enumerate(keys)]
-    return [edit_prompt(position, edit) for position, edit in enumerate(edits)]
+    edits = [sample_edit(random.Random(k), split, known[position % len(known)]) for position, k in enumerate(keys)]
+    return [edit_prompt(position, edit, large=large) for position, edit in enumerate(edits)]

@@ -39,6 +39,22 @@ def coverage(shape: str) -> np.ndarray:
     return inside.reshape(CELL_SIZE, _SUPERSAMPLING, CELL_SIZE, _SUPERSAMPLING).mean((1, 3))
 
 
+def enlarged(scene: Scene) -> Tensor:
+    """A scene as a picture of 512 pixels a side, uint8 [3, 512, 512], whose 16 x 16 squares average to :func:`render`.
+
+    For models that draw large pictures; a verifier reads what they draw by the same averages.
+    """
+    size = CELL_SIZE * _SUPERSAMPLING
+    points = (np.arange(size) + 0.5) / _SUPERSAMPLING - CELL_SIZE / 2
+    picture = np.empty((3, GRID * size, GRID * size))
+    picture[:] = np.asarray(BACKGROUND)[:, None, None]
+    for item in scene.objects:
+        row, column = divmod(CELL_INDEX[item.cell], GRID)
+        cell = picture[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
+        cell[:, _INSIDE[item.shape](points[None, :], points[:, None])] = np.asarray(COLOURS[item.colour])[:, None]
+    return torch.from_numpy((picture * 255).round().astype(np.uint8))
+
+
 def _templates() -> Tensor:
     background = np.asarray(BACKGROUND)[:, None, None]
     patches = [np.broadcast_to(background, (3, CELL_SIZE, CELL_SIZE))]

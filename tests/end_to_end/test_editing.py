@@ -1,0 +1,163 @@
+"""Editing from end to end: a given picture first, then everything as ever; and what a run shows of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rank_runs
+import rank_worker
+import tiny_runs
+from unigrpo import build
+from unigrpo.models.bagel_files.opening import Opened
+from unigrpo.reports import runlog
+from unigrpo.reports.grids import read_tiles
+from unigrpo.reports.html import write_report
+from unigrpo.training import checkpoint
+from unigrpo.trajectory import Image as Picture
+from unigrpo.trajectory import View
+from unigrpo.worlds.shapes.edit_prompts import EditStream, fixed_edits
+
+PLAIN = {"iterations": 3, "checkpoint__every": 1, "eval__every": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three iterations of shapes/edit with a small model that sees."""
+    folder = tmp_path_factory.mktemp("edit") / "run"
+    words = tiny_runs.overrides(tiny_runs.EDIT, **PLAIN)
+    assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--out", folder, *words) == 0
+    return folder
+
+
+def test_the_first_update_of_edits_has_ratio_one(finished):
+    first = runlog.read_metrics(finished)[0]["first_update"]
+    assert abs(first["text_log_ratio_max"]) < 1e-5 and abs(first["image_log_ratio_max"]) < 1e-5
+
+
+def test_a_sampled_edit_begins_with_its_picture_as_latents_and_as_seen():
+    recipe = tiny_runs.tiny_recipe(tiny_runs.EDIT)
+    policy = build.parts(recipe).policy
+    prompt = EditStream("edit", 0).at(0)
+    kinds = [type(segment) for segment in policy.prompt_segments(prompt, think=True)]
+    assert kinds.count(Picture) == kinds.count(View) == 1
+    assert policy.edit_size(prompt.images[0]) == (32, 32)
+
+
+def test_records_and_metrics_tell_both_halves_of_an_edit(finished):
+    for line in runlog.read_metrics(finished):
+        assert {"correct", "exam", "changed", "kept"} <= set(line["reward_parts"])
+    records = runlog.read_records(finished / "evaluations" / "after.jsonl")
+    assert {r["category"] for r in records} == {"recolour", "move", "move_relative", "remove", "add", "replace"}
+    assert all(0 <= r["changed"] <= 1 and 0 <= r["kept"] <= 1 for r in records)
+    summary = runlog.read_json(finished / runlog.SUMMARY)
+    for name in ("changed", "kept"):
+        assert summary["after"][name] == pytest.approx(np.mean([r[name] for r in records]))
+        assert summary["paired"][name]["difference"] == pytest.approx(summary["after"][name] - summary["before"][name])
+
+
+def test_sheets_and_report_show_the_given_picture_beside_what_was_made_of_it(finished):
+    sheet = finished / "evaluations" / "before.png"
+    tiles = read_tiles(sheet)
+    with Image.open(sheet) as image:
+        assert len(tiles) == 6 and image.width > 6 * 240  # six pictures of 168 pixels, the given ones beside them
+    prompts = fixed_edits("edit-held-out", 6)
+    for position, prompt in enumerate(prompts):
+        with Image.open(finished / "evaluations" / f"source-{position}-0.png") as kept:
+            assert np.array_equal(np.asarray(kept), prompt.images[0].permute(1, 2, 0).numpy())
+    page = write_report(finished).read_text()
+    assert page.count('alt="given picture 1"') >= 6
+    for words in ("change done", "rest kept", "changing and keeping", prompts[0].text):
+        assert words in page
+
+
+def test_stopped_and_resumed_edits_equal_uninterrupted_ones(finished, tmp_path):
+    chosen = {**PLAIN, "checkpoint__every": 25}
+    trainer = tiny_runs.trainer_of(tmp_path, tiny_runs.EDIT, **chosen)
+
+    def after(line):
+        trainer.stop.requested = line["iteration"] >= 1
+
+    assert not tiny_runs.train(trainer, after)
+    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["iteration-000002"]
+    again = tiny_runs.trainer_of(tmp_path, tiny_runs.EDIT, **chosen)
+    assert again.resume() == 2 and tiny_runs.train(again)
+    tiny_runs.assert_same_run(tmp_path, finished)
+
+
+def test_two_ranks_edit_as_one_process_does(tmp_path):
+    small = {
+        "recipe": tiny_runs.EDIT,
+        "model.path": tiny_runs.seeing_folder(),
+        "data.prompts_per_iteration": 2,
+        "data.group_size": 3,
+        "optimizer.micro_batch": 2,
+        "optimizer.eps_denoising": 1e-7,
+        "optimizer.lr_reasoning": 3e-5,
+        "optimizer.lr_denoising": 1e-4,
+        "rollout.max_think_tokens": 8,
+        "reward.train": f"[{{name: '{Path(rank_worker.__file__)}:letters'}}]",  # no rounding of a picture changes it
+        "seconds": 300,
+        "iterations": 2,
+    }
+    alone, both = (rank_runs.worker(tmp_path, f"of-{size}", size, **small) for size in (1, 2))
+    rank_runs.assert_alike(both, alone)
+
+
+def test_an_evaluation_keeps_the_given_pictures_and_its_page_shows_them(tmp_path):
+    words = ["--model", tiny_runs.seeing_folder(), "--suite", "shapes:edit-held-out", "--limit", "12"]
+    words += ["--steps", "4", "--samples", "1", "--max-think-tokens", "8", "--out", tmp_path / "out"]
+    assert tiny_runs.unigrpo("eval", *words) == 0
+    records = runlog.read_records(tmp_path / "out" / "records.jsonl")
+    assert len(records) == 12 and all({"changed", "kept"} <= set(r["values"]) for r in records)
+    given = sorted((tmp_path / "out").glob("*/sources/0000.png"))
+    assert len(given) == 12
+    page = Path(tmp_path / "out" / "report.html").read_text()
+    assert page.count('alt="given picture 1"') == page.count('alt="picture of prompt')  # one a card
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {"changed", "kept"} <= set(result["figures"])
+
+
+def test_a_model_that_sees_nothing_is_refused_before_it_is_loaded(capsys):
+    words = tiny_runs.overrides(tiny_runs.EDIT, model__path=tiny_runs.model_folder())
+    assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--dry-run", *words) == 2
+    assert "it has pictures, but the model cannot see any" in capsys.readouterr().err
+
+
+def test_a_model_that_lacks_the_words_of_edits_is_told_them(capsys, monkeypatch):
+    read = Opened.read
+    monkeypatch.setattr(Opened, "read", lambda self, text, pictures=0: read(self, text))
+    words = tiny_runs.overrides(tiny_runs.EDIT, model__path=tiny_runs.model_folder())
+    assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--dry-run", *words) == 2
+    assert "does not know the word(s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reward", ["shapes/edit", "shapes/verifier"])
+def test_a_reward_of_other_prompts_is_refused_before_anything_is_drawn(capsys, reward):
+    other = "shapes:train" if reward == "shapes/edit" else "shapes:edit"
+    words = tiny_runs.overrides(
+        tiny_runs.EDIT,
+        data__prompts=other,
+        reward__train=f"[{{name: {reward}}}]",
+        reward__validation="[{name: shapes/edit}]",
+    )
+    assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--dry-run", *words) == 2
+    assert "metadata of" in capsys.readouterr().err
+
+
+def test_generate_draws_edits_and_shows_what_they_were_made_of(tmp_path):
+    source = EditStream("edit", 0).at(0)
+    Image.fromarray(source.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "in.png")
+    words = ["--model", tiny_runs.seeing_folder(), "--image", tmp_path / "in.png", "--steps", "3"]
+    words += ["--max-think-tokens", "8"]
+    sheet, alone = tmp_path / "sheet.png", tmp_path / "alone.png"
+    assert tiny_runs.unigrpo("generate", source.text, *words, "--out", sheet, "--num", "2") == 0
+    assert tiny_runs.unigrpo("generate", source.text, *words, "--out", alone, "--num", "1") == 0
+    tiles = read_tiles(sheet)
+    assert len(tiles) == 2
+    with Image.open(sheet) as image:
+        assert image.width > 2 * (168 + 60)
+    assert torch.tensor(tiles[0].picture).shape == (32, 32, 3)
