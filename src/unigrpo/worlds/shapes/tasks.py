@@ -10,11 +10,11 @@ from torch import Tensor
 from unigrpo.policy import Policy
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds.demonstrations import Demonstration
-from unigrpo.worlds.shapes.critiques import Rethinking, applied, content, critique_right, parse_rethinking
+from unigrpo.worlds.shapes.critiques import Rethinking, parse_rethinking
 from unigrpo.worlds.shapes.demonstrations import TEACHER
-from unigrpo.worlds.shapes.planner import parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.planner import listed, parse_plan, plan_satisfies
 from unigrpo.worlds.shapes.scenes import Scene
-from unigrpo.worlds.shapes.verifier import RewardWeights, follows, read_scenes, verify
+from unigrpo.worlds.shapes.verifier import RewardWeights, follows, verify
 
 DEFAULT_WEIGHTS = RewardWeights()
 
@@ -50,45 +50,13 @@ def _satisfies(plan: Scene | None, metadata: Mapping[str, Any]) -> bool:
     return plan is not None and plan_satisfies(plan, metadata)
 
 
-def judge_look(
-    looked_at: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]
-) -> list[dict[str, bool | None]]:
-    """What is to be said of a second thinking: one record per picture [B, 3, 32, 32] that it is about.
-
-    needed: the picture lacks something, or has too much; fine: it says "fine"; critique_right: all that it says is true
-    of the picture, and the picture so changed is what the prompt asks for; plan_follows: the new plan is the picture
-    with that done. All None without thinking; of an unparsable one the critique is wrong. A plan without a critique
-    says nothing: both are None.
-    """
-    records = []
-    for reading, prompt, text in zip(read_scenes(looked_at), prompts, thinking, strict=True):
-        needed = not content(reading.scene, prompt.metadata)
-        said = None if text is None else parse_rethinking(text)
-        silent = text is None or (said is None and parse_plan(text) is not None)
-        right = said is not None and critique_right(said.remarks, reading.scene, prompt.metadata)
-        records.append(
-            {
-                "needed": needed,
-                "fine": None if text is None else said is not None and said.plan is None,
-                "critique_right": None if silent else right,
-                "plan_follows": None if said is None or said.plan is None else _done(said, reading.scene),
-            }
-        )
-    return records
-
-
-def _done(said: Rethinking, scene: Scene) -> bool:
-    """Whether the plan is the scene with all that was said done."""
-    changed = applied(scene, said.remarks)
-    return changed is not None and said.plan is not None and said.plan.same_picture(changed)
-
-
 def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
     """One record per picture for the evaluation.
 
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
     the plan's objects at their cells (None for an unparsable plan, or without thinking). The thinking may have a
-    critique before its plan; of one that says "fine", and so leaves the plan as it was, neither is known.
+    critique before its plan; of one that says "fine", and so leaves the plan as it was, neither is known. shown: the
+    objects that are read from the picture, in the words of a plan.
     """
     records = []
     for verdict, prompt, text in zip(verify(images, [p.metadata for p in prompts]), prompts, thinking, strict=True):
@@ -104,6 +72,7 @@ def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence
                 "parsable": None if text is None else read is not None,
                 "plan_right": None if text is None or fine else _satisfies(plan, prompt.metadata),
                 "follow": None if plan is None else follows(verdict.reading, plan),
+                "shown": listed(verdict.reading.scene),
             }
         )
     return records
