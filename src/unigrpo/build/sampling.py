@@ -10,7 +10,7 @@ from torch import Tensor
 from unigrpo.build import rewards
 from unigrpo.objectives.advantage import Share
 from unigrpo.objectives.image_terms import LatentReward
-from unigrpo.policy import Policy, UnknownWords
+from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe
 from unigrpo.rewards.composite import CompositeReward
@@ -123,7 +123,7 @@ def check_episodes(recipe: Recipe, policy: Policy) -> None:
     for key, text in [*words, *(("rollout.stop_words", word) for word in recipe.rollout.stop_words)]:
         try:
             policy.encode_text(text)
-        except UnknownWords as error:
+        except ValueError as error:
             raise ConfigError(f"{key} = {text!r}: {error}") from error
 
 

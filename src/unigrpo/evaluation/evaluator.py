@@ -199,8 +199,24 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_category": by_category,
         "n": len(records),
     }
+    figures |= of_rounds(records, figures)
     rewards = {} if by_category else _by_category(records, "reward")
     return {**figures, "reward_by_category": rewards} if len(rewards) > 1 else figures
+
+
+def of_rounds(records: Sequence[dict[str, Any]], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Of samples with several rounds the mean number of pictures, figures of the first ones, and what was gained.
+
+    rounds; score_first, reward_first; revision: score (or else reward) less that of first pictures. {} for one round.
+    """
+    if not any("rounds" in record for record in records):
+        return {}
+    first = [{**record, **record["rounds"][0]} if "rounds" in record else record for record in records]
+    drawn = [sum("category" in one for one in record["rounds"]) if "rounds" in record else 1 for record in records]
+    score, reward = mean(list(_by_category(first, "correct").values())), mean([record["reward"] for record in first])
+    last, start = (figures["reward"], reward) if score is None else (figures["score"], score)
+    revision = None if last is None or start is None else last - start
+    return {"rounds": sum(drawn) / len(drawn), "score_first": score, "reward_first": reward, "revision": revision}
 
 
 def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float]:

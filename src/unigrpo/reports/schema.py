@@ -75,6 +75,7 @@ COMPARED = Kind("an object of differences, each with low and high", _compared)
 def _evaluated(where: str) -> dict[str, Kind]:
     """The figures of an evaluation, as keys inside an object."""
     kinds = dict.fromkeys(("score", "exam_score", "reward", "plan_right", "follow", "parsable"), NUMBER)
+    kinds |= dict.fromkeys(("rounds", "score_first", "reward_first", "revision"), NUMBER)
     kinds |= {"n": COUNT} | dict.fromkeys(("by_category", "reward_by_category", "canaries"), NUMBERS)
     return {f"{where}.{key}": kind for key, kind in kinds.items()}
 
@@ -90,6 +91,10 @@ _SINGLE = [
     "advantage_std_thinking",
     "failed_share",
     "samples_per_second",
+    "rounds",
+    "score_first",
+    "score_last",
+    "revision",
     "flops",
     "utilization",
 ]
@@ -113,6 +118,7 @@ METRICS = Schema(
         **dict.fromkeys(_SINGLE, NUMBER),
         **dict.fromkeys(_FLAT, NUMBERS),
         "flow": OBJECT,
+        "by_round": ROWS,
         "validation": OBJECT,
         "no_signal": TEXTS,
         "failures": TEXTS,
@@ -146,6 +152,7 @@ RECORD = Schema(
         **dict.fromkeys(("reward", "exam", "advantage", "advantage_thinking"), NUMBER),
         "values": NUMBERS,
         "failure": WORDS,
+        "rounds": OBJECTS,
         **dict.fromkeys(("correct", "parsable", "plan_right", "follow"), FLAG),
     }
 )
