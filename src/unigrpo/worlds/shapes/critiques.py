@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from unigrpo.worlds.shapes.parsing import END_THINK, THINK
-from unigrpo.worlds.shapes.planner import format_plan, parse_plan
+from unigrpo.worlds.shapes.planner import listed, parse_plan
 from unigrpo.worlds.shapes.prompts import combination
 from unigrpo.worlds.shapes.scenes import CELL_INDEX, CELLS, COLOURS, PLURALS, RELATED_CELLS, Kind, Object, Scene, judge
 
@@ -199,8 +199,7 @@ def format_rethinking(remarks: Sequence[Remark], plan: Scene) -> str:
     """The second thinking: "<think> CRITIQUE so PLAN </think>", or "<think> fine </think>"."""
     if not remarks:
         return f"{THINK} {FINE} {END_THINK}"
-    inner = format_plan(plan).removeprefix(f"{THINK} ").removesuffix(f" {END_THINK}")
-    return f"{THINK} {format_critique(remarks)} {SO} {inner} {END_THINK}"
+    return f"{THINK} {format_critique(remarks)} {SO} {listed(plan)} {END_THINK}"
 
 
 def parse_rethinking(text: str) -> Rethinking | None:

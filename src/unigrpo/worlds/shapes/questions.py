@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unigrpo import seeds
-from unigrpo.worlds.shapes.planner import corrupt_scene, random_scene, sample_scene, slip
+from unigrpo.worlds.shapes.planner import corrupt_scene, listed, random_scene, sample_scene, slip
 from unigrpo.worlds.shapes.prompts import PromptStream
 from unigrpo.worlds.shapes.scenes import CELLS, COLOURS, PLURALS, SHAPES, Object, Scene
 
@@ -51,8 +51,7 @@ class Question:
 
 
 def _all(scene: Scene, draws: random.Random) -> tuple[str, str]:
-    listed = [f"{item.colour} {item.shape} {item.cell}" for item in scene.row_major().objects]
-    return "what is there", " ".join(listed)
+    return "what is there", listed(scene.row_major())
 
 
 def _at(scene: Scene, draws: random.Random) -> tuple[str, str]:
