@@ -3,9 +3,9 @@
     python scripts/study_rounds.py [--seeds 4] [--jobs 2] [--work DIR] [--variants NAME ...] [--page]
 
 Every variant starts from builtin:shapes-rounds and makes equally many pictures: one round has twice the rollouts. Each
-trained model is then evaluated (`unigrpo eval`, the same prompts and draws) with its looks as they are, blinded and
-without critiques, and is asked questions about pictures. Runs and evaluations that are there are not made again;
---page only writes docs/results/rounds.md and .json from them.
+trained model is then measured on the same prompts with the same draws (scripts/measure_rounds.py): with its looks as
+they are, blinded, without critiques, and by questions about pictures. What is there is not made again; --page only
+writes docs/results/rounds.md and .json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +24,10 @@ from study import RESULTS, make
 from unigrpo.files import write_json_atomic, write_text_atomic
 from unigrpo.reports import runlog
 from unigrpo.tools.paper.rows import mean_interval
-from unigrpo.worlds.shapes.revisions import figures
 
 RECIPE, BASE = "shapes/rounds", "builtin:shapes-rounds"
+MEASURE = Path(__file__).with_name("measure_rounds.py")
+MEASURING = ("--samples", "2", "--controls")
 ONE = "one round, twice the rollouts"
 VARIANTS: dict[str, dict[str, str]] = {
     "two rounds": {},
@@ -41,18 +41,11 @@ VARIANTS: dict[str, dict[str, str]] = {
     "two rounds, improvement": {"method.advantage.credit": "improvement"},
     "two rounds, stop said": {"rollout.stop": "said", "rollout.stop-words": "[fine]"},
 }
-"""Keys of the variants; seed by seed in this order, so that what is there early can already be compared."""
+"""Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
 UNTRAINED = "untrained"
-TWO = ("--rounds", "2", "--samples", "2", "--max-think-tokens", "48")
-CHECKS: dict[str, tuple[str, ...]] = {
-    "seen": TWO,
-    "grey": (*TWO, "--look", "grey"),
-    "other": (*TWO, "--look", "other"),
-    "fine": (*TWO, "--rethink", "<think> fine </think>"),
-    "none": (*TWO, "--rethink", "none"),
-    "questions": ("--suite", "shapes:questions"),
-}
-"""Evaluations of a model, as words of `unigrpo eval`."""
+SAID = "two rounds, stop said"
+QUICK = {"eval.every": "60", "eval.compare-samples": "1"}
+"""Keys of all runs: what is compared is measured afterwards."""
 IN_WORDS = {
     "seen": "the picture",
     "grey": "a grey picture",
@@ -60,37 +53,28 @@ IN_WORDS = {
     "fine": "the picture, and *fine* in place of the critique",
     "none": "the picture, and no second thinking",
 }
-SAID = "two rounds, stop said"
+MEASURED = "measured.json"
 Found = dict[str, Any]
-"""Of one model: by check, its figures."""
+"""Of one model: what scripts/measure_rounds.py says of it."""
 
 
-def words_of(model: str, check: str, variant: str = "") -> list[str]:
-    """The words of an evaluation; one that learned to stop may stop."""
-    stops = ("--stop-word", "fine") if variant == SAID and check == "seen" else ()
-    return ["eval", "--model", model, *CHECKS[check], *stops]
-
-
-def check(model: str, name: str, out: Path, variant: str = "") -> None:
-    """Make one evaluation, unless it is there."""
-    if (out / "done").is_file():
+def measure(model: str, variant: str, out: Path) -> None:
+    """Measure a model, unless that was done."""
+    if out.is_file():
         return
+    words = [sys.executable, str(MEASURE), model, *MEASURING, *(["--stop"] if variant == SAID else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("a", encoding="utf-8") as log:
-        words = [sys.executable, "-m", "unigrpo", *words_of(model, name, variant), "--out", str(out)]
-        subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=True)
-    (out / "done").touch()
+    with out.with_suffix(".log").open("w", encoding="utf-8") as log:
+        subprocess.run([*words, "--out", str(out)], env=environment, stdout=log, stderr=log, check=True)
 
 
 def made(work: Path, variant: str, seed: int) -> None:
-    """Train one variant with one seed, and evaluate what came out."""
+    """Train one variant with one seed, and measure what came out."""
     run = folder(work, variant, seed)
-    model = BASE
     if variant != UNTRAINED:
-        make(run, RECIPE, VARIANTS[variant], seed)
-        model = str(run)
-    for name in CHECKS:
-        check(model, name, run / "checks" / name, variant)
+        make(run, RECIPE, {**QUICK, **VARIANTS[variant]}, seed)
+    measure(BASE if variant == UNTRAINED else str(run), variant, run / MEASURED)
 
 
 def folder(work: Path, variant: str, seed: int) -> Path:
@@ -99,43 +83,35 @@ def folder(work: Path, variant: str, seed: int) -> Path:
 
 
 def read(run: Path) -> Found:
-    """The figures of all evaluations of one model."""
-    found: Found = {}
-    for name in CHECKS:
-        place = run / "checks" / name
-        if name == "questions":
-            found[name] = json.loads((place / "understanding.json").read_text(encoding="utf-8"))
-            continue
-        records = [json.loads(line) for line in (place / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-        result = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        found[name] = {**figures(records), **chosen(result)}
+    """What was measured of one model, and the seconds of an iteration."""
     lines = runlog.read_metrics(run) if (run / runlog.METRICS).is_file() else []
-    found["seconds"] = sum(line["seconds"]["total"] for line in lines) / len(lines) if lines else None
-    return found
-
-
-def chosen(result: Mapping[str, Any]) -> Found:
-    """What the page needs of a result."""
-    return {key: result[key] for key in ("score", "score_first", "plan_right", "follow", "rounds") if key in result}
+    seconds = sum(line["seconds"]["total"] for line in lines) / len(lines) if lines else None
+    return {**json.loads((run / MEASURED).read_text(encoding="utf-8")), "seconds": seconds}
 
 
 Runs = Mapping[str, Mapping[int, Found]]
 Figure = Callable[[Found], float | None]
 
 
-def of(name: str, key: str) -> Figure:
-    """A figure of a check."""
-    return lambda found: found[name][key]
+def of(*path: str) -> Figure:
+    """A figure by its keys."""
+
+    def figure(found: Found) -> float | None:
+        value: Any = found
+        for key in path:
+            value = value[key]
+        return value
+
+    return figure
 
 
-def accuracy(found: Found) -> float:
-    """The share of questions about pictures that were answered rightly."""
-    return found["questions"]["accuracy"]["value"]
+ACCURACY = of("understanding", "accuracy", "value")
+FIRST, LAST = of("seen", "first", "score"), of("seen", "last", "score")
 
 
 def gained(name: str) -> Figure:
-    """How much better second pictures are than first ones, in one evaluation."""
-    return lambda found: found[name]["score_second"] - found[name]["score_first"]
+    """How much better last pictures are than first ones, in one evaluation."""
+    return lambda found: found[name]["last"]["score"] - found[name]["first"]["score"]
 
 
 def cell(runs: Mapping[int, Found], figure: Figure) -> str:
@@ -158,53 +134,70 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
+def figures_of(runs: Runs, columns: Mapping[str, Figure]) -> list[str]:
+    """A table of figures, a row a variant."""
+    rows = [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()]
+    return table(["variant", *columns], rows)
+
+
 def worth_it(runs: Runs) -> list[str]:
     """Question 1."""
     columns: dict[str, Figure] = {
-        "first picture": of("seen", "score_first"),
-        "last picture": of("seen", "score"),
-        "first plan and picture agree": of("seen", "follow"),
-        "critique right": of("seen", "critique_right"),
-        "wrong pictures mended": of("seen", "fixed"),
-        "right ones spoiled": of("seen", "broken"),
+        "first picture": FIRST,
+        "last picture": LAST,
+        "exam of the last": of("seen", "last", "exam_score"),
+        "first plan right": of("seen", "first", "plan_right"),
+        "first plan followed": of("seen", "first", "follow"),
+        "critique right": of("seen", "look", "critique_right"),
+        "wrong pictures mended": of("seen", "look", "fixed"),
+        "right ones spoiled": of("seen", "look", "broken"),
     }
-    rows = [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()]
-    lines = table(["variant", *columns], rows)
+    lines = table(
+        ["variant", *columns],
+        [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()],
+    )
     if ONE not in runs:
         return lines
     others = [name for name in runs if name not in (ONE, UNTRAINED)]
-    own, first = of("seen", "score"), of("seen", "score_first")
-    head = ["less " + ONE, "last picture, less its one picture", "last picture, less its last of two"]
-    return lines + table(head, [[name, gap(runs, name, ONE, own, first), gap(runs, name, ONE, own)] for name in others])
+    head = ["seed by seed", "last picture, less the only one of " + ONE, "less the second one, if it is let look"]
+    return lines + table(head, [[n, gap(runs, n, ONE, LAST, FIRST), gap(runs, n, ONE, LAST)] for n in others])
 
 
 def controls(runs: Runs) -> list[str]:
     """Question 2."""
     rows = [[name, *(cell(found, gained(check)) for check in IN_WORDS)] for name, found in runs.items()]
-    return table(["second picture less first, looking at", *IN_WORDS.values()], rows)
+    return table(["last picture less first, looking at", *IN_WORDS.values()], rows)
 
 
 def survives(runs: Runs) -> list[str]:
     """Question 3."""
     rows = []
     for name, found in runs.items():
-        change = ["", ""]
+        changes = ["", ""]
         if name != UNTRAINED and UNTRAINED in runs:
             base = next(iter(runs[UNTRAINED].values()))
-            change = [
-                mean_interval([accuracy(one) - accuracy(base) for one in found.values()]).signed,
-                mean_interval(
-                    [one["seen"]["score_first"] - base["seen"]["score_first"] for one in found.values()]
-                ).signed,
-            ]
-        rows.append([name, cell(found, accuracy), change[0], cell(found, of("seen", "score_first")), change[1]])
+            changes = [changed(found, base, figure) for figure in (ACCURACY, FIRST)]
+        rows.append([name, cell(found, ACCURACY), changes[0], cell(found, FIRST), changes[1]])
     return table(["variant", "questions", "change", "first picture", "change"], rows)
+
+
+def changed(runs: Mapping[int, Found], base: Found, figure: Figure) -> str:
+    """How training changed a figure of the base."""
+    start = figure(base)
+    return mean_interval(
+        [v - start for one in runs.values() if (v := figure(one)) is not None and start is not None]
+    ).signed
 
 
 def stops(runs: Runs) -> list[str]:
     """Question 4."""
-    rows = [[name, cell(found, of("seen", "rounds")), cell(found, of("seen", "score"))] for name, found in runs.items()]
-    return table(["variant", "pictures a prompt", "last picture"], rows)
+    columns: dict[str, Figure] = {
+        "pictures a prompt": of("seen", "last", "rounds"),
+        "last picture": LAST,
+        "right first pictures called fine": of("seen", "says_fine", "of_right"),
+        "wrong ones called fine": of("seen", "says_fine", "of_wrong"),
+    }
+    return figures_of(runs, columns)
 
 
 def page(runs: Runs, command: str) -> str:
@@ -222,8 +215,11 @@ def page(runs: Runs, command: str) -> str:
     lines += ["Mean over seeds and Student's 95 % interval, of 504 held-out prompts with two samples each.", ""]
     for question, tables in parts.items():
         lines += [f"## {question}", "", *tables]
-    checks = [f"* {name}: `unigrpo {shlex.join(words_of('RUN', name))}`" for name in CHECKS]
-    return "\n".join([*lines, "## Keys and commands", "", *keys, *checks, ""])
+    common = " ".join(f"--{key} {value}" for key, value in QUICK.items())
+    measuring = (
+        f"Each is measured by `python scripts/measure_rounds.py RUN {' '.join(MEASURING)}` (`--stop` after {SAID})."
+    )
+    return "\n".join([*lines, "## Keys", "", f"All with `{common}`.", "", *keys, "", measuring, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -236,14 +232,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", action="store_true", help="make nothing; write the page of what is there")
     asked = parser.parse_args(argv)
     variants = [name for name in VARIANTS if not asked.variants or name in asked.variants]
-    todo = [(UNTRAINED, 0), *((variant, seed) for seed in range(asked.seeds) for variant in variants)]
+    halves = (variants[:2], variants[2:])
+    todo = [(UNTRAINED, 0), *((variant, s) for half in halves for s in range(asked.seeds) for variant in half)]
     if not asked.page:
         with ThreadPoolExecutor(asked.jobs) as pool:
             for future in [pool.submit(made, asked.work, *each) for each in todo]:
                 future.result()
     runs: dict[str, dict[int, Found]] = {}
     for variant, seed in todo:
-        if (folder(asked.work, variant, seed) / "checks" / list(CHECKS)[-1] / "done").is_file():
+        if (folder(asked.work, variant, seed) / MEASURED).is_file():
             runs.setdefault(variant, {})[seed] = read(folder(asked.work, variant, seed))
     command = f"python scripts/study_rounds.py --seeds {asked.seeds}"
     write_json_atomic(RESULTS / "rounds.json", {"command": command, "runs": runs})
