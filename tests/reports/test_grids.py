@@ -26,6 +26,31 @@ def test_tiles_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert (tile.caption, tile.thinking, tile.verdict) == (captions[i], f"thought {i}", verdicts[i])
 
 
+def test_given_pictures_stand_to_the_left_of_what_was_made_of_them(tmp_path: Path) -> None:
+    shown, wide = pictures(2), np.zeros((8, 16, 3), dtype=np.uint8)
+    wide[:, :] = (255, 0, 255)
+    given = [[wide, pictures(1, 600)[0]], []]
+    sheet = grids.contact_sheet(shown, ["a", "b"], [True, None], 2, 4, given=given)
+    plain = grids.contact_sheet(shown, ["a", "b"], [True, None], 2, 4)
+    assert sheet.width == plain.width + 2 * ((16 * 4 + 2 * grids.FRAME) // 2) and sheet.height == plain.height
+    assert sheet.getpixel((grids.GAP, grids.GAP)) == (255, 0, 255)
+    colours = np.asarray(sheet).reshape(-1, 3)
+    assert (colours == (255, 0, 255)).all(1).sum() == 32 * 16  # as large as half of the picture allows, in proportion
+    tiles = grids.read_tiles(grids.save_png_atomic(sheet, tmp_path / "sheet.png"))
+    for tile, picture in zip(tiles, shown, strict=True):
+        np.testing.assert_array_equal(tile.picture, picture)
+    with pytest.raises(ValueError, match="2 pictures but 1 given"):
+        grids.contact_sheet(shown, ["a", "b"], [True, None], given=[[]])
+
+
+def test_a_sheet_of_records_knows_what_their_prompts_gave() -> None:
+    records = [{"prompt": "a", "position": k, "correct": True} for k in (3, 3, 4)]
+    given = {3: [np.full((3, 16, 16), 200, dtype=np.uint8)]}
+    sheet, plain = (grids.record_sheet(pictures(3), records, 3, 4, given=some) for some in (given, {}))
+    grey = (np.asarray(sheet) == 200).all(2).sum()
+    assert sheet.width > plain.width and grey == 2 * 32 * 32
+
+
 def test_frames_have_the_verdicts_colours() -> None:
     sheet = grids.contact_sheet(pictures(3), ["a"] * 3, [True, False, None], 3, 2)
     pixels = np.asarray(sheet)

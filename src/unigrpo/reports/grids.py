@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unigrpo.files import write_bytes_atomic
 
@@ -50,18 +53,21 @@ def contact_sheet(
     *,
     thinking: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
+    given: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Image:
     """Draw N pictures in a grid, each in a green (check), red (cross) or grey (no verdict) frame with its texts below.
 
     pictures: uint8 [N, H, W, 3]; each is enlarged ``scale`` times with nearest neighbour (None: to about 168 pixels).
     captions: the prompts; thinking: what the model wrote before drawing. Long texts end in "…" after 4 and 8 lines.
     notes: a few words each (such as the reward) that stand where the verdict's mark would be; "": the mark.
+    given: for edits, the pictures uint8 [H, W, 3] (of any sizes) that each was made from: small, to its left.
     The result's ``info`` holds the tiles for :func:`read_tiles`. ValueError if counts, shape or type don't fit.
     """
     thoughts = list(thinking) if thinking is not None else [""] * len(captions)
     marks = list(notes) if notes is not None else [""] * len(captions)
+    sources = list(given) if given is not None else [()] * len(captions)
     counts = {"captions": len(captions), "verdicts": len(verdicts), "thinking": len(thoughts), "notes": len(marks)}
-    _check(pictures, counts, columns, scale)
+    _check(pictures, {**counts, "given": len(sources)}, columns, scale)
     from PIL import Image as Images
     from PIL import ImageDraw as Drawing
     from PIL import ImageFont as Fonts
@@ -70,41 +76,74 @@ def contact_sheet(
     scale = scale or max(1, round(TILE_WIDTH / width))
     font = Fonts.load_default(size=TEXT_SIZE)
     outer = (width * scale + 2 * FRAME, height * scale + 2 * FRAME)
-    texts = [_wrapped(font, n, c, t, outer[0]) for n, c, t in zip(marks, captions, thoughts, strict=True)]
+    aside = outer[0] // 2 if any(sources) else 0
+    step = aside + outer[0] + GAP
+    texts = [_wrapped(font, n, c, t, aside + outer[0]) for n, c, t in zip(marks, captions, thoughts, strict=True)]
     columns = min(columns, count)
     rows = [texts[start : start + columns] for start in range(0, count, columns)]
     heights = [outer[1] + LINE * max(sum(map(len, parts)) for parts in row) + GAP + 8 for row in rows]
-    sheet = Images.new("RGB", (GAP + columns * (outer[0] + GAP), GAP + sum(heights)), PAPER)
+    sheet = Images.new("RGB", (GAP + columns * step, GAP + sum(heights)), PAPER)
     draw = Drawing.Draw(sheet)
     tiles = []
     for index in range(count):
         row, column = divmod(index, columns)
-        left, top = GAP + column * (outer[0] + GAP), GAP + sum(heights[:row])
+        left, top = GAP + column * step + aside, GAP + sum(heights[:row])
+        _paste_given(sheet, sources[index], (left - aside, top), (aside - FRAME, outer[1]))
         _frame(draw, (left, top), outer, verdicts[index])
         big = Images.fromarray(pictures[index]).resize((width * scale, height * scale), Images.Resampling.NEAREST)
         sheet.paste(big, (left + FRAME, top + FRAME))
-        _write(draw, font, (left, top + outer[1] + 6), texts[index], verdicts[index])
+        _write(draw, font, (left - aside, top + outer[1] + 6), texts[index], verdicts[index])
         tiles.append([left + FRAME, top + FRAME, captions[index], thoughts[index], verdicts[index]])
     sheet.info[TILES_KEY] = json.dumps({"size": [width, height], "scale": scale, "tiles": tiles})
     return sheet
 
 
 def record_sheet(
-    pictures: np.ndarray, records: Sequence[Mapping[str, Any]], columns: int = 6, scale: int | None = None
+    pictures: np.ndarray,
+    records: Sequence[Mapping[str, Any]],
+    columns: int = 6,
+    scale: int | None = None,
+    *,
+    given: Mapping[int, Sequence[ArrayLike]] = MappingProxyType({}),
+    earlier: Mapping[int, Sequence[ArrayLike]] = MappingProxyType({}),
 ) -> Image:
     """Draw the contact sheet of evaluation records (``prompt``, ``thinking``, ``correct``), picture i for record i.
 
-    Pictures above 256 pixels are reduced. What nobody judged shows its ``reward`` in place of a verdict.
+    Pictures above 256 pixels are reduced. What nobody judged shows its ``reward`` in place of a verdict. given: the
+    pictures uint8 [3, H, W] that came with a prompt, by its ``position``; they stand beside what was made of them.
+    earlier: of several rounds the pictures that were looked at before, by the record's index; they stand there too, and
+    the thinking is that of all rounds.
     """
+    sources, before = _channels_last(given), _channels_last(earlier)
     return contact_sheet(
         reduced(pictures),
         [record["prompt"] for record in records],
         [record.get("correct") for record in records],
         columns,
         scale,
-        thinking=[record.get("thinking") or "" for record in records],
+        thinking=[thinking_of(record) for record in records],
         notes=[reward_note(record) for record in records],
+        given=[[*sources.get(r.get("position", -1), []), *before[i]] for i, r in enumerate(records)],
     )
+
+
+def _channels_last(pictures: Mapping[int, Sequence[ArrayLike]]) -> Mapping[int, list[np.ndarray]]:
+    found = {place: [np.asarray(one).transpose(1, 2, 0) for one in some] for place, some in pictures.items()}
+    return defaultdict(list, found)
+
+
+def numbered(thoughts: Sequence[str | None]) -> str:
+    """Thoughts of several rounds in one text, numbered; that of one round as it is, "" without."""
+    if len(thoughts) < 2:
+        return (thoughts[0] if thoughts else None) or ""
+    return " ".join(f"{turn}: {words}" for turn, words in enumerate(thoughts, start=1) if words is not None)
+
+
+def thinking_of(record: Mapping[str, Any]) -> str:
+    """What led to the picture of a record, in all its rounds."""
+    if rounds := record.get("rounds"):
+        return numbered([one.get("thinking") for one in rounds])
+    return record.get("thinking") or ""
 
 
 def reward_note(record: Mapping[str, Any]) -> str:
@@ -136,6 +175,20 @@ def _check(pictures: np.ndarray, counts: Mapping[str, int], columns: int, scale:
             raise ValueError(f"{len(pictures)} pictures but {count} {name}: give one for each picture")
     if columns < 1 or (scale is not None and scale < 1):
         raise ValueError(f"columns and scale must be at least 1, got {columns} and {scale}")
+
+
+def _paste_given(sheet: Image, pictures: Sequence[np.ndarray], corner: tuple[int, int], room: tuple[int, int]) -> None:
+    """Paste given pictures below each other into the room from a corner on, each as large as its share allows."""
+    from PIL import Image as Images
+
+    top, most = corner[1], room[1] // max(2, len(pictures))
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        share = min(room[0] / width, most / height)
+        size = max(1, int(width * share)), max(1, int(height * share))
+        how = Images.Resampling.NEAREST if share >= 1 else Images.Resampling.LANCZOS
+        sheet.paste(Images.fromarray(np.ascontiguousarray(picture)).resize(size, how), (corner[0], top))
+        top += most
 
 
 def _frame(draw: ImageDraw, corner: tuple[int, int], outer: tuple[int, int], verdict: bool | None) -> None:
