@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
+from unigrpo.evaluation.suites import Figures
 from unigrpo.ranges import lacking
 from unigrpo.rewards.answers import RewardFault
 from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
@@ -21,6 +22,7 @@ from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
 from unigrpo.worlds.shapes import looking as shapes_looking
+from unigrpo.worlds.shapes import revisions
 from unigrpo.worlds.shapes import tasks as shapes_tasks
 from unigrpo.worlds.shapes.scenes import requirements
 from unigrpo.worlds.words import demonstrations as words_demonstrations
@@ -40,7 +42,7 @@ class EmbeddedWorld:
     required: ValueError where metadata lacks them; judge: of evaluations; packages, extra: what the judge needs, and
     what brings it; rewards: names of rewards that judge this world's pictures, and whether each reads the metadata;
     questions: held-out (kind, question, answer, picture) about its pictures, None where it has none; looking_words:
-    further words of demonstrations that look at pictures.
+    further words of demonstrations that look at pictures; further: more figures of an evaluation, from its records.
     """
 
     name: str
@@ -62,6 +64,7 @@ class EmbeddedWorld:
     extra: str = ""
     questions: Callable[[int], list[tuple[str, str, str, Tensor]]] | None = None
     looking_words: Callable[[], tuple[str, ...]] = tuple
+    further: Figures | None = None
 
     @property
     def can_judge(self) -> bool:
@@ -150,6 +153,7 @@ SHAPES = EmbeddedWorld(
     rewards={VERIFIER: True, PREFERENCE: False},
     questions=shapes_looking.held_out_questions,
     looking_words=shapes_looking.further_words,
+    further=revisions.further,
 )
 WORDS = EmbeddedWorld(
     name="words",
