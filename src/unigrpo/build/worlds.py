@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
+from unigrpo.evaluation.suites import Figures
 from unigrpo.ranges import lacking
 from unigrpo.rewards.answers import RewardFault
 from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
@@ -22,6 +23,7 @@ from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
 from unigrpo.worlds.shapes import edit_prompts
 from unigrpo.worlds.shapes import looking as shapes_looking
+from unigrpo.worlds.shapes import revisions
 from unigrpo.worlds.shapes import tasks as shapes_tasks
 from unigrpo.worlds.shapes.edit_verifier import is_multiple
 from unigrpo.worlds.shapes.edits import edit_of, is_edit
@@ -43,7 +45,8 @@ class EmbeddedWorld:
     judge: of evaluations; packages, extra: what the judge needs, and what brings it; rewards: names of rewards that
     judge this world's pictures, each with what raises a ValueError where metadata lack what it reads (None: it reads
     none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
-    looking_words: further words of demonstrations that look at pictures.
+    looking_words: further words of demonstrations that look at pictures; further: more
+    figures of an evaluation, from its records.
     """
 
     name: str
@@ -64,6 +67,7 @@ class EmbeddedWorld:
     extra: str = ""
     questions: Callable[[int], list[tuple[str, str, str, Tensor]]] | None = None
     looking_words: Callable[[], tuple[str, ...]] = tuple
+    further: Figures | None = None
 
     @property
     def can_judge(self) -> bool:
@@ -159,6 +163,7 @@ SHAPES = EmbeddedWorld(
     rewards={VERIFIER: requirements, EDIT: edit_of, PREFERENCE: None},
     questions=shapes_looking.held_out_questions,
     looking_words=shapes_looking.further_words,
+    further=revisions.further,
 )
 WORDS = EmbeddedWorld(
     name="words",
