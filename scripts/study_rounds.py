@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 """Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
 UNTRAINED = "untrained"
 SAID = "two rounds, stop said"
-QUICK = {"eval.every": "60", "eval.compare-samples": "1"}
+QUICK = {"iterations": "60", "eval.every": "60", "eval.compare-samples": "1"}
 """Keys of all runs: what is compared is measured afterwards."""
 IN_WORDS = {
     "seen": "the picture",
