@@ -21,9 +21,8 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
-from unigrpo.worlds.shapes import edit_prompts
+from unigrpo.worlds.shapes import edit_prompts, revisions
 from unigrpo.worlds.shapes import looking as shapes_looking
-from unigrpo.worlds.shapes import revisions
 from unigrpo.worlds.shapes import tasks as shapes_tasks
 from unigrpo.worlds.shapes.edit_verifier import is_multiple
 from unigrpo.worlds.shapes.edits import edit_of, is_edit
