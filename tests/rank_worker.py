@@ -56,7 +56,7 @@ class Watched:
         made = self.source.collect(policy, iteration, clock)
         for t in made.trajectories:
             ids = [text.ids.tolist() for text in t.sampled_texts]
-            latents = t.images[-1].latents.clone()
+            latents = t.drawings[-1].latents.clone()
             self.seen.append(((iteration, t.prompt.position, t.sample), ids, latents, t.advantage))
         return made
 

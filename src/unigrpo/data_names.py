@@ -6,6 +6,7 @@ from pathlib import Path
 
 HUB = "hf:"
 EMBEDDED = ("shapes", "words")  # worlds that ship with the package: NAME, NAME:SPLIT
+LOOKED_AT = ("shapes",)  # of these, worlds with demonstrations that look at pictures
 TEXTS = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXTS, ".parquet")
 _SAVED = ("dataset_dict.json", "state.json")  # what ``Dataset.save_to_disk`` writes: several splits, one

@@ -47,6 +47,10 @@ class Context(Protocol):
         """Repeat every row ``repeats`` times, members of a group adjacent: B -> B * repeats."""
         ...
 
+    def take(self, rows: Sequence[int]) -> Self:
+        """The given rows alone, in that order (asked where samples of one batch have different numbers of rounds)."""
+        ...
+
 
 @dataclass(frozen=True)
 class VelocityQuery:

@@ -130,6 +130,7 @@ Batch = Annotated[int, Range(1, 100_000)]  # things of one iteration
 GridPoints = Annotated[int, Range(2, 10_000)]
 Step = Annotated[int, Range(0, 10_000)]  # of a timestep grid
 Pixels = Annotated[int, Range(1, 16_384)]
+Rounds = Annotated[int, Range(1, 64)]  # of thinking and drawing in one sample
 Tokens = Annotated[int, Range(1, 1_000_000)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, 1e9, open_low=True)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from torch import Tensor
 
@@ -122,7 +122,8 @@ class Image:
 
     ``drawn`` tells whether the policy drew it (else it is given). ``path`` is the behaviour data of a picture that was
     sampled with SDE steps, ``snapshot`` a state on its way that was kept for ReFL. ``target`` marks a given image whose
-    velocities supervised training learns. ``advantage``: as of a :class:`Text`.
+    velocities supervised training learns. ``advantage``: as of a :class:`Text`. ``pixels``: the picture itself, uint8
+    [3, H, W], where a drawn one was decoded to be looked at.
     """
 
     latents: Tensor
@@ -132,6 +133,7 @@ class Image:
     drawn: bool = False
     snapshot: LatentSnapshot | None = None
     advantage: float | None = None
+    pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,24 @@ def made_by_policy(segment: Segment) -> bool:
     if isinstance(segment, Image):
         return segment.drawn or segment.path is not None
     return isinstance(segment, Text) and segment.log_probs is not None
+
+
+def is_drawing(segment: Segment) -> TypeGuard[Image]:
+    """Whether a segment is a picture that the policy drew."""
+    return isinstance(segment, Image) and made_by_policy(segment)
+
+
+def in_context(segment: Segment) -> bool:
+    """Whether what comes later sees a segment: all but a picture that the policy drew.
+
+    Of a drawing it sees what a look at it has given (a picture of 8 bits, encoded again; docs/math.md#rounds).
+    """
+    return not is_drawing(segment)
+
+
+def is_shown(segment: Segment) -> bool:
+    """Whether a segment is a given picture, as latents or as seen."""
+    return isinstance(segment, View) or (isinstance(segment, Image) and not made_by_policy(segment))
 
 
 def without_prompt(given: Sequence[Segment]) -> tuple[Segment, ...]:
@@ -191,14 +211,32 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What one drawing was worth: as ``reward``, ``values`` and ``verdict`` of a :class:`Trajectory`."""
+
+    reward: float | None
+    values: Mapping[str, float] = field(default_factory=dict)
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the thinking before a drawing (None: there was none), and the drawing (None: it said stop)."""
+
+    thinking: Text | None
+    drawing: Image | None
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A prompt, what the model made of it, and (once scored) what it was worth.
 
     ``sample`` is the index inside the prompt's group; trajectories with equal ``prompt.position`` form a group.
     ``thought`` is the index of its thinking in the group, which several trajectories may share (None: its own).
     ``reward`` is the weighted sum of the training rewards, ``values`` what each of them said by its name (whatever is
-    trained on), ``verdict`` named parts of them for people and logs; ``failure`` says why it could not be scored. What
-    is trained is decided segment by segment (``Text.advantage``, ``Image.advantage``).
+    trained on), ``verdict`` named parts of them for people and logs, all of its last drawing; ``scores`` the same of
+    every drawing. ``failure`` says why it could not be scored. What is trained is decided segment by segment
+    (``Text.advantage``, ``Image.advantage``).
     """
 
     prompt: Prompt
@@ -211,6 +249,7 @@ class Trajectory:
     thought: int | None = None
     reference: Reference | None = None
     behaviour: Behaviour | None = None
+    scores: tuple[Score, ...] = ()
 
     @property
     def given(self) -> tuple[Segment, ...]:
@@ -220,6 +259,19 @@ class Trajectory:
     def with_advantages(self, thinking: float | None, drawing: float | None) -> Trajectory:
         """The same with an advantage for every text that the policy wrote, and one for every picture that it drew."""
         return replace(self, segments=tuple(_valued(segment, thinking, drawing) for segment in self.segments))
+
+    def with_each_advantage(self, advantages: Sequence[float | None]) -> Trajectory:
+        """The same with an advantage for every segment that the policy made, in order; ValueError for another count."""
+        values = iter(advantages)
+        if len(advantages) != sum(made_by_policy(segment) for segment in self.segments):
+            raise ValueError(f"{len(advantages)} advantages do not fit the segments that the policy made")
+        each = [next(values) if made_by_policy(segment) else None for segment in self.segments]
+        return replace(self, segments=tuple(_valued(s, a, a) for s, a in zip(self.segments, each, strict=True)))
+
+    @property
+    def advantages(self) -> tuple[float | None, ...]:
+        """Those of all segments that the policy made, in order."""
+        return tuple(s.advantage for s in self.segments if isinstance(s, Text | Image) and made_by_policy(s))
 
     @property
     def advantage(self) -> float | None:
@@ -236,6 +288,22 @@ class Trajectory:
     def images(self) -> tuple[Image, ...]:
         """All pictures, in order."""
         return tuple(s for s in self.segments if isinstance(s, Image))
+
+    @property
+    def drawings(self) -> tuple[Image, ...]:
+        """The pictures that the policy drew, one a round."""
+        return tuple(s for s in self.segments if is_drawing(s))
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """What it thought and drew, round by round; the last has no drawing where a thinking ended the sample."""
+        found, thinking = [], None
+        for segment in self.segments[len(self.given) :]:
+            if isinstance(segment, Text):
+                thinking = segment
+            elif is_drawing(segment):
+                found, thinking = [*found, Round(thinking, segment)], None
+        return (*found, Round(thinking, None)) if thinking is not None else tuple(found)
 
 
 def _valued(segment: Segment, thinking: float | None, drawing: float | None) -> Segment:

@@ -6,7 +6,7 @@ tried at the start · runs: a recipe, whole.
 """
 
 from unigrpo.build.checks import check_data, check_drawn, check_here, check_listed, check_suite
-from unigrpo.build.data import Suite, prompts, suite
+from unigrpo.build.data import Suite, is_questions, prompts, questions, suite
 from unigrpo.build.models import (
     DTYPES,
     builtin_folder,
@@ -23,7 +23,7 @@ from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
 from unigrpo.build.suites import MAKERS, STREAM, Examining, evaluation_suite, of_prompts, try_suite
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
-from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, known_of
+from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, can_judge, known_of
 from unigrpo.build.worlds import speaking as world_of
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "RecipeEvaluator",
     "Suite",
     "builtin_folder",
+    "can_judge",
     "check_data",
     "check_drawn",
     "check_here",
@@ -47,6 +48,7 @@ __all__ = [
     "drawn_size",
     "evaluation_sampling",
     "evaluation_suite",
+    "is_questions",
     "known_of",
     "lasting_name",
     "model_folder",
@@ -54,6 +56,7 @@ __all__ = [
     "parts",
     "policy",
     "prompts",
+    "questions",
     "reward",
     "source",
     "started",

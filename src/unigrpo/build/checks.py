@@ -224,7 +224,8 @@ class Looked:
 
     def _pairs(self, recipe: Recipe, given: DemonstrationData, words_alone: bool) -> None:
         if (world := worlds.EMBEDDED.get(given.demonstrations)) is not None:
-            self._world(world.name, [Prompt(0, word) for word in world.vocabulary()], any_metadata)
+            further = world.looking_words() if any(given.mix.looking().values()) else ()
+            self._world(world.name, [Prompt(0, word) for word in (*world.vocabulary(), *further)], any_metadata)
             return
         found = data.own_demonstrations(recipe, given)
 

@@ -12,6 +12,7 @@ from unigrpo import seeds
 from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, named
 from unigrpo.data_names import HUB, SUFFIXES
 from unigrpo.evaluation.evaluator import Judge, unjudged
+from unigrpo.evaluation.understanding import Asked
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, Mix, Recipe
@@ -115,6 +116,26 @@ def _world_maker(recipe: Recipe, data: DemonstrationData, teacher: Teacher[Any])
         return teacher.trajectories(policy, batch[share_of(world, len(batch))])
 
     return make
+
+
+# Questions
+
+QUESTIONS = "questions"
+"""The suite NAME:questions of a world that has any: answers in words, no drawing."""
+
+
+def is_questions(name: str) -> bool:
+    """Whether a suite is questions about pictures."""
+    return name.partition(":")[0] in EMBEDDED and name.partition(":")[2] == QUESTIONS
+
+
+def questions(name: str, n: int) -> list[Asked]:
+    """The first n held-out questions of a world; ConfigError for one that has none."""
+    world = EMBEDDED[name.partition(":")[0]]
+    if world.questions is None:
+        having = ", ".join(f"{w.name}:{QUESTIONS}" for w in EMBEDDED.values() if w.questions is not None)
+        raise ConfigError(f"--suite {name}: the {world.name} world has no questions; there are {having}")
+    return [Asked(kind, words, answer, picture) for kind, words, answer, picture in world.questions(n)]
 
 
 # Evaluations

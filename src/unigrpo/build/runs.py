@@ -10,10 +10,13 @@ import torch
 from unigrpo.build import bases, data, models
 from unigrpo.build.checks import check_size
 from unigrpo.build.sampling import (
+    check_episodes,
     check_rewards,
+    evaluation_episode,
     evaluation_sampling,
     latent_reward,
     shares,
+    training_episode,
     training_reward,
     training_sampling,
     validation_reward,
@@ -24,7 +27,6 @@ from unigrpo.evaluation.evaluator import Evaluation, evaluate
 from unigrpo.policy import Policy
 from unigrpo.recipe import DemonstrationData, Recipe
 from unigrpo.rewards.composite import CompositeReward
-from unigrpo.rollout.episode import single_round
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
 from unigrpo.training.sharing import share_of
 from unigrpo.training.sources import DemonstrationSource, RolloutSource, Source
@@ -74,7 +76,7 @@ class RecipeEvaluator:
             evaluation_sampling(self.recipe),
             samples=samples,
             seed=self.recipe.seed,
-            think=self.recipe.eval.think,
+            episode=evaluation_episode(self.recipe),
             reward=self.reward,
             batch=self.recipe.rollout.batch or 192,
             part=True,
@@ -96,7 +98,7 @@ def source(recipe: Recipe, world: World = ONE_PROCESS, drawing: Drawing = as_it_
         return DemonstrationSource(data.demonstration_maker(recipe, given), world)
     return RolloutSource(
         prompts=data.prompts(given.prompts, recipe.seed),
-        episode=single_round(think=recipe.rollout.think),
+        episode=training_episode(recipe),
         sampling=training_sampling(recipe),
         reward=training_reward(recipe),
         shares=shares(recipe),
@@ -125,6 +127,7 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
+    check_episodes(recipe, made.policy)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
     return RunComponents(

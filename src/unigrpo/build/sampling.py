@@ -10,11 +10,13 @@ from torch import Tensor
 from unigrpo.build import rewards
 from unigrpo.objectives.advantage import Share
 from unigrpo.objectives.image_terms import LatentReward
+from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import metadata_of
 from unigrpo.rollout.engine import Sampling, Slide
+from unigrpo.rollout.episode import Episode, rounds_of
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.trajectory import Prompt
 
@@ -87,6 +89,42 @@ def gradient_reward(recipe: Recipe) -> CompositeReward:
             "or method.name flow_grpo, which takes any"
         )
     return reward
+
+
+def training_episode(recipe: Recipe) -> Episode:
+    """The turns of a training sample."""
+    r = recipe.rollout
+    return rounds_of(r.rounds, think=r.think, stop_words=r.stop_words, look=r.look, rethink=r.rethink)
+
+
+def evaluation_episode(recipe: Recipe) -> Episode:
+    """The turns of an evaluation's sample."""
+    r, e = recipe.rollout, recipe.eval
+    return rounds_of(
+        e.rounds or r.rounds,
+        think=e.think,
+        stop_words=r.stop_words,
+        look=e.look or r.look,
+        rethink=e.rethink or r.rethink,
+    )
+
+
+def check_episodes(recipe: Recipe, policy: Policy) -> None:
+    """ConfigError where a model cannot go through the rounds of a recipe, or does not know its words."""
+    if max(training_episode(recipe).rounds, evaluation_episode(recipe).rounds) == 1:
+        return
+    if not policy.looks:
+        raise ConfigError(
+            f"rollout.rounds (or eval.rounds) above 1: the model {recipe.model.path} cannot look at what it drew; set "
+            "rounds to 1"
+        )
+    told = {"rollout.rethink": training_episode(recipe).told, "eval.rethink": evaluation_episode(recipe).told}
+    words = [(key, text) for key, text in told.items() if text]
+    for key, text in [*words, *(("rollout.stop_words", word) for word in recipe.rollout.stop_words)]:
+        try:
+            policy.encode_text(text)
+        except ValueError as error:
+            raise ConfigError(f"{key} = {text!r}: {error}") from error
 
 
 def training_sampling(recipe: Recipe) -> Sampling:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unigrpo import build, options, output
+from unigrpo.commands import questions
 from unigrpo.commands.drawing.asking import STDIN, stdin_rows
 from unigrpo.commands.drawing.sampling import (
     batch_size,
@@ -43,6 +44,8 @@ def run(verb: options.Eval) -> int:
         return _score(verb)
     check(verb)
     check_numbers(limit=verb.limit, samples=verb.samples)
+    if build.is_questions(verb.suite):
+        return questions.run(verb)
     scales = scales_of(verb.guidance)
     _check_world(verb)
     with ranks() as these, contextlib.ExitStack() as stack:

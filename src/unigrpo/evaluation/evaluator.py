@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from unigrpo.policy import Policy
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import RewardInput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling
-from unigrpo.rollout.episode import single_round
+from unigrpo.rollout.episode import Episode, single_round
 from unigrpo.rollout.sample import Drawn, sample
-from unigrpo.trajectory import Prompt
+from unigrpo.trajectory import Prompt, Trajectory
 
 EVALUATION_ITERATION = -1
 """The iteration that keys an evaluation's draws: never one of training, and the same before, during and after."""
@@ -48,8 +49,7 @@ SHORT = {
     "kept": "rest kept",
 }
 """The same, for a column."""
-OF_EDITS = ("changed", "kept")
-"""Figures that only judged edits have, each the mean of what records say: what must change, and what must stay."""
+OF_EDITS = ("changed", "kept")  # figures that only judged edits have: means of what their records say
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,15 @@ class Evaluation:
     """One record per picture, and the pictures uint8 [N, 3, H, W], in the order of the records.
 
     sources: the pictures uint8 [3, H, W] that came with a prompt, by its position, where there are any. failures: why
-    the reward could not score a picture, or None, one each (nothing without a reward).
+    the reward could not score a picture, or None, one each (nothing without a reward). earlier: of some records (by
+    index) the drawings before the last one, uint8 [k, 3, H, W].
     """
 
     records: list[dict[str, Any]]
     pictures: Tensor
     sources: Mapping[int, Sequence[Tensor]] = field(default_factory=dict)
     failures: Sequence[str | None] = ()
+    earlier: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -75,18 +77,22 @@ def evaluate(
     *,
     samples: int,
     seed: int,
-    think: bool,
+    think: bool = True,
+    episode: Episode | None = None,
     reward: CompositeReward | None = None,
     batch: int = 192,
     part: bool = False,
 ) -> Evaluation:
     """Draw ``samples`` pictures per prompt, at most ``batch`` at a time, and judge them.
 
+    ``episode``: the turns of a sample (None: one round, with thinking or without). Of several rounds every picture is
+    judged; a record is of the last one, and holds the others under ``rounds`` (:func:`records_of`).
     ``reward`` gives the records' reward in place of the judge's own (a recipe's ``reward.validation``); RewardFault
     where too many pictures could not be scored. part: these are some of an evaluation's prompts, and whoever has the
     others too asks that of all together.
     """
     records: list[dict[str, Any]] = []
+    earlier: dict[int, Tensor] = {}
     failed: list[str | None] = []
     height, width = policy.spec.image_size
     # made at once and filled: putting parts together at the end would hold all pictures twice
@@ -94,7 +100,7 @@ def evaluate(
     total = len(prompts) * samples
     drawing = sample(
         policy,
-        single_round(think=think),
+        single_round(think=think) if episode is None else episode,
         prompts,
         sampling,
         RandomKeys(seed, EVALUATION_ITERATION),
@@ -102,23 +108,60 @@ def evaluate(
         batch=batch,
     )
     for drawn in _told(drawing, total):
-        images, asked = drawn.pictures.float() / 255.0, [t.prompt for t in drawn.trajectories]
-        verdicts = judge(images, asked, drawn.thinking)
-        if reward is not None:
-            given = RewardInput(images, [p.text for p in asked], metadata_of(asked), drawn.thinking)
-            scored = reward(given)
-            failed += [scored.failures.get(i) for i in range(len(asked))]
-            verdicts = [
-                {**verdict, "reward": None if i in scored.failures else float(scored.values[i])}
-                for i, verdict in enumerate(verdicts)
-            ]
-        pictures[len(records) : len(records) + len(verdicts)] = drawn.pictures
-        for trajectory, text, verdict in zip(drawn.trajectories, drawn.thinking, verdicts, strict=True):
-            who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
-            records.append({**who, "prompt": trajectory.prompt.text, "thinking": text, **verdict})
+        verdicts, failures = judged(drawn, judge, reward)
+        failed += failures
+        pictures[len(records) : len(records) + len(drawn.trajectories)] = drawn.pictures
+        if len(earlier) < SHOWN:
+            earlier |= {len(records) + row: shown for row, shown in looked_at(drawn.trajectories).items()}
+        records += records_of(drawn, verdicts)
     if reward is not None and not part:
         reward.check_failures(failed)
-    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images}, failed)
+    return Evaluation(records, pictures, {p.position: p.images for p in prompts if p.images}, failed, earlier)
+
+
+def judged(drawn: Drawn, judge: Judge, reward: CompositeReward | None) -> tuple[list[dict[str, Any]], list[str | None]]:
+    """The verdict of every drawing, and why the reward could not score it (nothing without a reward)."""
+    every = drawn.every
+    images, asked = every.pictures.float() / 255.0, [drawn.trajectories[row].prompt for row in every.owners]
+    verdicts = judge(images, asked, every.thinking)
+    if reward is None:
+        return verdicts, []
+    scored = reward(RewardInput(images, [p.text for p in asked], metadata_of(asked), every.thinking))
+    own = [None if i in scored.failures else float(scored.values[i]) for i in range(len(asked))]
+    verdicts = [{**verdict, "reward": value} for verdict, value in zip(verdicts, own, strict=True)]
+    return verdicts, [scored.failures.get(i) for i in range(len(asked))]
+
+
+def records_of(drawn: Drawn, verdicts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A record per trajectory: its last drawing's verdict; of several rounds, what was thought and found in each.
+
+    The last of ``rounds`` is a thinking alone where that ended the sample.
+    """
+    records, at = [], 0
+    for trajectory, thoughts, text in zip(drawn.trajectories, drawn.thoughts, drawn.thinking, strict=True):
+        own = verdicts[at : at + len(trajectory.drawings)]
+        at += len(own)
+        who = {"position": trajectory.prompt.position, "sample": trajectory.sample}
+        record = {**who, "prompt": trajectory.prompt.text, "thinking": text, **own[-1]}
+        if len(thoughts) > 1:
+            rows = zip_longest(thoughts, own, fillvalue=dict[str, Any]())
+            record["rounds"] = [{"thinking": thought, **verdict} for thought, verdict in rows]
+        records.append(record)
+    return records
+
+
+SHOWN = 24
+"""Samples of an evaluation whose earlier pictures are kept: as many as a sheet shows."""
+
+
+def looked_at(trajectories: Sequence[Trajectory]) -> dict[int, Tensor]:
+    """The drawings before the last, uint8 [k, 3, H, W], of those first samples (by row) that have any."""
+    found = {}
+    for row, t in enumerate(trajectories):
+        pixels = [image.pixels for image in t.drawings[:-1] if image.pixels is not None]
+        if t.sample == 0 and pixels:
+            found[row] = torch.stack(pixels)
+    return found
 
 
 def _told(drawing: Iterator[Drawn], total: int) -> Iterator[Drawn]:
@@ -162,6 +205,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "n": len(records),
         **{name: mean([r.get(name) for r in records]) for name in _known(records)},
     }
+    figures |= of_rounds(records, figures)
     rewards = {} if by_category else _by_category(records, "reward")
     return {**figures, "reward_by_category": rewards} if len(rewards) > 1 else figures
 
@@ -169,6 +213,21 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _known(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures of edits that some record has."""
     return [name for name in OF_EDITS if any(record.get(name) is not None for record in records)]
+
+
+def of_rounds(records: Sequence[dict[str, Any]], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Of samples with several rounds the mean number of pictures, figures of the first ones, and what was gained.
+
+    rounds; score_first, reward_first; revision: score (or else reward) less that of first pictures. {} for one round.
+    """
+    if not any("rounds" in record for record in records):
+        return {}
+    first = [{**record, **record["rounds"][0]} if "rounds" in record else record for record in records]
+    drawn = [sum("category" in one for one in record["rounds"]) if "rounds" in record else 1 for record in records]
+    score, reward = mean(list(_by_category(first, "correct").values())), mean([record["reward"] for record in first])
+    last, start = (figures["reward"], reward) if score is None else (figures["score"], score)
+    revision = None if last is None or start is None else last - start
+    return {"rounds": sum(drawn) / len(drawn), "score_first": score, "reward_first": reward, "revision": revision}
 
 
 def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
@@ -224,8 +283,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         raise ValueError(
             "before and after were evaluated on different prompts: a paired comparison needs the same ones"
         )
-    clusters = [r["position"] for r in before]
-    categories = [r["category"] for r in before]
+    clusters, categories = [r["position"] for r in before], [r["category"] for r in before]
     result = {}
     for name, key, strata in (
         ("score", "correct", categories),
@@ -236,11 +294,7 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         ("parsable", "parsable", None),
         *((name, name, None) for name in _known(before)),
     ):
-        sides = [np.array([_number(r.get(key)) for r in side]) for side in (before, after)]
+        sides = [np.array([r.get(key) for r in side], dtype=float) for side in (before, after)]  # None: NaN
         if not any(np.isnan(side).all() for side in sides):
             result[name] = judged_difference(sides[0], sides[1], clusters, strata=strata)
     return result
-
-
-def _number(value: Any) -> float:
-    return np.nan if value is None else float(value)

@@ -74,9 +74,11 @@ def grown_config(
 ) -> BagelConfig:
     """The config of a micro model that is to know more words and to look at pictures of ``side`` latent tokens.
 
-    A picture is looked at as large as the table of places holds, so ``side`` is that of what it draws.
+    A picture is looked at as large as the table of places holds, so ``side`` is that of what it draws. Without a tower
+    it looks at latents alone.
     """
-    return replace(config, vocab_size=num_words, vision=vision, max_latent_size=side, max_think_tokens=max_think_tokens)
+    seeing = replace(config, vision=vision, looks_at_latents=vision is None, max_latent_size=side)
+    return replace(seeing, vocab_size=num_words, max_think_tokens=max_think_tokens)
 
 
 def grown_words(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from unigrpo.objectives.credit import Columns, Credit, Teacher, assigned
 from unigrpo.ranges import NonNegative, NotFiniteError, Positive
-from unigrpo.trajectory import Trajectory
+from unigrpo.trajectory import Score, Trajectory
 
 if TYPE_CHECKING:  # shapes: B rows, P pictures, K noisy copies or steps, n tokens of d numbers
     from jaxtyping import Float
@@ -53,6 +55,8 @@ class Advantage:
     """What a reward is compared with: the mean of its group, or that of the others in it."""
     within: Literal["group", "thought"] = "group"
     """Which pictures one is compared with: all of its prompt, or those of its thought (rollout.images_per_thinking)."""
+    credit: Credit = "terminal"
+    """With rollout.rounds: worth the last picture, the mean of those that come after, or what a round improved."""
 
     def of(self, rewards: Float[Tensor, " N"] | Sequence[float], group_ids: Sequence[Hashable]) -> Float[Tensor, " N"]:
         """Return the advantages of N rewards, fp32 [N]; a group is all that share an id.
@@ -86,11 +90,13 @@ class Advantage:
         A group is all trajectories of one ``prompt.position``. A text is worth the mean of its thought's pictures, and
         is compared with the other thoughts of the group; a picture with those of its group (or thought: ``within``).
         ``shares``: the training rewards; none means ``Trajectory.reward`` for both halves. What no reward teaches has
-        no advantage. Raises ValueError if a
-        trajectory has not been scored.
+        no advantage. With several rounds, ``credit`` says what each of them is worth (docs/math.md#rounds). Raises
+        ValueError if a trajectory has not been scored.
         """
         if any(t.reward is None for t in trajectories):
             raise ValueError("a trajectory has no reward: score all trajectories before their advantages")
+        if self.credit != "terminal" and any(len(t.rounds) > 1 for t in trajectories):
+            return assigned(trajectories, _teachers(shares), self.credit, self.of_several)
         groups = [t.prompt.position for t in trajectories]
         thoughts = [(t.prompt.position, t.sample if t.thought is None else t.thought) for t in trajectories]
         thinking = self._of_thoughts(_columns(trajectories, shares, "thinking"), thoughts)
@@ -140,8 +146,15 @@ class Advantage:
         return advantages.clamp(-self.clip, self.clip).float()
 
 
-Columns = Sequence[tuple[float, Sequence[float]]]
-"""Rewards as (weight, one value a row)."""
+def _teachers(shares: Sequence[Share]) -> list[Teacher]:
+    """The rewards as credit sees them: read from the scores of single drawings."""
+    if not shares:
+        return [Teacher(1.0, lambda score: float("nan") if score.reward is None else score.reward)]
+    return [Teacher(s.weight, partial(_named, s.name), s.reaches("thinking"), s.reaches("drawing")) for s in shares]
+
+
+def _named(name: str, score: Score) -> float:
+    return score.values[name]
 
 
 def _columns(trajectories: Sequence[Trajectory], shares: Sequence[Share], half: Half) -> Columns:

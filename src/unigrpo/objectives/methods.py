@@ -20,6 +20,7 @@ from unigrpo.objectives.image_terms import ImageBatch, ImageTerm, LatentReward, 
 from unigrpo.objectives.method import Losses, Method, TargetsPerRow
 from unigrpo.objectives.refl import ReFL
 from unigrpo.objectives.regularisers import Regulariser
+from unigrpo.objectives.rounds import ratios_by_round
 from unigrpo.objectives.supervised import Supervised
 from unigrpo.objectives.terms import Term, check_rows
 from unigrpo.objectives.text_grpo import TextGRPO
@@ -154,6 +155,8 @@ class PolicyGradient(Method):
         if image_term is not None:
             image = self._image_loss(image_term, collect(trajectories, answers, queries, latent_reward))
         stats = {**(text.stats if text else {}), **(image.stats if image else {})}
+        if any(len(t.rounds) > 1 for t in trajectories):
+            stats |= ratios_by_round(trajectories, answers, queries, stats.get("flow/log_ratio"))
         return Losses(text.loss if text else None, self.lambda_flow * image.loss if image else None, stats)
 
     def _image_loss(self, term: ImageTerm, batch: ImageBatch) -> Term:

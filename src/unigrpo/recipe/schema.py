@@ -11,6 +11,7 @@ from unigrpo.objectives.advantage import Advantage
 from unigrpo.objectives.method import Method
 from unigrpo.ranges import ConfigError, Count, Description, Name, PathOrName, Seed, did_you_mean, shown
 from unigrpo.recipe.demonstrations import check_teaches
+from unigrpo.recipe.rounds import check_rounds
 from unigrpo.recipe.sections import (
     Checkpoint,
     DemonstrationData,
@@ -66,6 +67,7 @@ class Recipe:
         if self.method.needs_thinking:
             _check_thinking(self)
         _check_thoughts(self)
+        check_rounds(self)
         _check_advantages(self)
         _check_parallel(self)
         if self.method.learns_from == "prompts":
@@ -217,7 +219,7 @@ def _check_advantages(recipe: Recipe) -> None:
     if recipe.method.uses_advantages:
         return
     asked, plain = vars(recipe.method.advantage), vars(Advantage())
-    for key in ("combine", "scale", "baseline", "within"):
+    for key in ("combine", "scale", "baseline", "within", "credit"):
         if asked[key] != plain[key]:
             raise ConfigError(
                 f"method.advantage.{key} = {asked[key]}: {recipe.method.name} compares no rewards; leave it out"

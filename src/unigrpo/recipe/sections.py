@@ -29,6 +29,7 @@ from unigrpo.ranges import (
     Positive,
     Probability,
     Rate,
+    Rounds,
     Shift,
     Step,
     Temperature,
@@ -46,6 +47,7 @@ BUILTIN_MODELS = (
     "init:micro",
     "init:micro-words",
     "init:micro-rounds",
+    "init:micro-rounds-tower",
 )
 
 
@@ -230,6 +232,16 @@ class Rollout:
     """Pixels of a side; null is the model's own."""
     batch: Batch | None = None
     """Samples drawn together (also in evaluations), null is all; it changes memory, not draws."""
+    rounds: Rounds = 1
+    """Pictures of a sample: think, draw, and each time look at it, think again, draw again (paper: 1)."""
+    stop: Literal["never", "said"] = "never"
+    """said: a sample ends where a later thinking says so, and the picture before it stands (paper silent)."""
+    stop_words: tuple[Name, ...] = ()
+    """With stop: said, the whole thinkings (without <think> marks) that end a sample, for example [fine]."""
+    look: Literal["seen", "grey", "other"] = "seen"
+    """What a look shows: the picture, a grey one, or another prompt's; the latter two are controls (docs/guide.md)."""
+    rethink: Name = "own"
+    """After a look: own, a thinking; none, no thinking; any other words stand there in place of one (controls)."""
 
 
 @dataclass(frozen=True)
@@ -328,6 +340,12 @@ class Eval:
     """How guided velocities are brought back to size."""
     think: bool = True
     """Whether the model thinks before it draws."""
+    rounds: Rounds | None = None
+    """Pictures of a sample in evaluations, of which the last is judged; null: as in rollout."""
+    look: Literal["seen", "grey", "other"] | None = None
+    """What a look shows in evaluations; null: as in rollout."""
+    rethink: Name | None = None
+    """What follows a look in evaluations; null: as in rollout."""
 
     def __post_init__(self) -> None:
         if not self.interval[0] < self.interval[1]:

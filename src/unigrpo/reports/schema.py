@@ -77,6 +77,7 @@ def _evaluated(where: str) -> dict[str, Kind]:
     kinds = dict.fromkeys(
         ("score", "exam_score", "reward", "plan_right", "follow", "parsable", "changed", "kept"), NUMBER
     )
+    kinds |= dict.fromkeys(("rounds", "score_first", "reward_first", "revision"), NUMBER)
     kinds |= {"n": COUNT} | dict.fromkeys(("by_category", "reward_by_category", "canaries"), NUMBERS)
     return {f"{where}.{key}": kind for key, kind in kinds.items()}
 
@@ -92,6 +93,10 @@ _SINGLE = [
     "advantage_std_thinking",
     "failed_share",
     "samples_per_second",
+    "rounds",
+    "score_first",
+    "score_last",
+    "revision",
     "flops",
     "utilization",
 ]
@@ -115,6 +120,7 @@ METRICS = Schema(
         **dict.fromkeys(_SINGLE, NUMBER),
         **dict.fromkeys(_FLAT, NUMBERS),
         "flow": OBJECT,
+        "by_round": ROWS,
         "validation": OBJECT,
         "no_signal": TEXTS,
         "failures": TEXTS,
@@ -148,6 +154,7 @@ RECORD = Schema(
         **dict.fromkeys(("reward", "exam", "advantage", "advantage_thinking", "changed", "kept"), NUMBER),
         "values": NUMBERS,
         "failure": WORDS,
+        "rounds": OBJECTS,
         **dict.fromkeys(("correct", "parsable", "plan_right", "follow"), FLAG),
     }
 )

@@ -1,101 +1,31 @@
 """Prompts to trajectories, all samples of all prompts together (paper section 3; FlowGRPO-Fast).
 
-The prompt is read once per group, the thinking continues in its cache, and the image is drawn on top of it. SDE steps
-are taken inside one window per (iteration, prompt); every other step is the plain ODE. Every draw is keyed, so a sample
+The prompt is read once per group, the thinking continues in its cache, and the image is drawn on top of it; a look at
+the drawing continues the thinking's cache again, and so do the next thinking and the next drawing. SDE steps are taken
+inside one window per (iteration, prompt, round); every other step is the plain ODE. Every draw is keyed, so a sample
 does not depend on who else is in the batch.
-Source: docs/math.md#the-window.
+Source: docs/math.md#the-window, docs/math.md#rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from unigrpo import doing, flow, heap, seeds
+from unigrpo import doing, heap
 from unigrpo.policy import Context, Policy
+from unigrpo.rollout.drawing import draw
+from unigrpo.rollout.drawing import window_starts as window_starts
 from unigrpo.rollout.episode import Action, Episode
-from unigrpo.rollout.guidance import NO_GUIDANCE, Guidance, GuidanceContexts, guided, prepare
-from unigrpo.trajectory import FlowPath, Image, LatentSnapshot, Prompt, Text, Trajectory
-
-
-@dataclass(frozen=True)
-class Slide:
-    """MixGRPO's window: it starts at the noisiest step and moves on by ``stride`` after every ``every`` iterations.
-
-    start = lo + (floor(iteration / every) stride) mod (number of possible starts), so that it begins again at the end
-    (docs/math.md#the-window; the paper draws its window at random).
-    """
-
-    every: int
-    stride: int = 1
-
-    def start(self, window: tuple[int, int], size: int, iteration: int) -> int:
-        """The first SDE step of an iteration."""
-        lo, hi = window
-        return lo + iteration // self.every * self.stride % (hi - size - lo + 1)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample: the timestep grid, the SDE window (None: ODE everywhere), and the thinking.
-
-    ``num_points`` grid points are num_points - 1 forwards. ``window`` (lo, hi): the start is uniform in
-    lo..hi-window_size, or moves by ``slide``. ``same_initial_noise`` gives all members of a group one initial noise
-    (the paper: no). ``kept_steps`` (lo, hi): keep the state before one step of each picture, uniform in lo..hi-1
-    (ReFL). ``images_per_thinking``: pictures that are drawn on each thinking.
-    """
-
-    num_points: int
-    shift: float
-    window: tuple[int, int] | None = None
-    window_size: int = 0
-    noise_level: float = 0.0
-    sde: str = "flow"
-    temperature: float = 1.0
-    max_think_tokens: int = 32
-    images_per_thinking: int = 1
-    same_initial_noise: bool = False
-    guidance: Guidance = NO_GUIDANCE
-    slide: Slide | None = None
-    kept_steps: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class RandomKeys:
-    """The keyed randomness of one rollout: (run seed, iteration)."""
-
-    seed: int
-    iteration: int
-
-    def generator(self, position: int, sample: int, purpose: str) -> torch.Generator:
-        """A fresh generator for one draw."""
-        return seeds.generator(self.seed, self.iteration, position, sample, purpose)
-
-
-@dataclass
-class _Step:
-    """What one SDE step saw, for the rows that took it."""
-
-    k: int
-    rows: list[int]
-    x: Tensor
-    x_next: Tensor
-    mean: Tensor
-    std: Tensor
-    log_prob: Tensor
-
-
-@dataclass
-class _Path:
-    """The denoising path of all rows: the final latents and the SDE steps."""
-
-    x: Tensor
-    steps: list[_Step] = field(default_factory=list)
-    snapshots: dict[int, LatentSnapshot] = field(default_factory=dict)
+from unigrpo.rollout.guidance import GuidanceContexts, prepare
+from unigrpo.rollout.looking import shown_to
+from unigrpo.rollout.sampling import RandomKeys as RandomKeys
+from unigrpo.rollout.sampling import Rows
+from unigrpo.rollout.sampling import Sampling as Sampling
+from unigrpo.rollout.sampling import Slide as Slide
+from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory
 
 
 def rollout(
@@ -112,183 +42,125 @@ def rollout(
     """Sample ``group_size`` trajectories per prompt; result [len(prompts) * group_size], groups adjacent.
 
     With K = ``images_per_thinking`` above 1, K neighbours share one thinking, read once and continued K times.
-    ``on_phase`` is told "prefill", "think", "draw" as each begins (for timing). ``first_sample`` numbers the samples.
-    ValueError where K divides neither ``group_size`` nor ``first_sample``.
+    ``on_phase`` is told "prefill", "think", "draw", "look" as each begins (for timing). ``first_sample`` numbers the
+    samples. ValueError where K divides neither ``group_size`` nor ``first_sample``, or there are rounds and K > 1.
     """
     heap.keep_freed_memory()
     each = sampling.images_per_thinking if episode.think else 1
     if group_size % each or first_sample % each:
         raise ValueError(f"{group_size} samples from {first_sample} on cannot share thoughts by {each}")
-    thoughts, first_thought = group_size // each, first_sample // each
+    if each > 1 and episode.rounds > 1:
+        raise ValueError(f"{each} pictures cannot share a thinking in {episode.rounds} rounds: each looks at its own")
     with torch.no_grad():
         on_phase("prefill")
         doing.say(f"reading {len(prompts)} prompts")
         given = [policy.prompt_segments(prompt, think=episode.think) for prompt in prompts]
-        context = policy.prefill(given).expand(thoughts)
-        thinkers = [(prompt, first_thought + j) for prompt in prompts for j in range(thoughts)]
+        context = policy.prefill(given).expand(group_size // each)
         rows = [(prompt, first_sample + s) for prompt in prompts for s in range(group_size)]
-        written: list[tuple[Text, ...]] = [()] * len(rows)
-        images: list[Image] = []
+        samples = _Samples(policy, episode, sampling, keys, given, rows, context, each)
         for action in episode.actions:
+            if not samples.live:
+                break
             on_phase(action.value)
-            if action is Action.THINK:
-                doing.say(f"thinking, {len(thinkers)} samples")
-                texts, context = _think(policy, context, thinkers, sampling, keys)
-                written = [(*before, texts[row // each]) for row, before in enumerate(written)]
-                context = context.expand(each) if each > 1 else context
-            else:
-                branches = prepare(policy, given, group_size, sampling.guidance)
-                images = _draw(policy, context, branches, rows, sampling, keys)
+            samples.take(action)
     return [
         Trajectory(
             prompt,
             sample,
-            (*given[index // group_size], *written[index], images[index]),
+            (*given[index // group_size], *samples.made[index]),
             thought=sample // each if each > 1 else None,
         )
         for index, (prompt, sample) in enumerate(rows)
     ]
 
 
-Rows = Sequence[tuple[Prompt, int]]
+class _Samples:
+    """All samples of a rollout on their way: what each has made, and the contexts of those that go on (``live``)."""
 
+    def __init__(
+        self,
+        policy: Policy,
+        episode: Episode,
+        sampling: Sampling,
+        keys: RandomKeys,
+        given: Sequence[Sequence[Segment]],
+        rows: Rows,
+        context: Context,
+        each: int,
+    ) -> None:
+        self.policy, self.episode, self.sampling, self.keys = policy, episode, sampling, keys
+        self.given, self.rows, self.context, self.each = given, rows, context, each
+        self.branches: GuidanceContexts | None = None
+        self.live = list(range(len(rows)))
+        self.made: list[list[Segment]] = [[] for _ in rows]
 
-def _think(
-    policy: Policy, context: Context, rows: Rows, sampling: Sampling, keys: RandomKeys
-) -> tuple[list[Text], Context]:
-    cap = sampling.max_think_tokens
-    uniforms = torch.stack([torch.rand(cap, generator=keys.generator(p.position, s, "think")) for p, s in rows])
-    return policy.think(context, uniforms=uniforms, temperature=sampling.temperature)
+    @property
+    def going(self) -> Rows:
+        """The samples that go on."""
+        return [self.rows[row] for row in self.live]
 
+    def take(self, action: Action) -> None:
+        """One turn of all samples that go on."""
+        {Action.THINK: self.think, Action.DRAW: self.draw, Action.LOOK: self.look, Action.TELL: self.tell}[action]()
 
-def _draw(
-    policy: Policy,
-    context: Context,
-    branches: GuidanceContexts | None,
-    rows: Rows,
-    sampling: Sampling,
-    keys: RandomKeys,
-) -> list[Image]:
-    grid = flow.timesteps(sampling.num_points, sampling.shift)
-    starts = window_starts(rows, sampling, keys)
-    noise = _sde_noise(policy, rows, sampling, keys)
-    kept = steps_to_keep(rows, sampling, keys)
-    path = _Path(_initial_noise(policy, rows, sampling, keys))
-    times, is_guided = grid.tolist(), _guided_steps(sampling)
-    for k, (t, t_next) in enumerate(pairwise(times)):
-        doing.say(f"drawing {len(rows)} samples, step {k + 1} of {len(times) - 1}")
-        path.snapshots |= {row: LatentSnapshot(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
-        at = torch.full((len(rows),), t, device=path.x.device)
-        v = policy.velocity(context, path.x, at)
-        if branches is not None and is_guided[k]:
-            v = guided(policy, v, branches, path.x, at, sampling.guidance)
-        _advance(path, v, k, t, t_next, times[1], starts, noise, sampling)
-    return _collect(policy, path, grid, sampling, len(rows))
+    def add(self, segments: Sequence[Sequence[Segment]]) -> None:
+        """What each of those that go on has now made, or been given."""
+        for row, some in zip(self.live, segments, strict=True):
+            self.made[row].extend(some)
 
+    def think(self) -> None:
+        """Write on; after a look, those end here that say so."""
+        # K neighbours share a thinking, and thought j has the draws of sample j
+        thinkers = [(prompt, sample // self.each) for prompt, sample in self.going[:: self.each]]
+        doing.say(f"thinking, {len(thinkers)} samples")
+        cap = self.sampling.max_think_tokens
+        uniforms = torch.stack(
+            [torch.rand(cap, generator=self.keys.generator(p.position, s, "think")) for p, s in thinkers]
+        )
+        texts, self.context = self.policy.think(self.context, uniforms=uniforms, temperature=self.sampling.temperature)
+        self.add([[texts[place // self.each]] for place in range(len(self.live))])
+        self.context = self.context.expand(self.each) if self.each > 1 else self.context
+        if self.keys.turn > 1 and self.episode.stop_words:
+            self.leave([self.episode.ends(self.policy.decode_text(text.ids)) for text in texts])
 
-def _guided_steps(sampling: Sampling) -> tuple[bool, ...]:
-    """Whether each step of the grid is guided."""
-    steps = flow.guided_steps(sampling.num_points, sampling.shift, sampling.guidance.interval)
-    return tuple(sampling.guidance.on and inside for inside in steps)
+    def leave(self, ending: Sequence[bool]) -> None:
+        """Those end of which it is said; the others go on without them."""
+        if not any(ending):
+            return
+        staying = [place for place, ends in enumerate(ending) if not ends]
+        self.live = [self.live[place] for place in staying]
+        if staying:
+            self.context = self.context.take(staying)
+            self.branches = None if self.branches is None else self.branches.take(staying)
 
+    def draw(self) -> None:
+        """Draw one picture each."""
+        if self.keys.turn == 1:
+            self.branches = prepare(self.policy, self.given, len(self.rows) // len(self.given), self.sampling.guidance)
+        images = draw(self.policy, self.context, self.branches, self.going, self.sampling, self.keys)
+        self.add([[image] for image in images])
 
-def window_starts(rows: Rows, sampling: Sampling, keys: RandomKeys) -> list[int | None]:
-    """First SDE step of every row, drawn per (iteration, prompt) and shared by the group; None: no SDE step."""
-    if sampling.window is None or sampling.window_size == 0:
-        return [None] * len(rows)
-    if sampling.slide is not None:
-        return [sampling.slide.start(sampling.window, sampling.window_size, keys.iteration)] * len(rows)
-    starts: dict[int, int] = {}
-    for prompt, _ in rows:
-        if prompt.position not in starts:
-            source = keys.generator(prompt.position, -1, "window")
-            starts[prompt.position] = flow.sde_window(sampling.window, sampling.window_size, generator=source)
-    return [starts[prompt.position] for prompt, _ in rows]
+    def look(self) -> None:
+        """Give what was just drawn back, as a look shows it; the next round begins."""
+        drawn = [self._last(row) for row in self.live]
+        doing.say(f"looking at {len(drawn)} pictures")
+        trajectories = [Trajectory(*self.rows[row], tuple(self.made[row])) for row in self.live]
+        pictures, seen = shown_to(self.policy, trajectories, self.episode.look)
+        for row, image, picture in zip(self.live, drawn, pictures, strict=True):
+            self.made[row][-1] = replace(image, pixels=picture)
+        self.add(seen)
+        self.context = self.policy.extend(self.context, seen)
+        if self.branches is not None:
+            self.branches = replace(self.branches, text=self.policy.extend(self.branches.text, seen))
+        self.keys = self.keys.at(self.keys.turn + 1)
 
+    def tell(self) -> None:
+        """Put given words where a thinking would be."""
+        words = [(Text(self.policy.encode_text(self.episode.told)),)] * len(self.live)
+        self.add(words)
+        self.context = self.policy.extend(self.context, words)
 
-def steps_to_keep(rows: Rows, sampling: Sampling, keys: RandomKeys) -> list[int | None]:
-    """The step before which a row's state is kept, drawn per sample; None: nothing is kept."""
-    if sampling.kept_steps is None:
-        return [None] * len(rows)
-    lo, hi = sampling.kept_steps
-    sources = [keys.generator(prompt.position, sample, "visit") for prompt, sample in rows]
-    return [int(torch.randint(lo, hi, (), generator=source)) for source in sources]
-
-
-def _initial_noise(policy: Policy, rows: Rows, sampling: Sampling, keys: RandomKeys) -> Tensor:
-    shape = (policy.spec.num_tokens, policy.spec.latent_dim)
-    sample_of = (lambda s: -1) if sampling.same_initial_noise else (lambda s: s)
-    noise = [torch.randn(shape, generator=keys.generator(p.position, sample_of(s), "noise")) for p, s in rows]
-    return torch.stack(noise).to(_device(policy))
-
-
-def _sde_noise(policy: Policy, rows: Rows, sampling: Sampling, keys: RandomKeys) -> Tensor | None:
-    if sampling.window is None or sampling.window_size == 0:
-        return None
-    shape = (sampling.window_size, policy.spec.num_tokens, policy.spec.latent_dim)
-    noise = [torch.randn(shape, generator=keys.generator(p.position, s, "sde")) for p, s in rows]
-    return torch.stack(noise).to(_device(policy))
-
-
-def _device(policy: Policy) -> torch.device:
-    return next(policy.module.parameters()).device
-
-
-def _advance(
-    path: _Path,
-    v: Tensor,
-    k: int,
-    t: float,
-    t_next: float,
-    t_second: float,
-    starts: Sequence[int | None],
-    noise: Tensor | None,
-    sampling: Sampling,
-) -> None:
-    """One step of all rows: SDE for those whose window holds step k, ODE for the others."""
-    x, path.x = path.x, flow.ode_step(path.x, v, t, t_next)
-    inside = [
-        row for row, start in enumerate(starts) if start is not None and start <= k < start + sampling.window_size
-    ]
-    if not inside or noise is None:
-        return
-    rows = torch.tensor(inside, device=x.device)
-    offsets = torch.tensor([k - (starts[row] or 0) for row in inside], device=x.device)
-    mean, std = flow.sde_transition(
-        x[rows], v[rows], t, t_next, noise_level=sampling.noise_level, t_second=t_second, kind=sampling.sde
-    )
-    x_next = mean + std[:, None, None] * noise[rows, offsets]
-    path.x = path.x.index_copy(0, rows, x_next)
-    scores = flow.log_prob(x_next, mean, std)
-    path.steps.append(_Step(k, inside, x[rows], x_next, mean, std, scores))
-
-
-def _collect(policy: Policy, path: _Path, grid: Tensor, sampling: Sampling, count: int) -> list[Image]:
-    taken: list[list[tuple[_Step, int]]] = [[] for _ in range(count)]
-    for step in path.steps:
-        for index, row in enumerate(step.rows):
-            taken[row].append((step, index))
-    images = []
-    for row in range(count):
-        flow_path = _flow_path(taken[row], grid, sampling) if taken[row] else None
-        images.append(Image(path.x[row], policy.spec.grid, flow_path, drawn=True, snapshot=path.snapshots.get(row)))
-    return images
-
-
-def _flow_path(taken: Sequence[tuple[_Step, int]], grid: Tensor, sampling: Sampling) -> FlowPath:
-    indices, is_guided = [step.k for step, _ in taken], _guided_steps(sampling)
-    return FlowPath(
-        steps=tuple(indices),
-        t=grid[indices],
-        t_next=grid[[k + 1 for k in indices]],
-        t_second=float(grid[1]),
-        x=torch.stack([step.x[i] for step, i in taken]),
-        x_next=torch.stack([step.x_next[i] for step, i in taken]),
-        mean=torch.stack([step.mean[i] for step, i in taken]),
-        std=torch.stack([step.std[i] for step, i in taken]),
-        log_prob=torch.stack([step.log_prob[i] for step, i in taken]),
-        noise_level=sampling.noise_level,
-        kind=sampling.sde,
-        guidance=sampling.guidance,
-        guided=tuple(is_guided[k] for k in indices),
-    )
+    def _last(self, row: int) -> Image:
+        image = self.made[row][-1]
+        assert isinstance(image, Image)
+        return image

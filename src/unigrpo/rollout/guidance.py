@@ -24,6 +24,10 @@ class GuidanceContexts:
     text: Context
     image: Context | None
 
+    def take(self, rows: Sequence[int]) -> GuidanceContexts:
+        """The branches of some samples alone."""
+        return GuidanceContexts(self.text.take(rows), None if self.image is None else self.image.take(rows))
+
 
 def prepare(
     policy: Policy, given: Sequence[Sequence[Segment]], group_size: int, guidance: Guidance

@@ -9,24 +9,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unigrpo import suspects
 from unigrpo.policy import Policy
-from unigrpo.ranges import NotFiniteError
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import Episode
-from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.rollout.looking import decoded
+from unigrpo.trajectory import Prompt, Text, Trajectory
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Trajectories that were drawn together, groups adjacent, and what a reward, a judge or a person sees of them.
 
-    pictures: uint8 [B, 3, H, W] on the CPU, as a PNG holds them; thinking: in words, None without.
+    pictures: their last drawings, uint8 [B, 3, H, W] on the CPU, as a PNG holds them. thoughts: of every trajectory
+    what it thought in each round, in words, None without; the last round may have no drawing.
     """
 
     trajectories: list[Trajectory]
     pictures: Tensor
+    thoughts: list[list[str | None]]
+
+    @property
+    def thinking(self) -> list[str | None]:
+        """What was thought before the last drawings."""
+        rows = zip(self.trajectories, self.thoughts, strict=True)
+        return [thoughts[len(trajectory.drawings) - 1] for trajectory, thoughts in rows]
+
+    @property
+    def every(self) -> Every:
+        """All drawings."""
+        owners = [row for row, t in enumerate(self.trajectories) for _ in t.drawings]
+        thinking = [
+            thought
+            for t, thoughts in zip(self.trajectories, self.thoughts, strict=True)
+            for thought in thoughts[: len(t.drawings)]
+        ]
+        if len(owners) == len(self.trajectories):
+            return Every(self.pictures, thinking, owners)
+        shown = [
+            picture
+            for t, last in zip(self.trajectories, self.pictures, strict=True)
+            for picture in (*(present(image.pixels) for image in t.drawings[:-1]), last)
+        ]
+        return Every(torch.stack(shown), thinking, owners)
+
+
+@dataclass(frozen=True)
+class Every:
+    """All N drawings of some trajectories, trajectory by trajectory, round by round.
+
+    pictures: uint8 [N, 3, H, W]; thinking: that of a picture's own round; owners: the row of its trajectory.
+    """
+
+    pictures: Tensor
     thinking: list[str | None]
+    owners: list[int]
 
 
 def sample(
@@ -53,7 +89,7 @@ def sample(
             )
         with timed("decode"):
             pictures = decode_pictures(policy, made)
-        yield Drawn(made, pictures, [thinking_of(policy, trajectory) for trajectory in made])
+        yield Drawn(made, pictures, [[words_of(policy, one.thinking) for one in t.rounds] for t in made])
 
 
 def portions(
@@ -72,35 +108,31 @@ def portions(
 
 
 def thinking_of(policy: Policy, trajectory: Trajectory) -> str | None:
-    """What the model wrote before drawing, in words; None without thinking."""
-    texts = trajectory.sampled_texts
-    return " ".join(policy.decode_text(text.ids) for text in texts) if texts else None
+    """What the model wrote before its last drawing, in words (or was told); None without thinking."""
+    rounds = [one for one in trajectory.rounds if one.drawing is not None] or list(trajectory.rounds)
+    return words_of(policy, rounds[-1].thinking) if rounds else None
 
 
-@torch.no_grad()
+def words_of(policy: Policy, thinking: Text | None) -> str | None:
+    """A thinking in words."""
+    return None if thinking is None else policy.decode_text(thinking.ids)
+
+
 def decode_pictures(policy: Policy, trajectories: Sequence[Trajectory]) -> Tensor:
-    """The last picture of every trajectory, uint8 [B, 3, H, W] on the CPU, rounded as a PNG holds it.
+    """The last drawing of every trajectory, uint8 [B, 3, H, W] on the CPU, as :func:`looking.decoded` gives it.
 
-    NotFiniteError where a latent or a pixel is not finite: it would become a picture like any other.
+    Where a look has decoded it already, it is that.
     """
-    latents = torch.stack([trajectory.images[-1].latents for trajectory in trajectories])
-    _check(
-        latents, trajectories, "the model drew numbers that are not finite: are its weights damaged, or did training "
-        "diverge?"
-    )  # fmt: skip
-    pixels = policy.decode_image(latents)
-    _check(
-        pixels,
-        trajectories,
-        "the autoencoder gave pixels that are not finite: its weights (ae.safetensors) are damaged",
-    )
-    return (pixels * 255.0).round().clamp(0, 255).to(torch.uint8).cpu()
+    last = [trajectory.drawings[-1] for trajectory in trajectories]
+    new = [row for row, image in enumerate(last) if image.pixels is None]
+    some = decoded(policy, [trajectories[row] for row in new], [last[row].latents for row in new]) if new else None
+    if some is not None and len(new) == len(last):
+        return some
+    fresh = dict(zip(new, some if some is not None else (), strict=True))
+    return torch.stack([fresh[row] if row in fresh else present(image.pixels) for row, image in enumerate(last)])
 
 
-def _check(numbers: Tensor, trajectories: Sequence[Trajectory], why: str) -> None:
-    """NotFiniteError where a row [B, ...] is not finite, after its trajectory has been named."""
-    if bool(numbers.isfinite().all()):
-        return
-    whole = numbers.flatten(1).isfinite().all(1).tolist()
-    suspects.note("rollout", why, [t for t, fine in zip(trajectories, whole, strict=True) if not fine])
-    raise NotFiniteError(why)
+def present(pixels: Tensor | None) -> Tensor:
+    """The pixels of a drawing that was looked at."""
+    assert pixels is not None
+    return pixels

@@ -116,7 +116,8 @@ class FaultFiles:
         """The last picture of each, uint8 [3, H, W]; None where it is not here, or holds what is no number."""
         found: list[Tensor | None] = []
         for t in some:
-            latents = t.images[-1].latents if t.images else None
+            pictures = t.drawings or t.images
+            latents = pictures[-1].latents if pictures else None
             if latents is None or not latents.numel() or not bool(latents.isfinite().all()):
                 found.append(None)
                 continue

@@ -45,11 +45,26 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     ):
         if means := _means(rows):
             metrics[key] = means
+    metrics |= of_rounds(trajectories)
     texts = [text for t in trajectories for text in t.sampled_texts]
     if texts:
         metrics["think_length"] = sum(text.num_actions for text in texts) / len(texts)
         metrics["think_cut_share"] = sum(not text.ended for text in texts) / len(texts)
     return metrics
+
+
+def of_rounds(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of samples with several rounds: how many drawings they have, what the first and the last are worth, and the
+    difference; nothing where all have one round."""
+    if all(len(t.rounds) < 2 for t in trajectories):
+        return {}
+    first, last = (_mean([t.scores[at].reward or 0.0 for t in trajectories]) for at in (0, -1))
+    drawings = _mean([float(len(t.drawings)) for t in trajectories])
+    return {"rounds": drawings, "score_first": first, "score_last": last, "revision": last - first}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

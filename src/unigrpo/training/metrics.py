@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +44,8 @@ def metrics_line(
     for name, part in (("text", text), ("flow", flow), ("image", image), ("loss", loss)):
         if part:
             line[name] = part
+    if rounds := by_round(stats):
+        line["by_round"] = rounds
     first = {
         name: updates[0].stats[key]
         for name, key in (
@@ -73,11 +76,23 @@ def metrics_line(
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean by name over the steps; maxima (``..._max``) stay maxima."""
-    names = rows[0] if rows else {}
-    return {
-        name: max(r[name] for r in rows) if name.endswith("_max") else sum(r[name] for r in rows) / len(rows)
-        for name in names
-    }
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: max(own) if name.endswith("_max") else sum(own) / len(own) for name, own in found.items()}
+
+
+def by_round(stats: Mapping[str, float]) -> list[dict[str, float]]:
+    """The ratios of each round's texts and pictures; [] where samples have one round."""
+    found: list[dict[str, float]] = []
+    for turn in itertools.count(1):
+        row = {}
+        for half in ("text", "flow"):
+            if (name := f"{half}/rounds/{turn}/ratio") in stats:
+                row |= {f"{half}_ratio_mean": stats[name], f"{half}_ratio_max_abs_log": stats[f"{name}_abs_max"]}
+        if not row:
+            break
+        found.append(row)
+    return found
 
 
 def text_part(stats: Mapping[str, float], updates: Sequence[Updated], collected: Mapping[str, Any]) -> dict[str, float]:

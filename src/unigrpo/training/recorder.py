@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.source_pictures import with_sources
-from unigrpo.rollout.sample import thinking_of
+from unigrpo.rollout.sample import thinking_of, words_of
 from unigrpo.training.alarms import Alarms, firsts, look
 from unigrpo.training.parallel import World
 from unigrpo.training.sharing import key_of
@@ -94,7 +95,8 @@ class Recorder:
                 "thinking": thinking_of(policy, t),
                 "reward": t.reward,
                 "advantage": t.advantage,
-                "window": list(t.images[-1].path.steps) if t.images[-1].path is not None else [],
+                "window": window_of(t),
+                **rounds_of(policy, t),
                 "correct": bool(t.verdict["correct"]) if "correct" in t.verdict and t.failure is None else None,
                 "verdict": dict(t.verdict),
                 "values": dict(t.values),
@@ -219,8 +221,29 @@ class NoRecorder(Recorder):
         yield
 
 
+def window_of(trajectory: Trajectory) -> list[int]:
+    """The SDE steps of the last drawing."""
+    path = trajectory.drawings[-1].path
+    return [] if path is None else list(path.steps)
+
+
+def rounds_of(policy: Policy, trajectory: Trajectory) -> dict[str, list[dict[str, Any]]]:
+    """What was thought in each round and what its drawing was worth, where there are several; the last may say stop."""
+    if len(trajectory.rounds) < 2:
+        return {}
+    rewards = [score.reward for score in trajectory.scores]
+    found = []
+    for one, reward in zip_longest(trajectory.rounds, rewards):
+        row = {"thinking": words_of(policy, one.thinking), "reward": reward}
+        row |= {"advantage_thinking": one.thinking.advantage} if one.thinking is not None else {}
+        found.append(row | ({"advantage": one.drawing.advantage} if one.drawing is not None else {}))
+    return {"rounds": found}
+
+
 def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:
     """The advantage of the thinking where it is another than the picture's (``reward.train[].teaches``, J x K)."""
+    if len(trajectory.rounds) > 1:  # each round says its own
+        return {}
     own = {text.advantage for text in trajectory.sampled_texts} - {trajectory.advantage}
     return {"advantage_thinking": own.pop()} if own else {}
 

@@ -12,7 +12,7 @@ from unigrpo.policy import Replayed, ReplayItem, Scorer, VelocityQuery
 from unigrpo.rollout.guidance import mix, words_alone
 from unigrpo.training.parallel import ONE_PROCESS, World
 from unigrpo.training.sharing import minibatch_of, tokens_of
-from unigrpo.trajectory import Segment, Trajectory, without_prompt
+from unigrpo.trajectory import Segment, Trajectory, is_shown, without_prompt
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,15 @@ def replay(policy: Scorer, batch: Batch, temperature: float) -> list[Replayed]:
 
 
 def branch_items(trajectory: Trajectory, query: VelocityQuery) -> list[tuple[str, ReplayItem]]:
-    """What to ask of the unconditional branches of one query: without the prompt, and without pictures."""
+    """What to ask of the unconditional branches of one query: without the prompt, and without pictures.
+
+    Neither has a thinking; the pictures that were looked at stay without the prompt (docs/math.md#rounds).
+    """
     if not any(query.guided):
         return []
     given, image = trajectory.given, trajectory.segments[query.segment]
-    contexts: list[tuple[str, tuple[Segment, ...]]] = [("text", without_prompt(given))]
+    looked_at = [s for s in trajectory.segments[len(given) : query.segment] if is_shown(s)]
+    contexts: list[tuple[str, tuple[Segment, ...]]] = [("text", (*without_prompt(given), *looked_at))]
     if query.guidance.image_scale > 1.0:
         contexts.append(("image", words_alone(given)))
     return [

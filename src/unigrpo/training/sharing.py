@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.training.parallel import World
-from unigrpo.trajectory import FlowPath, Image, Segment, Text, Trajectory, View, made_by_policy
+from unigrpo.trajectory import FlowPath, Segment, Text, Trajectory, View
 
 EVEN = 0.1
 """Share of the mean load by which the busiest rank may exceed the least busy one before anything moves."""
@@ -80,15 +80,12 @@ def _light_segment(segment: Segment) -> Segment:
     if path is not None:
         numbers = {f.name: nothing for f in fields(FlowPath) if isinstance(vars(path)[f.name], Tensor)}
         path = replace(path, **numbers)
-    return replace(segment, latents=nothing, path=path, snapshot=None)
+    return replace(segment, latents=nothing, path=path, snapshot=None, pixels=None)
 
 
 def with_verdict(trajectory: Trajectory, known: Trajectory) -> Trajectory:
     """A trajectory with what all ranks together found out about it: its advantages, and whether it is left out."""
-    texts = [text.advantage for text in known.sampled_texts]
-    pictures = [s.advantage for s in known.segments if isinstance(s, Image) and made_by_policy(s)]
-    judged = trajectory.with_advantages(texts[0] if texts else None, pictures[0] if pictures else None)
-    return replace(judged, failure=known.failure)
+    return replace(trajectory.with_each_advantage(known.advantages), failure=known.failure)
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,16 @@ def _each(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def tokens_of(trajectory: Trajectory) -> int:
-    """What a replay reads of a trajectory: its texts, and every noisy copy of its pictures."""
+    """What a replay reads of a trajectory: its texts, pictures as seen, and every noisy copy of its pictures."""
     texts = sum(segment.num_actions for segment in trajectory.segments if isinstance(segment, Text))
-    return texts + sum(
-        image.latents.shape[0] * max(1, len(image.path.steps) if image.path is not None else 1)
-        for image in trajectory.images
+    seen = sum(segment.patches.shape[0] for segment in trajectory.segments if isinstance(segment, View))
+    return (
+        texts
+        + seen
+        + sum(
+            image.latents.shape[0] * max(1, len(image.path.steps) if image.path is not None else 1)
+            for image in trajectory.images
+        )
     )
 
 

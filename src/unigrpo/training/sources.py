@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from unigrpo.training.sharing import (
     portions_of,
     with_verdict,
 )
-from unigrpo.trajectory import Prompt, Trajectory
+from unigrpo.trajectory import Prompt, Score, Trajectory
 
 
 @dataclass(frozen=True)
@@ -91,25 +91,50 @@ class Rewarding(Protocol):
 
 
 def score(reward: Rewarding, drawn: Drawn) -> list[Trajectory]:
-    """Give every trajectory its reward, its values by name and the named parts of the verdict, or why it failed."""
-    trajectories = drawn.trajectories
-    given = RewardInput(
-        images=drawn.pictures.float() / 255.0,
-        prompts=[t.prompt.text for t in trajectories],
-        metadata=metadata_of([t.prompt for t in trajectories]),
-        thinking=drawn.thinking,
-    )
-    output = reward(given)
-    return [
-        replace(
-            t,
-            reward=None if i in output.failures else float(value),
-            values={name: values[i] for name, values in output.by_name.items()},
-            verdict={name: part[i] for name, part in output.parts.items()},
-            failure=output.failures.get(i),
+    """Give every drawing its score: reward, values by name, and named parts of the verdict; all in one call.
+
+    A trajectory has those of its last drawing too, or why one of its drawings failed.
+    """
+    every = drawn.every
+    asked = [drawn.trajectories[row].prompt for row in every.owners]
+    output = reward(
+        RewardInput(
+            images=every.pictures.float() / 255.0,
+            prompts=[prompt.text for prompt in asked],
+            metadata=metadata_of(asked),
+            thinking=every.thinking,
         )
-        for i, (t, value) in enumerate(zip(trajectories, output.values, strict=True))
+    )
+    scores: list[list[Score]] = [[] for _ in drawn.trajectories]
+    for i, (row, value) in enumerate(zip(every.owners, output.values, strict=True)):
+        values = {name: values[i] for name, values in output.by_name.items()}
+        verdict = {name: part[i] for name, part in output.parts.items()}
+        scores[row].append(Score(None if i in output.failures else float(value), values, verdict))
+    failures = _of_owners(output.failures, every.owners)
+    return [
+        _with_scores(t, tuple(own), failures.get(i))
+        for i, (t, own) in enumerate(zip(drawn.trajectories, scores, strict=True))
     ]
+
+
+def _with_scores(trajectory: Trajectory, scores: tuple[Score, ...], failure: str | None) -> Trajectory:
+    last = scores[-1]
+    return replace(
+        trajectory,
+        reward=None if failure is not None else last.reward,
+        values=last.values,
+        verdict=last.verdict,
+        failure=failure,
+        scores=scores,
+    )
+
+
+def _of_owners(failures: Mapping[int, str], owners: Sequence[int]) -> dict[int, str]:
+    """Why trajectories failed, by their rows: the first of their drawings that did."""
+    found: dict[int, str] = {}
+    for i, why in sorted(failures.items()):
+        found.setdefault(owners[i], why)
+    return found
 
 
 @dataclass(frozen=True)
@@ -258,7 +283,8 @@ def _scored(part: Drawn, future: Future[tuple[list[Trajectory], float]]) -> tupl
         with memory.phase(REWARD):
             return doing.result_of(future)
     except RewardFault as fault:
-        told = [replace(t, failure=fault.errors.get(i)) for i, t in enumerate(part.trajectories)]
+        errors = _of_owners(fault.errors, part.every.owners)
+        told = [replace(t, failure=errors.get(i)) for i, t in enumerate(part.trajectories)]
         _name_no_numbers(told, part.pictures)
         raise
 

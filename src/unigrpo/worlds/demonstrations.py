@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import check_shares
 from unigrpo.trajectory import Image, Prompt, Segment, Text, Trajectory, View, without_prompt
 
-Form = Literal["think", "no_think", "unconditional", "dense", "look", "edit", "look_only", "question", "plan_only"]
-LOOKING: tuple[Form, ...] = ("look", "edit", "look_only", "question")
-"""Forms in which a picture is looked at; not every world has them (:attr:`Teacher.looks`)."""
+Looking = Literal["look", "edit", "look_only", "question"]
+Form = Literal["think", "no_think", "unconditional", "dense", "plan_only"] | Looking
+LOOKING: tuple[Looking, ...] = get_args(Looking)
+"""Forms in which a picture is looked at, which a world has where its teacher says so (shapes)."""
 Plan = TypeVar("Plan")
 """What a plan describes, and so a picture shows: a scene of shapes, a sign with letters."""
 
@@ -62,7 +63,11 @@ class Teacher(Generic[Plan]):
     def demonstration(
         self, form: Form, prompt: Prompt, mix: DemonstrationMix, draws: random.Random
     ) -> Demonstration[Plan]:
-        """One demonstration of a form, for a training prompt."""
+        """One demonstration of a form, for a training prompt; ValueError for one in which a picture is looked at."""
+        if form in LOOKING:
+            raise ValueError(
+                f"the {self.name} world has no demonstrations of the form {form}: set data.mix.{form} to 0"
+            )
         if form == "dense":
             plan = self.dense(draws, mix.unsorted)
             return Demonstration(None, plan, plan, form)
@@ -182,12 +187,13 @@ def _form(share: float, mix: DemonstrationMix) -> Form:
     if share >= 1 - mix.plan_only:
         return "plan_only"
     start = 1 - mix.plan_only
-    for form, size in (
+    looking: tuple[tuple[Form, float], ...] = (
         ("question", mix.question),
         ("look_only", mix.look_only),
         ("edit", mix.edit),
         ("look", mix.look),
-    ):
+    )
+    for form, size in looking:
         start -= size
         if size and share >= start:
             return form

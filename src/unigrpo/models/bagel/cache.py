@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,4 +68,13 @@ class Cache:
             if (layer := self.layer(index)) is not None:
                 new.keys[index] = layer[0].repeat_interleave(repeats, 0)
                 new.values[index] = layer[1].repeat_interleave(repeats, 0)
+        return new
+
+    def take(self, rows: Sequence[int]) -> Cache:
+        """The given rows alone, in that order (the others have said all they had to say)."""
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self.valid.device)
+        new = Cache(len(self.keys), self.valid[index], self.rope[index])
+        for layer in range(len(self.keys)):
+            if (kept := self.layer(layer)) is not None:
+                new.keys[layer], new.values[layer] = kept[0][index], kept[1][index]
         return new

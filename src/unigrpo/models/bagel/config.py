@@ -56,7 +56,8 @@ class BagelConfig:
     The latent grid of an image of H x W pixels has H / (vae_downsample * latent_patch_size) rows; each token carries
     ``latent_patch_size**2 * latent_channels`` numbers, and has row ``row * max_latent_size + column`` of the position
     table. ``system_prompt`` is the text that asks for thinking before drawing, ``answer_prompt`` the one before
-    answering. The last six are what ``generate`` takes by default: the sampling grid, the guidance and where it is on
+    answering. ``looks_at_latents``: a model without a tower was taught to look at pictures by their latents alone. The
+    last six are what ``generate`` takes by default: the sampling grid, the guidance and where it is on
     (low < t <= high), and the thinking's temperature (0: greedy) and length. ``vision`` is None for a model that cannot
     see.
     """
@@ -79,6 +80,7 @@ class BagelConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     vision: VisionConfig | None = None
+    looks_at_latents: bool = False
     system_prompt: str = ""
     answer_prompt: str = ""
     timestep_shift: float = 3.0
@@ -105,10 +107,19 @@ class BagelConfig:
             raise ValueError(f"the head size is {self.head_dim}; rotary positions need an even one")
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, as the position table needs")
+        if not isinstance(self.looks_at_latents, bool):
+            raise ValueError(
+                f"looks_at_latents is {limits.shown(self.looks_at_latents)}, which should be true or false"
+            )
         if not isinstance(self.vision, VisionConfig | None):
             raise ValueError(f"vision is {limits.shown(self.vision)}, which should be the sizes of a tower, or null")
         limits.check_pair("image_size", self.image_size, limits.Limit(0, limits.SIDE.high))
         self.grid_of(self.image_size)
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes given pictures at all."""
+        return self.vision is not None or self.looks_at_latents
 
     @property
     def head_dim(self) -> int:

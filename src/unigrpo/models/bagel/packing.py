@@ -21,7 +21,7 @@ from unigrpo.models.bagel.blocks import (
 )
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.policy import ReplayItem, VelocityQuery
-from unigrpo.trajectory import Image, Segment, Text
+from unigrpo.trajectory import Image, Segment, Text, in_context
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _lay_item(
                     raise ValueError(f"velocities were asked for segment {index}, which is a {kind} and no image")
                 images[number] = NoiseSpan(row, query, segment.grid, builder.rope, builder.order, builder.segment)
                 builder.leave_room(query.x.shape[1])  # the clean copy comes after its noisy ones
-        if index < end:
+        if index < end and in_context(segment):
             start = lay_context(builder, segment)
             if isinstance(segment, Text) and segment.scored:
                 texts.append(TextSpan(start, segment))

@@ -20,7 +20,7 @@ from unigrpo.models.bagel.packing import pack
 from unigrpo.models.bagel.scoring import read_velocities, score_texts
 from unigrpo.models.bagel.thinking import one_token, think
 from unigrpo.models.bagel.transformer import BagelModel
-from unigrpo.models.bagel.turns import fitted, interleave, view_of
+from unigrpo.models.bagel.turns import fitted, interleave, looked_at, view_of
 from unigrpo.models.bagel.vision import positions
 from unigrpo.policy import Context, GenerationDefaults, Policy, PolicySpec, Replayed, ReplayItem
 from unigrpo.trajectory import Image, Prompt, Segment, Text
@@ -139,14 +139,17 @@ class BagelPolicy(Policy):
         return interleave(text, shown, self.encode_text)
 
     def picture_segments(self, picture: Tensor, *, latents: bool = True) -> tuple[Segment, ...]:
-        """A picture uint8 [3, H, W] as [latents] [view], resized as BAGEL does; without ``latents`` the view alone."""
+        """A picture uint8 [3, H, W] as [latents] [view], resized as BAGEL does; without ``latents`` the view alone.
+
+        A model that was taught to look at latents has no view, and always the latents.
+        """
         resized = fitted(picture, self.config)
-        view = view_of(resized, self.config)
-        if not latents:
-            return (view,)
-        size = (resized.shape[1], resized.shape[2])
-        encoded = self.at_size(size).encode_image(resized[None].float() / 255.0)[0]
-        return (Image(encoded, self.config.grid_of(size)), view)
+        by_latents = self.config.vision is None and self.config.looks_at_latents
+        views = () if by_latents else (view_of(resized, self.config),)
+        if not (latents or by_latents):
+            return views
+        encoded = self._encoded(resized[None])[0]
+        return (Image(encoded, self.config.grid_of((resized.shape[1], resized.shape[2]))), *views)
 
     @property
     def looks(self) -> bool:
@@ -158,7 +161,11 @@ class BagelPolicy(Policy):
 
         Source: docs/bagel-architecture.md#drawing (interleaved turns).
         """
-        return looked_at(self, pictures)
+        return looked_at(pictures, self.config, self._encoded)
+
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        size = (pictures.shape[2], pictures.shape[3])
+        return self.at_size(size).encode_image(pictures.float() / 255.0)
 
     def edit_size(self, picture: Tensor) -> tuple[int, int]:
         """(height, width) of what an edit of this picture is drawn at: the size it is resized to."""
@@ -300,16 +307,6 @@ class BagelPolicy(Policy):
 
 def _spec(config: BagelConfig, image_size: tuple[int, int]) -> PolicySpec:
     return PolicySpec(config.grid_of(image_size), config.latent_dim, image_size)
-
-
-def looked_at(policy: BagelPolicy, pictures: Tensor) -> list[tuple[Segment, ...]]:
-    """[latents] [view, where there is a tower] of pictures uint8 [B, 3, H, W], all resized and encoded together."""
-    config = policy.config
-    resized = torch.stack([fitted(picture, config) for picture in pictures])
-    size = (resized.shape[2], resized.shape[3])
-    latents, grid = policy.at_size(size).encode_image(resized.float() / 255.0), config.grid_of(size)
-    views = [() if config.vision is None else (view_of(picture, config),) for picture in resized]
-    return [(Image(one, grid), *view) for one, view in zip(latents, views, strict=True)]
 
 
 def as_cache(context: Context) -> Cache:

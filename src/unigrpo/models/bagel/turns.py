@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
+import torch
 from torch import Tensor
 
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.transforms import VAE_LIMITS, VIT_LIMITS, Limits, resize, to_signed
 from unigrpo.models.bagel.vision import grid_of, patches_of
-from unigrpo.trajectory import Segment, Text, View
+from unigrpo.trajectory import Image, Segment, Text, View
 
 IMAGE_PLACE = "<image>"
 
@@ -45,6 +46,20 @@ def view_of(picture: Tensor, config: BagelConfig) -> View:
         raise ValueError("this model cannot see pictures: it has no vision tower (vit_config.json and vit_model.*)")
     small = resize(picture, _cut(VIT_LIMITS, vision.patch_size, vision.max_patches_per_side))
     return View(patches_of(to_signed(small), vision), grid_of(small.shape[1], small.shape[2], vision))
+
+
+def looked_at(pictures: Tensor, config: BagelConfig, encode: Callable[[Tensor], Tensor]) -> list[tuple[Segment, ...]]:
+    """Pictures uint8 [B, 3, H, W] of the model's own as [latents] [view, where there is a tower], one tuple each.
+
+    They are resized as given ones are, which leaves BAGEL's own sizes as they are. ``encode``: all of them at once,
+    uint8 [B, 3, H', W'] -> latents [B, n, P].
+    """
+    resized = torch.stack([fitted(picture, config) for picture in pictures])
+    grid = config.grid_of((resized.shape[2], resized.shape[3]))
+    given: list[tuple[Segment, ...]] = [(Image(latents, grid),) for latents in encode(resized)]
+    if config.vision is None:
+        return given
+    return [(*one, view_of(picture, config)) for one, picture in zip(given, resized, strict=True)]
 
 
 def _cut(limits: Limits, stride: int, most: int) -> Limits:

@@ -48,7 +48,7 @@ class Opened:
 
     def read(self, text: str, pictures: int = 0) -> None:
         """Read a prompt with so many pictures; ValueError says in short what this model cannot take."""
-        if pictures and self.config.vision is None:
+        if pictures and not self.config.sees:
             raise ValueError("it has pictures, but the model cannot see any (it has no vision tower)")
         said = text.replace(IMAGE_PLACE, " ") if pictures else text
         if unknown := self.tokenizer.unknown(said):

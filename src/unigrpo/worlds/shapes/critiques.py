@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from unigrpo.worlds.shapes.parsing import END_THINK, THINK
-from unigrpo.worlds.shapes.planner import format_plan, parse_plan
+from unigrpo.worlds.shapes.planner import listed, parse_plan
 from unigrpo.worlds.shapes.prompts import combination
 from unigrpo.worlds.shapes.scenes import CELL_INDEX, CELLS, COLOURS, PLURALS, RELATED_CELLS, Kind, Object, Scene, judge
 
@@ -135,7 +135,8 @@ def _related(scene: Scene, kinds: Sequence[Kind], relation: str, draws: random.R
     """The cheapest remarks that leave two objects in a relation, and nothing else."""
     free = set(CELLS) - {item.cell for item in scene.objects}
     best: list[tuple[float, tuple[Object | None, Object | None], tuple[str, str]]] = []
-    for old in product((*scene.objects, None), repeat=2):
+    choices = (*scene.objects, None)
+    for old in product(choices, choices):
         if old[0] is not None and old[0] is old[1]:
             continue
         taken = TAKEN * (len(scene.objects) - sum(item is not None for item in old))
@@ -198,8 +199,7 @@ def format_rethinking(remarks: Sequence[Remark], plan: Scene) -> str:
     """The second thinking: "<think> CRITIQUE so PLAN </think>", or "<think> fine </think>"."""
     if not remarks:
         return f"{THINK} {FINE} {END_THINK}"
-    inner = format_plan(plan).removeprefix(f"{THINK} ").removesuffix(f" {END_THINK}")
-    return f"{THINK} {format_critique(remarks)} {SO} {inner} {END_THINK}"
+    return f"{THINK} {format_critique(remarks)} {SO} {listed(plan)} {END_THINK}"
 
 
 def parse_rethinking(text: str) -> Rethinking | None:

@@ -32,6 +32,12 @@ def seen(scene: Scene) -> Tensor:
     return (render([scene])[0] * 255).round().to(torch.uint8)
 
 
+def held_out_questions(n: int) -> list[tuple[str, str, str, Tensor]]:
+    """The first n questions of the evaluation: (kind, question, answer, picture)."""
+    asked = [question("held-out", 0, position) for position in range(n)]
+    return [(item.kind, item.words, item.answer, seen(item.scene)) for item in asked]
+
+
 @dataclass(frozen=True)
 class LookingTeacher(Teacher[Scene]):
     """The teacher of a world in which a drawn picture is looked at and drawn again."""

@@ -48,10 +48,14 @@ SYSTEMATIC = 0.7
 """Share of wrong words that come from the confusion maps; the others are uniform."""
 
 
+def listed(scene: Scene) -> str:
+    """The objects of a scene in its order, "red circle b2 blue square c3": what a plan has between its marks."""
+    return " ".join(f"{item.colour} {item.shape} {item.cell}" for item in scene.objects)
+
+
 def format_plan(scene: Scene) -> str:
     """The scene as the model writes it, objects in the scene's order, with the thinking marks."""
-    words = [f"{item.colour} {item.shape} {item.cell}" for item in scene.objects]
-    return " ".join([THINK, *words, END_THINK])
+    return " ".join([THINK, *listed(scene).split(), END_THINK])
 
 
 def parse_plan(text: str) -> Scene | None:

@@ -1,7 +1,7 @@
 """Questions about pictures of the shapes world, with their answers: what a model understands of what it sees.
 
-Five kinds: what is at a cell, how many of a shape there are, which colour a shape has, where an object is, and whether
-there is one. Answers are one word or two ("red circle").
+Six kinds: what there is (all objects, as in a plan), what is at a cell, how many of a shape there are, which colour a
+shape has, where an object is, and whether there is one. But for the first, answers are one word or two ("red circle").
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unigrpo import seeds
-from unigrpo.worlds.shapes.planner import corrupt_scene, random_scene, sample_scene, slip
+from unigrpo.worlds.shapes.planner import corrupt_scene, listed, random_scene, sample_scene, slip
 from unigrpo.worlds.shapes.prompts import PromptStream
 from unigrpo.worlds.shapes.scenes import CELLS, COLOURS, PLURALS, SHAPES, Object, Scene
 
@@ -34,18 +34,24 @@ QUESTION_WORDS = (
     NO,
     *COUNTS,
 )
+LISTED = 0.35
+"""Share of the questions that ask for all objects: their answers teach most words."""
 MOST = 6
 """Objects of a random scene that is asked about."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture that shows the scene, and its answer; kind: at, count, colour, where, there."""
+    """A question about a picture that shows the scene, and its answer; kind: all, at, count, colour, where, there."""
 
     kind: str
     scene: Scene
     words: str
     answer: str
+
+
+def _all(scene: Scene, draws: random.Random) -> tuple[str, str]:
+    return "what is there", listed(scene.row_major())
 
 
 def _at(scene: Scene, draws: random.Random) -> tuple[str, str]:
@@ -106,6 +112,8 @@ KINDS: dict[str, Callable[[Scene, random.Random], tuple[str, str] | None]] = {
 
 def ask(scene: Scene, draws: random.Random) -> Question:
     """A question about the scene, of a random kind that it has one of."""
+    if draws.random() < LISTED:
+        return Question("all", scene, *_all(scene, draws))
     for kind in draws.sample(list(KINDS), len(KINDS)):
         if (made := KINDS[kind](scene, draws)) is not None:
             return Question(kind, scene, *made)

@@ -10,10 +10,11 @@ from torch import Tensor
 from unigrpo.policy import Policy
 from unigrpo.trajectory import Prompt, Trajectory
 from unigrpo.worlds.demonstrations import Demonstration
+from unigrpo.worlds.shapes.critiques import Rethinking, parse_rethinking
 from unigrpo.worlds.shapes.demonstrations import TEACHER
 from unigrpo.worlds.shapes.edit_verifier import EditVerdict, verify_edits
 from unigrpo.worlds.shapes.edits import is_edit, judge_edit
-from unigrpo.worlds.shapes.planner import parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.planner import listed, parse_plan, plan_satisfies
 from unigrpo.worlds.shapes.renderer import IMAGE_SIZE
 from unigrpo.worlds.shapes.scenes import Scene
 from unigrpo.worlds.shapes.verifier import RewardWeights, Verdict, follows, verify
@@ -56,12 +57,26 @@ def edit_reward(
     return [v.reward for v in verdicts], parts
 
 
+def read_thinking(text: str) -> Rethinking | None:
+    """What a thinking says, of any round: a plan alone, a critique with a plan, or "fine"; None where it is neither."""
+    plan = parse_plan(text)
+    return parse_rethinking(text) if plan is None else Rethinking((), plan)
+
+
+def _satisfies(plan: Scene | None, metadata: Mapping[str, Any]) -> bool:
+    if plan is None:
+        return False
+    return judge_edit(plan, metadata).correct if is_edit(metadata) else plan_satisfies(plan, metadata)
+
+
 def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
     """One record per picture for the evaluation, by the verifier of prompts or, where a prompt is one, of edits.
 
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
-    the plan's objects at their cells (None for an unparsable plan, or without thinking). Of edits also
-    ``changed`` and ``kept``. Models that draw larger pictures think in prose: nothing is said of their plans.
+    the plan's objects at their cells (None for an unparsable plan, or without thinking). The thinking may have a
+    critique before its plan; of one that says "fine", and so leaves the plan as it was, neither is known. shown: the
+    objects that are read from the picture, in the words of a plan. Of edits also ``changed`` and ``kept``. Models that
+    draw larger pictures think in prose: nothing is said of their plans.
     """
     drawn = [i for i, prompt in enumerate(prompts) if not is_edit(prompt.metadata)]
     edited = [i for i, prompt in enumerate(prompts) if is_edit(prompt.metadata)]
@@ -75,17 +90,17 @@ def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence
 
 
 def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: str | None) -> dict[str, Any]:
-    plan = None if text is None else parse_plan(text)
-    edit = isinstance(verdict, EditVerdict)
-    satisfied = plan is not None and (judge_edit(plan, metadata).correct if edit else plan_satisfies(plan, metadata))
+    read = None if text is None else read_thinking(text)
+    plan, fine = (None, False) if read is None else (read.plan, read.plan is None)
     return {
         "category": metadata["category"],
         "correct": verdict.correct,
         "exam": verdict.exam,
         "reward": verdict.reward,
         "points": [[question, met] for question, met in verdict.points],
-        "parsable": None if text is None else plan is not None,
-        "plan_right": None if text is None else satisfied,
+        "parsable": None if text is None else read is not None,
+        "plan_right": None if text is None or fine else _satisfies(plan, metadata),
         "follow": None if plan is None else follows(verdict.reading, plan),
-        **({"changed": verdict.changed, "kept": verdict.kept} if edit else {}),
+        "shown": listed(verdict.reading.scene),
+        **({"changed": verdict.changed, "kept": verdict.kept} if isinstance(verdict, EditVerdict) else {}),
     }
