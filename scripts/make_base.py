@@ -1,10 +1,11 @@
-"""Make the shipped base checkpoints again, from nothing (`make base`; about three quarters of an hour of one core).
+"""Make the shipped base checkpoints again, from nothing (`make base`; about an hour and a quarter of one core).
 
     python scripts/make_base.py [--work DIR] [--world shapes|words]
 
-For every world its autoencoder (scripts/train_autoencoder.py) and its recipes: shapes/pretrain and shapes/sft,
-words/sft; for shapes also the preference model (scripts/train_preference.py). The folders go to src/unigrpo/assets. An
-interrupted run goes on where it was.
+For every world its autoencoder (scripts/train_autoencoder.py) and its recipes: shapes/pretrain, shapes/sft and
+shapes/rounds-sft, which is also measured in two rounds (scripts/measure_rounds.py), words/sft; for shapes also the
+preference model (scripts/train_preference.py). The folders go to src/unigrpo/assets. An interrupted run goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "src" / "unigrpo" / "assets"
-STAGES = {"shapes": ("pretrain", "sft"), "words": ("sft",)}
+STAGES = {"shapes": ("pretrain", "sft", "rounds-sft"), "words": ("sft",)}
+NAMES = {"shapes-rounds-sft": "shapes-rounds"}
+"""Checkpoints that are not called by their recipe."""
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "autoencoder.json", "ae.safetensors")
 
 
@@ -48,6 +51,16 @@ def ship(run: Path, name: str) -> None:
     (target / "evaluation.json").write_text(json.dumps(after, indent=1) + "\n", encoding="utf-8")
 
 
+def look(target: Path) -> None:
+    """Measure a shipped checkpoint that looks, and add what was found to its figures."""
+    found = target.parent / "rounds.json"
+    call("scripts/measure_rounds.py", str(target), "--out", str(found))
+    told, more = (json.loads(path.read_text(encoding="utf-8")) for path in (target / "evaluation.json", found))
+    told |= {"two_rounds": more["rounds"], "understanding": more["understanding"]}
+    (target / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    found.unlink()
+
+
 def make(world: str, work: Path) -> None:
     """Make the checkpoints of one world."""
     if not (work / "autoencoder" / "ae.safetensors").is_file():
@@ -55,7 +68,10 @@ def make(world: str, work: Path) -> None:
     shutil.copytree(work / "autoencoder", ASSETS / f"{world}-autoencoder", dirs_exist_ok=True)
     for stage in STAGES[world]:
         train(f"{world}/{stage}", work / stage)
-        ship(work / stage, f"{world}-{stage}")
+        name = f"{world}-{stage}"
+        ship(work / stage, NAMES.get(name, name))
+        if name in NAMES:
+            look(ASSETS / NAMES[name])
 
 
 def main() -> None:

@@ -152,6 +152,7 @@ RULES = [
     (r"bagel_7b.py", script("--tiny")),
     (r"^python benchmarks/", script("--quick")),
     (r"^python scripts/(collect_results|write_recipe_keys).py", script()),
+    (r"^python scripts/measure_rounds.py", script("--limit 2 --samples 1 --questions 4")),
     (
         r"^python scripts/write_scaling.py",
         covered("tests/test_scaling.py::test_the_script_would_change_no_table_and_misses_none"),
@@ -186,6 +187,7 @@ RULES = [
     (r"^unigrpo train ", small(TRAIN)),
     (r"^unigrpo export ", covered(f"{BAGEL}::test_the_export_is_the_public_folder_again")),
     (r"^unigrpo --version$", small()),
+    (r"^unigrpo eval .*:questions", small("--limit 6")),
     (r"^unigrpo eval ", small("--limit 6 --samples 1")),
     (r"^unigrpo generate .*--understand", small("--max-think-tokens 4")),
     (r"^unigrpo generate .*--model", small(DRAWN)),

@@ -41,6 +41,14 @@ class Drawing(Common):
     """Of the thinking; 0 always takes the likeliest word (generate: shapes 1, BAGEL 0; eval: 1)."""
     max_think_tokens: int | None = None
     """Where the thinking is cut (default: shapes 32, BAGEL 1024)."""
+    rounds: int = 1
+    """Pictures of a sample: look at each, think and draw again; the last one counts (docs/guide.md, rounds)."""
+    look: Literal["seen", "grey", "other"] = "seen"
+    """With --rounds, what a look shows: the picture, or as a control a grey one or another prompt's."""
+    rethink: str = "own"
+    """With --rounds, what follows a look: own (a thinking), none, or these words in place of one (controls)."""
+    stop_word: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """With --rounds, a thinking after a look that ends the sample; the picture before it stands. May be given again."""
     seed: int = 0
     """Keys all draws: another seed, other drawings."""
     batch: int | None = None

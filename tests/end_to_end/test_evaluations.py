@@ -18,6 +18,7 @@ from test_tiif import EXAMS, ROWS
 
 from unigrpo import build
 from unigrpo.recipe import Model
+from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.generate import EVALUATION, how_to_draw
 from unigrpo.runs import eval_folder, examining
 from unigrpo.runs.eval_ranks import Ranks
@@ -217,7 +218,7 @@ def score_one(nth, words):
 
 def test_the_parts_of_two_ranks_are_those_of_one(here):
     policy, suite = build.policy(Model("builtin:shapes-sft")), build.evaluation_suite("shapes", 5, build.Examining())
-    drawing = Drawing(how_to_draw(policy, EVALUATION, steps=3, max_think_tokens=6), 3, 0, True, 2)
+    drawing = Drawing(how_to_draw(policy, EVALUATION, steps=3, max_think_tokens=6), 3, 0, single_round(think=True), 2)
     for size in (1, 2):
         out = Path(f"of-{size}")
         eval_folder.write_prompts(out, suite.prompts)

@@ -17,7 +17,8 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Model, Scorer
 from unigrpo.rewards import registry
-from unigrpo.rollout.generate import EVALUATION, MOST, Generates, Picture, how_to_draw
+from unigrpo.rollout.episode import rounds_of
+from unigrpo.rollout.generate import EVALUATION, MOST, Generates, Picture, check_rounds, how_to_draw
 from unigrpo.runs.evaluating import Drawing, check_folder, folder_for, weights_of
 from unigrpo.runs.evaluations import evaluate as evaluate_into
 from unigrpo.runs.models import Device, Dtype, in_the_world, loaded
@@ -67,13 +68,15 @@ def evaluate(
     seed: int = 0,
     think: bool = True,
     out: str | Path | None = None,
+    rounds: int = 1,
 ) -> Evaluated:
     """Draw ``samples`` pictures of each of the first ``limit`` prompts and judge them, as ``unigrpo eval`` does.
 
     model: a name, as of :func:`load`, or a model. prompts: shapes or words (held out), shapes:train, geneval, a file,
     or a list of texts or dicts. reward: who judges (a function, a name, a list of these); prompts outside of shapes and
     words need one. out: a folder for pictures, records, figures and a page (docs/evaluation.md); one that this call
-    wrote before goes on. ConfigError says what cannot work.
+    wrote before goes on. rounds: of think, draw and look; the last picture is judged, and records hold the others.
+    ConfigError says what cannot work.
     """
     for name, number in (("samples", samples), ("limit", limit)):
         if not 1 <= number <= MOST:
@@ -92,10 +95,11 @@ def evaluate(
         if named_model is not None and own_prompts.name_of(prompts) is not None:
             build.check_suite(source.name, limit, named_model, scorers)
         policy = load(model) if isinstance(model, str | Path) else model
+        check_rounds(policy, rounds, "evaluate: rounds")
         build.try_suite(suite, policy.spec.image_size, think=think)
         about = {"name": repr(model), "sha256": None} if named_model is None else weights_of(named_model)
         how = how_to_draw(policy, EVALUATION)
-        drawing = Drawing(how, samples, seed, think, policy.defaults.batch)
+        drawing = Drawing(how, samples, seed, rounds_of(rounds, think=think), policy.defaults.batch)
         return _evaluated(policy, suite, drawing, about, folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -66,7 +67,12 @@ class RecipeEvaluator:
         height, width = policy.spec.image_size
         pictures = [part.pictures for part in parts] or [torch.empty((0, 3, height, width), dtype=torch.uint8)]
         sources = {position: images for part in parts for position, images in part.sources.items()}
-        return Evaluation([record for part in parts for record in part.records], torch.cat(pictures), sources)
+        starts = accumulate((len(part.records) for part in parts), initial=0)
+        earlier = {
+            start + i: shown for start, part in zip(starts, parts, strict=False) for i, shown in part.earlier.items()
+        }
+        records = [record for part in parts for record in part.records]
+        return Evaluation(records, torch.cat(pictures), sources, earlier=earlier)
 
     def _evaluated(self, policy: Policy, prompts: Sequence[Prompt], samples: int) -> Evaluation:
         return evaluate(

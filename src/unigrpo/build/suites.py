@@ -83,7 +83,7 @@ def of_prompts(suite: data.Suite, limit: int | None, by: Examining) -> Suite:
         return Suite(suite.name, prompts, Nobody())
     if world is not None:
         rules = WorldRules(world)
-        return Suite(suite.name, prompts, rules if not by.scorers else _with_reward(by, rules))
+        return Suite(suite.name, prompts, rules if not by.scorers else _with_reward(by, rules), further=world.further)
     if by.scorers:
         by.only(suite.name, "reward")
         return Suite(suite.name, prompts, _with_reward(by), "reward", "pictures")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unigrpo.evaluation.evaluator import Judge
+from unigrpo.evaluation.suites import Figures
 from unigrpo.ranges import lacking
 from unigrpo.rewards.answers import RewardFault
 from unigrpo.rewards.ocr import PACKAGES, OcrText, plain
@@ -20,7 +21,7 @@ from unigrpo.trajectory import Prompt
 from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import Teacher
 from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
-from unigrpo.worlds.shapes import edit_prompts
+from unigrpo.worlds.shapes import edit_prompts, revisions
 from unigrpo.worlds.shapes import looking as shapes_looking
 from unigrpo.worlds.shapes import tasks as shapes_tasks
 from unigrpo.worlds.shapes.edit_reading import parse_edit, read_source
@@ -44,8 +45,9 @@ class EmbeddedWorld:
     judge: of evaluations; packages, extra: what the judge needs, and what brings it; rewards: names of rewards that
     judge this world's pictures, each with what raises a ValueError where metadata lack what it reads (None: it reads
     none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
-    looking_words: further words of demonstrations that look at pictures; understand_edit: an instruction and the
-    picture that it is about, read as ``understand`` does (None: nothing is edited).
+    looking_words: further words of demonstrations that look at pictures; further: more figures of an evaluation, from
+    its records; understand_edit: an instruction and the picture that it is about, read as ``understand`` does (None:
+    nothing is edited).
     """
 
     name: str
@@ -67,6 +69,7 @@ class EmbeddedWorld:
     questions: Callable[[int], list[tuple[str, str, str, Tensor]]] | None = None
     looking_words: Callable[[], tuple[str, ...]] = tuple
     understand_edit: Callable[[str, Tensor], tuple[str, Mapping[str, Any]]] | None = None
+    further: Figures | None = None
 
     @property
     def can_judge(self) -> bool:
@@ -168,6 +171,7 @@ SHAPES = EmbeddedWorld(
     questions=shapes_looking.held_out_questions,
     looking_words=shapes_looking.further_words,
     understand_edit=_shapes_edit_understood,
+    further=revisions.further,
 )
 WORDS = EmbeddedWorld(
     name="words",

@@ -19,6 +19,7 @@ from unigrpo.commands.drawing.sampling import (
     in_words,
     load,
     sampling,
+    turns,
 )
 from unigrpo.evaluation.evaluator import describe_summary, unjudged
 from unigrpo.evaluation.suites import Suite
@@ -107,7 +108,7 @@ def _one(
 ) -> Outcome | None:
     """One evaluation; its figures are printed."""
     how = sampling(policy, verb, EVALUATION, scale)
-    drawing = evaluating.Drawing(how, verb.samples, verb.seed, not verb.no_think, batch_size(policy, verb))
+    drawing = evaluating.Drawing(how, verb.samples, verb.seed, turns(policy, verb), batch_size(policy, verb))
     outcome = evaluations.evaluate(
         policy, suite, drawing, model=model, out=out, ranks=these, examined=not verb.draw_only
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unigrpo import build, options, output
 from unigrpo.commands.drawing.asking import Asked, asked, names_of
-from unigrpo.commands.drawing.picture_folder import Drawn, PictureFolder, as_png, picture_name
+from unigrpo.commands.drawing.picture_folder import Drawn, PictureFolder, as_png, picture_name, save_rounds
 from unigrpo.commands.drawing.sampling import (
     batch_size,
     check,
@@ -20,16 +21,16 @@ from unigrpo.commands.drawing.sampling import (
     in_words,
     load,
     sampling,
+    turns,
 )
 from unigrpo.files import write_records_atomic
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
 from unigrpo.rollout.engine import RandomKeys, Sampling
-from unigrpo.rollout.episode import single_round
 from unigrpo.rollout.generate import Defaults, editing, own
-from unigrpo.rollout.sample import portions, sample
-from unigrpo.runs.evaluating import described
+from unigrpo.rollout.sample import portions, present, sample
+from unigrpo.runs.evaluating import described, turns_of
 from unigrpo.runs.models import in_the_world
 from unigrpo.runs.places import no_source, try_file
 from unigrpo.trajectory import Prompt
@@ -135,6 +136,7 @@ class Call:
         """What is known of every picture before it is drawn."""
         height, width = self.size
         settings = {**described(self.how), "size": f"{width}x{height}", "think": not verb.no_think}
+        settings |= turns_of(turns(policy, verb))
         settings |= {"model": verb.model, "dtype": str(policy.compute_dtype).removeprefix("torch.")}
         rows = {}
         for prompt in self.prompts:
@@ -184,7 +186,7 @@ def draw(policy: Policy, call: Call, verb: options.Generate) -> list[Drawn]:
     world, judged = build.world_of(policy.words), []
     (drawn,) = sample(
         policy.at_size(call.size),
-        single_round(think=not verb.no_think),
+        turns(policy, verb),
         call.prompts,
         call.how,
         RandomKeys(verb.seed, 0),
@@ -192,36 +194,48 @@ def draw(policy: Policy, call: Call, verb: options.Generate) -> list[Drawn]:
         batch=None,
         first_sample=call.first,
     )
-    for trajectory, words, picture in zip(drawn.trajectories, drawn.thinking, drawn.pictures, strict=True):
+    rows = zip(drawn.trajectories, drawn.thinking, drawn.thoughts, drawn.pictures, strict=True)
+    for trajectory, words, thoughts, picture in rows:
         prompt, correct = trajectory.prompt, None
         if world is not None and build.can_judge(world, prompt, (picture.shape[1], picture.shape[2])):
             (record,) = world.judge(picture[None].float() / 255.0, [prompt], [words])
             correct = record["correct"]
-        judged.append(Drawn(prompt, trajectory.sample, words, picture, correct))
+        looked_at = [present(image.pixels) for image in trajectory.drawings[:-1]]
+        earlier = list(zip(thoughts, looked_at, strict=False))
+        ended = thoughts[-1] if len(thoughts) > len(trajectory.drawings) else None
+        judged.append(Drawn(prompt, trajectory.sample, words, picture, correct, earlier, ended))
     return judged
 
 
 def tell(drawn: Sequence[Drawn]) -> None:
     """Print what was thought, and whether the picture is right where that is known."""
     for one in drawn:
-        said = "(did not think)" if one.thinking is None else one.thinking or "(thought nothing)"
+        said = one.whole_thinking if one.earlier or one.ended is not None else one.thinking
+        said = "(did not think)" if said is None else said or "(thought nothing)"
         print({True: "right  ", False: "wrong  ", None: ""}[one.correct] + said, flush=True)
 
 
 def write_png(out: Path, drawn: Sequence[Drawn], *, bare: bool) -> None:
     """A single picture as it is, if it is to be ``bare``; else a grid, with the thinking under each."""
     if bare and len(drawn) == 1:
+        save_rounds(drawn[0], out)
         save_png_atomic(as_png(drawn[0].picture), out)
         return
+    beside = [[as_array(p) for p in (*one.prompt.images, *(shown for _, shown in one.earlier))] for one in drawn]
     sheet = contact_sheet(
         torch.stack([one.picture for one in drawn]).permute(0, 2, 3, 1).numpy(),
         [one.prompt.text for one in drawn],
         [one.correct for one in drawn],
         columns=min(4, len(drawn)),
-        thinking=[one.thinking or "" for one in drawn],
-        given=[[image.permute(1, 2, 0).numpy() for image in one.prompt.images] for one in drawn],
+        thinking=[one.whole_thinking for one in drawn],
+        given=beside,
     )
     save_png_atomic(sheet, out)
+
+
+def as_array(picture: torch.Tensor) -> np.ndarray:
+    """A picture uint8 [3, H, W] as [H, W, 3]."""
+    return picture.permute(1, 2, 0).numpy()
 
 
 # Answers

@@ -205,7 +205,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "n": len(records),
         **{name: mean([r.get(name) for r in records]) for name in _known(records)},
     }
-    figures |= of_rounds(records, figures)
+    figures |= of_rounds(records)
     rewards = {} if by_category else _by_category(records, "reward")
     return {**figures, "reward_by_category": rewards} if len(rewards) > 1 else figures
 
@@ -215,7 +215,7 @@ def _known(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in OF_EDITS if any(record.get(name) is not None for record in records)]
 
 
-def of_rounds(records: Sequence[dict[str, Any]], figures: Mapping[str, Any]) -> dict[str, Any]:
+def of_rounds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of samples with several rounds the mean number of pictures, figures of the first ones, and what was gained.
 
     rounds; score_first, reward_first; revision: score (or else reward) less that of first pictures. {} for one round.
@@ -224,8 +224,11 @@ def of_rounds(records: Sequence[dict[str, Any]], figures: Mapping[str, Any]) -> 
         return {}
     first = [{**record, **record["rounds"][0]} if "rounds" in record else record for record in records]
     drawn = [sum("category" in one for one in record["rounds"]) if "rounds" in record else 1 for record in records]
-    score, reward = mean(list(_by_category(first, "correct").values())), mean([record["reward"] for record in first])
-    last, start = (figures["reward"], reward) if score is None else (figures["score"], score)
+    (score, reward), (last_score, last_reward) = (
+        (mean(list(_by_category(some, "correct").values())), mean([record["reward"] for record in some]))
+        for some in (first, records)
+    )
+    start, last = (reward, last_reward) if score is None else (score, last_score)
     revision = None if last is None or start is None else last - start
     return {"rounds": sum(drawn) / len(drawn), "score_first": score, "reward_first": reward, "revision": revision}
 

@@ -161,6 +161,7 @@ def _card(record: Json, folder: Path) -> dict[str, Any]:
         "marks": ", ".join(marks),
         "reasons": [record["failed"]] if record["failed"] else record["reasons"],
         "thinking": record["thinking"] or "",
+        "rounds": _rounds(record, folder),
         "who": f"prompt {record['position']}, sample {record['sample']}",
     }
 
@@ -169,6 +170,19 @@ def _given(folder: Path) -> list[dict[str, Any]]:
     """The pictures that came with a prompt (an edit's sources), as far as they can be read."""
     found = [_picture(path) for path in sorted(folder.glob("*.png"))]
     return [{"image": image, "pixelated": side <= PIXELATED} for image, side in found if image]
+
+
+def _rounds(record: Json, folder: Path) -> list[dict[str, Any]]:
+    """The rounds beside that of the picture: what was thought, and what was drawn where there is a picture."""
+    found = []
+    for turn, one in enumerate(record.get("rounds") or (), start=1):
+        if one.get("picture") == record["picture"]:
+            continue
+        image, side = _picture(folder / one["picture"]) if one.get("picture") else ("", 0)
+        found.append(
+            {"turn": turn, "image": image, "pixelated": side <= PIXELATED, "thinking": one.get("thinking") or ""}
+        )
+    return found
 
 
 def _picture(path: Path) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,23 +105,45 @@ def record_sheet(
     scale: int | None = None,
     *,
     given: Mapping[int, Sequence[ArrayLike]] = MappingProxyType({}),
+    earlier: Mapping[int, Sequence[ArrayLike]] = MappingProxyType({}),
 ) -> Image:
     """Draw the contact sheet of evaluation records (``prompt``, ``thinking``, ``correct``), picture i for record i.
 
     Pictures above 256 pixels are reduced. What nobody judged shows its ``reward`` in place of a verdict. given: the
     pictures uint8 [3, H, W] that came with a prompt, by its ``position``; they stand beside what was made of them.
+    earlier: of several rounds the pictures that were looked at before, by the record's index; they stand there too, and
+    the thinking is that of all rounds.
     """
-    sources = {place: [np.asarray(one).transpose(1, 2, 0) for one in some] for place, some in given.items()}
+    sources, before = _channels_last(given), _channels_last(earlier)
     return contact_sheet(
         reduced(pictures),
         [record["prompt"] for record in records],
         [record.get("correct") for record in records],
         columns,
         scale,
-        thinking=[record.get("thinking") or "" for record in records],
+        thinking=[thinking_of(record) for record in records],
         notes=[reward_note(record) for record in records],
-        given=[sources.get(record.get("position", -1), []) for record in records] if sources else None,
+        given=[[*sources.get(r.get("position", -1), []), *before[i]] for i, r in enumerate(records)],
     )
+
+
+def _channels_last(pictures: Mapping[int, Sequence[ArrayLike]]) -> Mapping[int, list[np.ndarray]]:
+    found = {place: [np.asarray(one).transpose(1, 2, 0) for one in some] for place, some in pictures.items()}
+    return defaultdict(list, found)
+
+
+def numbered(thoughts: Sequence[str | None]) -> str:
+    """Thoughts of several rounds in one text, numbered; that of one round as it is, "" without."""
+    if len(thoughts) < 2:
+        return (thoughts[0] if thoughts else None) or ""
+    return " ".join(f"{turn}: {words}" for turn, words in enumerate(thoughts, start=1) if words is not None)
+
+
+def thinking_of(record: Mapping[str, Any]) -> str:
+    """What led to the picture of a record, in all its rounds."""
+    if rounds := record.get("rounds"):
+        return numbered([one.get("thinking") for one in rounds])
+    return record.get("thinking") or ""
 
 
 def reward_note(record: Mapping[str, Any]) -> str:

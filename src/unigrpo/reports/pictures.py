@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unigrpo.reports import runlog
-from unigrpo.reports.grids import LARGEST, Tile, png_bytes, read_tiles, reward_note
+from unigrpo.reports.grids import LARGEST, Tile, png_bytes, read_tiles, reward_note, thinking_of
 from unigrpo.reports.source_pictures import IMAGES
 
 PIXELATED = 128  # pixels of a side up to which a picture is shown pixel by pixel, and kept exactly
@@ -36,8 +36,8 @@ def pairs(run_dir: Path) -> list[dict[str, Any]]:
     return [
         {
             "prompt": tile.caption,
-            "before": _picture(tile, records["before"][index]),
-            "after": _picture(after[index], records["after"][index]) if after else None,
+            "before": _picture(run_dir, tile, records["before"][index]),
+            "after": _picture(run_dir, after[index], records["after"][index]) if after else None,
             "given": _given(run_dir, records["before"][index]),
         }
         for index, tile in enumerate(before)
@@ -57,13 +57,13 @@ def _records_of(tiles: Sequence[Tile], run_dir: Path, when: Literal["before", "a
     """
     records = runlog.read_records(runlog.evaluation_file(run_dir, when, "jsonl"))
     shown = [record for record in records if record.get("sample") == 0][: len(tiles)]
-    same = [(record.get("prompt"), record.get("thinking") or "", record.get("correct")) for record in shown]
+    same = [(record.get("prompt"), thinking_of(record), record.get("correct")) for record in shown]
     if same != [(tile.caption, tile.thinking, tile.verdict) for tile in tiles]:
         return [{}] * len(tiles)
     return shown
 
 
-def _picture(tile: Tile, record: Json) -> dict[str, Any]:
+def _picture(run_dir: Path, tile: Tile, record: Json) -> dict[str, Any]:
     """Return a picture with its texts and verdict, and which half failed where its record is known."""
     halves = ["plan cannot be read"] if record.get("parsable") is False else []
     if record.get("plan_right") is not None and not halves:
@@ -75,6 +75,7 @@ def _picture(tile: Tile, record: Json) -> dict[str, Any]:
         "image": thumbnail(tile.picture),
         "pixelated": max(tile.picture.shape[:2]) <= PIXELATED,
         "thinking": tile.thinking,
+        "earlier": _files(run_dir, [one.get("picture") for one in (record.get("rounds") or ())]),
         "verdict": tile.verdict,
         "note": reward_note(record),
         "halves": ", ".join(halves),
@@ -84,11 +85,16 @@ def _picture(tile: Tile, record: Json) -> dict[str, Any]:
 
 def _given(run_dir: Path, record: Json) -> list[dict[str, Any]]:
     """The pictures that came with a prompt (an edit's sources), as far as they are in the run folder."""
+    return _files(run_dir, record.get(IMAGES) or ())
+
+
+def _files(run_dir: Path, names: Sequence[Any]) -> list[dict[str, Any]]:
+    """The pictures of these files, as far as they are there."""
     from PIL import Image
 
     found = []
-    for name in record.get(IMAGES) or ():
-        if (path := run_dir / str(name)).is_file():
+    for name in names:
+        if name is not None and (path := run_dir / str(name)).is_file():
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
             found.append({"image": thumbnail(pixels), "pixelated": max(pixels.shape[:2]) <= PIXELATED})

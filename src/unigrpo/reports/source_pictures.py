@@ -15,6 +15,27 @@ IMAGES = "images"
 """The key of a record: paths of the given pictures in their order, relative to the run folder; absent without any."""
 
 
+def with_rounds(
+    records: Sequence[Mapping[str, Any]], folder: Path, stem: str, earlier: Mapping[int, Sequence[ArrayLike]]
+) -> list[dict[str, Any]]:
+    """Save the pictures uint8 [3, H, W] of earlier rounds, by the index of their record, and name them in its rounds.
+
+    They are called STEM-POSITION-SAMPLE-ROUND.png, reduced as above.
+    """
+    from PIL import Image as Images
+
+    named = [dict(record) for record in records]
+    for index, pictures in earlier.items():
+        record, rounds = named[index], [dict(one) for one in named[index]["rounds"]]
+        for turn, (one, picture) in enumerate(zip(rounds, pictures, strict=False), start=1):
+            pixels = np.asarray(picture).transpose(1, 2, 0)
+            path = f"{stem}-{record['position']}-{record['sample']}-{turn}.png"
+            save_png_atomic(Images.fromarray(np.ascontiguousarray(reduced(pixels[None])[0])), folder / path)
+            one["picture"] = path
+        record["rounds"] = rounds
+    return named
+
+
 def with_sources(
     records: Sequence[Mapping[str, Any]], folder: Path, stem: str, given: Mapping[int, Sequence[ArrayLike]]
 ) -> list[dict[str, Any]]:

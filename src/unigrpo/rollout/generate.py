@@ -16,11 +16,13 @@ from unigrpo.pictures import read_picture
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import RandomKeys, Sampling
-from unigrpo.rollout.episode import single_round
+from unigrpo.rollout.episode import rounds_of
 from unigrpo.rollout.guidance import Guidance
-from unigrpo.rollout.sample import Drawn, sample
+from unigrpo.rollout.sample import Drawn, present, sample
 from unigrpo.trajectory import Prompt
 
+MOST_ROUNDS = 64
+"""The most rounds that can be asked for, as in recipes."""
 MOST, STRONGEST, COLDEST = 100_000, 1_000, 1e-4
 """The largest count, and the largest guidance and temperature, that can be asked for, and the smallest temperature."""
 
@@ -100,12 +102,14 @@ def _set(value: Value | None, default: Value) -> Value:
 class Picture(Images.Image):
     """A picture of Pillow's that knows its ``prompt``, the model's ``thinking`` (None: it did not think), ``sample``.
 
+    ``earlier``: of several rounds, the pictures that were looked at before it, each with the thinking of its round.
     A notebook shows it; what is made of it (``resize``, ``crop``) is a plain picture.
     """
 
     prompt: str = ""
     thinking: str | None = None
     sample: int = 0
+    earlier: tuple[Picture, ...] = ()
 
     @classmethod
     def of(cls, pixels: Tensor, prompt: str, thinking: str | None, sample: int) -> Picture:
@@ -121,8 +125,15 @@ class Picture(Images.Image):
 
 def pictures_of(drawn: Drawn) -> list[Picture]:
     """What was drawn together, one picture each."""
-    rows = zip(drawn.trajectories, drawn.thinking, drawn.pictures, strict=True)
-    return [Picture.of(pixels, t.prompt.text, thinking, t.sample) for t, thinking, pixels in rows]
+    made = []
+    for t, thoughts, pixels in zip(drawn.trajectories, drawn.thoughts, drawn.pictures, strict=True):
+        shown = [*(present(image.pixels) for image in t.drawings[:-1]), pixels]
+        pictures = [
+            Picture.of(one, t.prompt.text, words, t.sample) for one, words in zip(shown, thoughts, strict=False)
+        ]
+        pictures[-1].earlier = tuple(pictures[:-1])
+        made.append(pictures[-1])
+    return made
 
 
 class Generates(Policy):
@@ -142,16 +153,19 @@ class Generates(Policy):
         steps: int | None = None,
         temperature: float | None = None,
         images: Shown | Sequence[Shown] | None = None,
+        rounds: int = 1,
     ) -> list[Picture]:
         """Think and draw ``num`` pictures of a prompt (or of each of several): pictures with their thinking, in order.
 
         size: (width, height) in pixels; steps: points of the timestep grid (M points are M - 1 forwards); temperature:
         of the thinking, 0 is the likeliest word; images: what is to be edited, the same for all prompts. What is not
-        given the model decides. The same seed gives the same pictures as ``unigrpo generate``. ConfigError (a
-        ValueError) says what cannot work.
+        given the model decides. rounds: look at each picture, think and draw again, so many pictures in all; the last
+        ones are given, with those before them as ``earlier``. The same seed gives the same pictures as ``unigrpo
+        generate``. ConfigError (a ValueError) says what cannot work.
         """
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         _check(texts, num, seed, guidance, steps, temperature)
+        check_rounds(self, rounds, "generate: rounds")
         shown = _given(images)
         prompts = [Prompt(position, text, {}, shown) for position, text in enumerate(texts)]
         if (understands := self.understands) is not None:
@@ -159,7 +173,7 @@ class Generates(Policy):
         defaults = editing(self) if shown else own(self)
         drawing = sample(
             self.at_size(_drawn_size(self, size, shown)),
-            single_round(think=think),
+            rounds_of(rounds, think=think),
             prompts,
             how_to_draw(self, defaults, steps=steps, guidance=guidance, temperature=temperature),
             RandomKeys(seed, 0),
@@ -168,7 +182,8 @@ class Generates(Policy):
         )
         made = [picture for drawn in drawing for picture in pictures_of(drawn)]
         for picture, position in zip(made, (p for p in range(len(texts)) for _ in range(num)), strict=True):
-            picture.prompt = texts[position]
+            for one in (*picture.earlier, picture):
+                one.prompt = texts[position]
         return made
 
 
@@ -199,6 +214,14 @@ def _check(
             f"generate: temperature = {temperature:g}: it must be from {COLDEST} to {STRONGEST:,}, or 0 for the "
             "likeliest word"
         )
+
+
+def check_rounds(policy: Policy, rounds: int, name: str) -> None:
+    """ConfigError where a model cannot go through so many rounds; ``name``: what they are called."""
+    if not 1 <= rounds <= MOST_ROUNDS:
+        raise ConfigError(f"{name} = {rounds}: it must be from 1 to {MOST_ROUNDS}")
+    if rounds > 1 and not policy.looks:
+        raise ConfigError(f"{name} = {rounds}: this model cannot look at what it drew; set it to 1")
 
 
 def _given(images: Shown | Sequence[Shown] | None) -> tuple[Tensor, ...]:

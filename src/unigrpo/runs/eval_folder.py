@@ -20,6 +20,7 @@ from torch import Tensor
 from unigrpo.files import is_temporary, read_json_object, write_bytes_atomic, write_json_atomic
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.reports.grids import save_png_atomic
+from unigrpo.runs.eval_rounds import write_rounds
 from unigrpo.trajectory import Prompt
 
 PLAN, SCORING, RECORDS, RESULT, PAGE = "eval.json", "scoring.json", "records.jsonl", "result.json", "report.html"
@@ -60,11 +61,24 @@ def line_of(prompt: Prompt) -> dict[str, Any]:
     return {**prompt.metadata, "prompt": prompt.text}
 
 
-def write_picture(out: Path, prompt: Prompt, sample: int, picture: Tensor, thinking: str | None) -> None:
-    """Write a picture uint8 [3, H, W] and before it what was thought; one that is there stays."""
+def write_picture(
+    out: Path,
+    prompt: Prompt,
+    sample: int,
+    picture: Tensor,
+    thinking: str | None,
+    earlier: Sequence[Tensor] = (),
+    thoughts: Sequence[str | None] = (),
+) -> None:
+    """Write a picture uint8 [3, H, W] and before it what was thought; one that is there stays.
+
+    earlier, thoughts: of a sample with several rounds (:func:`eval_rounds.write_rounds`).
+    """
     path = picture_of(out, prompt.position, sample)
     if path.is_file():
         return
+    if len(thoughts) > 1:
+        write_rounds(path.parent.parent, sample, earlier, thoughts)
     if thinking is not None:
         words = path.parent.parent / THINKING / f"{sample:04d}.txt"
         write_bytes_atomic(words, thinking.encode("utf-8", "backslashreplace"))

@@ -23,8 +23,8 @@ from unigrpo.files import clear_temporaries, read_json_object, write_json_atomic
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import RandomKeys, Sampling
-from unigrpo.rollout.episode import single_round
-from unigrpo.rollout.sample import portions, sample
+from unigrpo.rollout.episode import NONE, OWN, Action, Episode
+from unigrpo.rollout.sample import portions, present, sample
 from unigrpo.runs import eval_folder, inputs
 from unigrpo.runs.eval_ranks import Ranks
 from unigrpo.runs.folders import must_be_new, usable
@@ -41,7 +41,7 @@ class Drawing:
     how: Sampling
     samples: int
     seed: int
-    think: bool
+    episode: Episode
     batch: int
 
 
@@ -59,10 +59,20 @@ def described(how: Sampling) -> dict[str, Any]:
     }
 
 
+def turns_of(episode: Episode) -> dict[str, Any]:
+    """The turns of several rounds as the same files name them; nothing for one round."""
+    if episode.rounds == 1:
+        return {}
+    again = episode.told or (OWN if Action.THINK in episode.actions[1:] else NONE)
+    stop = list(episode.stop_words)
+    return {"rounds": episode.rounds, "look": episode.look, "rethink": again, "stop_words": stop}
+
+
 def plan_of(policy: Policy, suite: Suite, drawing: Drawing, model: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what is drawn: a folder goes on only where all of it is the same."""
     height, width = policy.spec.image_size
-    settings = {"model": model["name"], "suite": suite.name, "seed": drawing.seed, "think": drawing.think}
+    settings = {"model": model["name"], "suite": suite.name, "seed": drawing.seed, "think": drawing.episode.think}
+    settings |= turns_of(drawing.episode)
     settings |= {"samples": drawing.samples, **described(drawing.how), "shift": drawing.how.shift}
     settings |= {"size": f"{width}x{height}", "dtype": str(policy.compute_dtype).removeprefix("torch.")}
     settings |= {"device": next(policy.module.parameters()).device.type, "solver": "ode"}
@@ -139,7 +149,7 @@ def draw(policy: Policy, suite: Suite, drawing: Drawing, out: Path, ranks: Ranks
             with doing.within(f"drawing, {seen:,} of {total:,} pictures"):
                 (drawn,) = sample(
                     policy,
-                    single_round(think=drawing.think),
+                    drawing.episode,
                     some,
                     drawing.how,
                     RandomKeys(drawing.seed, EVALUATION_ITERATION),
@@ -147,9 +157,10 @@ def draw(policy: Policy, suite: Suite, drawing: Drawing, out: Path, ranks: Ranks
                     batch=None,
                     first_sample=first,
                 )
-            rows = zip(drawn.trajectories, drawn.pictures, drawn.thinking, strict=True)
-            for trajectory, picture, thinking in rows:
-                eval_folder.write_picture(out, trajectory.prompt, trajectory.sample, picture, thinking)
+            rows = zip(drawn.trajectories, drawn.pictures, drawn.thinking, drawn.thoughts, strict=True)
+            for t, picture, thinking, thoughts in rows:
+                earlier = [present(image.pixels) for image in t.drawings[:-1]]
+                eval_folder.write_picture(out, t.prompt, t.sample, picture, thinking, earlier, thoughts)
         seen, made = seen + len(wanted), made + len(missing)
     ranks.together()
     return made

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unigrpo.evaluation.evaluator import OF_EDITS, summarise
+from unigrpo.evaluation.evaluator import OF_EDITS, of_rounds, summarise
 from unigrpo.evaluation.suites import Record, Suite
 from unigrpo.files import read_json_object
 from unigrpo.policy import Policy
@@ -33,8 +33,19 @@ class Outcome:
     @property
     def summary(self) -> dict[str, Any]:
         """The plain figures of :func:`unigrpo.evaluation.evaluator.summarise`, with the settings."""
-        flat = [{**r, **{name: r["values"].get(name) for name in OLD}} for r in self.records]
+        flat = [_whole(record) for record in self.records]
         return {**summarise(flat), "settings": self.result["settings"]}
+
+
+def _whole(record: Record) -> Record:
+    """A record as :func:`summarise` takes it, with its rounds where it has several."""
+    rounds = {"rounds": [_flat(one) for one in record["rounds"]]} if "rounds" in record else {}
+    return _flat(record) | rounds
+
+
+def _flat(record: Record) -> Record:
+    """A record with those values beside its other figures; a thinking without a picture as it is."""
+    return {**record, **{name: record["values"].get(name) for name in OLD}} if "values" in record else record
 
 
 def evaluate(
@@ -76,6 +87,8 @@ def _examined(folder: Path, out: Path, suite: Suite, model: str, samples: int | 
     with clock.timed("examining"):
         records, held = examine(folder, out, suite, samples)
     result = result_of(folder, suite, records, held, clock.seconds, model)
+    if rounds := of_rounds([_whole(record) for record in records]):
+        result["rounds"] = rounds
     write_result(folder, out, result, records)
     return Outcome(result, records)
 

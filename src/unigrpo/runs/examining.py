@@ -17,9 +17,10 @@ from unigrpo.evaluation.suites import UNSEEN, Record, Suite, category_of, checke
 from unigrpo.files import json_line, read_json_object, write_json_atomic, write_records_atomic
 from unigrpo.pictures import read_picture
 from unigrpo.reports.evaluation_page import write_page
-from unigrpo.runs import eval_folder
+from unigrpo.runs import eval_folder, eval_rounds
 from unigrpo.runs.eval_folder import Contents, Found
 from unigrpo.runs.evaluating import versions
+from unigrpo.trajectory import Prompt
 
 TOGETHER, PIXELS = 32, 2**25
 """Pictures that are examined together at most, and pixels of all of them."""
@@ -99,12 +100,28 @@ def _read(path: Path) -> tuple[Tensor | None, str]:
 
 
 def _examined(suite: Suite, some: Sequence[tuple[Found, Tensor | None, str]]) -> Iterator[tuple[Found, Record]]:
-    """The record of each: the examiner's, or that its file cannot be read."""
+    """The record of each: the examiner's, or that its file cannot be read; of earlier rounds too, where there are."""
     good = [(found, picture) for found, picture, _ in some if picture is not None]
-    answers = suite.examiner([p for _, p in good], [f.prompt for f, _ in good], [f.thinking for f, _ in good])
-    records = iter(checked(answers, len(good), f"the examiner of {suite.name}"))
-    for found, picture, why in some:
-        yield found, no_answer(category_of(found.prompt), why, detail=UNSEEN) if picture is None else next(records)
+    records = iter(_answers(suite, [(found.prompt, found.thinking, picture) for found, picture in good]))
+    rounds = [eval_rounds.rounds_of(found.path.parent.parent, found.sample) for found, _, _ in some]
+    asked = [(found.prompt, one) for (found, _, _), (earlier, _) in zip(some, rounds, strict=True) for one in earlier]
+    read = [(prompt, one.thinking, eval_rounds.read(one)) for prompt, one in asked]
+    seen = iter(_answers(suite, [(prompt, words, p) for prompt, words, p in read if p is not None]))
+    verdicts = iter([None if picture is None else next(seen) for _, _, picture in read])
+    for (found, picture, why), (earlier, ended) in zip(some, rounds, strict=True):
+        record = no_answer(category_of(found.prompt), why, detail=UNSEEN) if picture is None else next(records)
+        said = [next(verdicts) for _ in earlier]
+        name = "/".join(found.path.parts[-3:])
+        whole = {"picture": name, "thinking": found.thinking, **record, "category": category_of(found.prompt)}
+        yield found, {**record, **eval_rounds.told(earlier, said, ended, whole)}
+
+
+def _answers(suite: Suite, asked: Sequence[tuple[Prompt, str | None, Tensor]]) -> list[Record]:
+    """What the examiner says of pictures."""
+    if not asked:
+        return []
+    prompts, thinking, pictures = zip(*asked, strict=True)
+    return checked(suite.examiner(pictures, prompts, thinking), len(asked), f"the examiner of {suite.name}")
 
 
 def _line(found: Found, record: Record, sha256: str, folder: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from unigrpo.files import write_json_atomic, write_records_atomic, write_text_at
 from unigrpo.policy import Policy
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
-from unigrpo.reports.source_pictures import with_sources
+from unigrpo.reports.grids import thinking_of as whole_thinking
+from unigrpo.reports.source_pictures import with_rounds, with_sources
 from unigrpo.rollout.sample import thinking_of, words_of
 from unigrpo.training.alarms import Alarms, firsts, look
 from unigrpo.training.parallel import World
@@ -110,9 +111,8 @@ class Recorder:
         records = with_sources(records, self.run_dir, f"samples/{jsonl.stem}-source", given)
         write_records_atomic(jsonl, records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
-        save_png_atomic(
-            record_sheet(pictures, records, given=given), runlog.samples_file(self.run_dir, iteration + 1, "png")
-        )
+        sheet = record_sheet(pictures, records, given=given, earlier=looked_at(some))
+        save_png_atomic(sheet, runlog.samples_file(self.run_dir, iteration + 1, "png"))
         shown = [Shown(Image.fromarray(p), caption(r)) for p, r in zip(pictures, records, strict=True)]
         self.sinks.pictures(iteration + 1, "samples", shown)
 
@@ -131,9 +131,12 @@ class Recorder:
         shown = {result.records[i]["position"] for i in chosen}
         given = {position: images for position, images in result.sources.items() if position in shown}
         records = with_sources(result.records, self.run_dir, "evaluations/source", given)
+        shown_before = {i: list(result.earlier[i].numpy()) for i in chosen if i in result.earlier}
+        records = with_rounds(records, self.run_dir, f"evaluations/{when}-round", shown_before)
         write_records_atomic(runlog.evaluation_file(self.run_dir, when, "jsonl"), records)
         pictures = result.pictures[chosen].permute(0, 2, 3, 1).numpy()
-        sheet = record_sheet(pictures, [result.records[i] for i in chosen], given=given)
+        before = {place: shown_before[i] for place, i in enumerate(chosen) if i in shown_before}
+        sheet = record_sheet(pictures, [result.records[i] for i in chosen], given=given, earlier=before)
         save_png_atomic(sheet, runlog.evaluation_file(self.run_dir, when, "png"))
         summary = runlog.read_json(self.run_dir / runlog.SUMMARY)
         summary[when], own = self._looked_at(when, result, limit, summary)
@@ -221,6 +224,14 @@ class NoRecorder(Recorder):
         yield
 
 
+def looked_at(trajectories: Sequence[Trajectory]) -> dict[int, list[Any]]:
+    """The drawings before the last, uint8 [3, H, W] each, by the row of the trajectory, where they are here."""
+    pixels = {
+        row: [i.pixels.numpy() for i in t.drawings[:-1] if i.pixels is not None] for row, t in enumerate(trajectories)
+    }
+    return {row: some for row, some in pixels.items() if some}
+
+
 def window_of(trajectory: Trajectory) -> list[int]:
     """The SDE steps of the last drawing."""
     path = trajectory.drawings[-1].path
@@ -251,7 +262,8 @@ def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:
 def caption(record: Mapping[str, Any]) -> str:
     """What led to a sampled picture, and what it earned."""
     reward = "" if record["reward"] is None else f" (reward {record['reward']:.3f})"
-    return record["prompt"] + (f" | {record['thinking']}" if record["thinking"] else "") + reward
+    thinking = whole_thinking(record)
+    return record["prompt"] + (f" | {thinking}" if thinking else "") + reward
 
 
 def as_validation(records: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from unigrpo.files import json_line, write_records_atomic
 from unigrpo.ranges import ConfigError
 from unigrpo.reports import runlog
-from unigrpo.reports.grids import save_png_atomic
+from unigrpo.reports.grids import numbered, save_png_atomic
 from unigrpo.runs.places import no_source, try_folder
 from unigrpo.trajectory import Prompt
 
@@ -30,18 +30,35 @@ ONCE = ("prompt", "metadata", "sources", "seed", "settings")
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture uint8 [3, H, W] with what led to it; ``correct`` is None where no rules can judge."""
+    """One picture uint8 [3, H, W] with what led to it; ``correct`` is None where no rules can judge.
+
+    earlier: of several rounds, the pictures that were looked at before it, with the thinking of each; ended: the
+    thinking that ended the sample, if one did.
+    """
 
     prompt: Prompt
     sample: int
     thinking: str | None
     picture: Tensor
     correct: bool | None
+    earlier: Sequence[tuple[str | None, Tensor]] = ()
+    ended: str | None = None
+
+    @property
+    def whole_thinking(self) -> str:
+        """What was thought in all rounds, numbered where there are several."""
+        thoughts = [*(words for words, _ in self.earlier), self.thinking, *([] if self.ended is None else [self.ended])]
+        return numbered(thoughts)
 
 
 def picture_name(position: int, sample: int) -> str:
     """The file of a picture in the folder."""
     return f"{position:05d}-{sample}.png"
+
+
+def round_name(name: str, turn: int) -> str:
+    """The file of a picture that was looked at, beside the one of its sample."""
+    return f"{name.removesuffix('.png')}-round-{turn}.png"
 
 
 @dataclass
@@ -84,6 +101,11 @@ class PictureFolder:
                     f"{self.out / name} is there, and no {RESULTS} says that generate wrote it: move it, or name "
                     "another --out"
                 )
+        for name in plan:
+            if name not in ours and (
+                strange := next(self.out.glob(round_name(name, 1).replace("-1.png", "-*.png")), None)
+            ):
+                raise ConfigError(f"{strange} is there, and no {RESULTS} says that generate wrote it: move it")
         no_source([self.out / name for name in (RESULTS, *plan, *self.there)], files)
         if not self.replace:
             self._check_same()
@@ -111,17 +133,38 @@ class PictureFolder:
         """Write some pictures and what led to them."""
         if self.replace:
             for name in self.there:
-                (self.out / name).unlink(missing_ok=True)
+                for path in (self.out / name, *self.out.glob(f"{name.removesuffix('.png')}-round-*.png")):
+                    path.unlink(missing_ok=True)
             self.replace = False
         new = [one for one in drawn if not self.has([picture_name(one.prompt.position, one.sample)])]
         for one in new:
             name = picture_name(one.prompt.position, one.sample)
             record = {"picture": name, **self.plan[name], "thinking": one.thinking, "sample": one.sample}
-            self.records[name] = record | ({} if one.correct is None else {"correct": one.correct})
+            self.records[name] = record | ({} if one.correct is None else {"correct": one.correct}) | rounds_of(one)
         in_order = [self.records[name] for name in self.plan if name in self.records]
         write_records_atomic(self.out / RESULTS, in_order)
         for one in new:
-            save_png_atomic(as_png(one.picture), self.out / picture_name(one.prompt.position, one.sample))
+            path = self.out / picture_name(one.prompt.position, one.sample)
+            save_rounds(one, path)
+            save_png_atomic(as_png(one.picture), path)
+
+
+def rounds_of(drawn: Drawn) -> dict[str, Any]:
+    """What a record says of several rounds: the thinking and the file of each; the last may say stop."""
+    if not drawn.earlier and drawn.ended is None:
+        return {}
+    name = picture_name(drawn.prompt.position, drawn.sample)
+    rows: list[dict[str, Any]] = [
+        {"thinking": words, "picture": round_name(name, turn)} for turn, (words, _) in enumerate(drawn.earlier, start=1)
+    ]
+    rows.append({"thinking": drawn.thinking, "picture": name})
+    return {"rounds": [*rows, *([] if drawn.ended is None else [{"thinking": drawn.ended}])]}
+
+
+def save_rounds(drawn: Drawn, path: Path) -> None:
+    """Write the pictures of earlier rounds beside the one of its sample."""
+    for turn, (_, picture) in enumerate(drawn.earlier, start=1):
+        save_png_atomic(as_png(picture), path.with_name(round_name(path.name, turn)))
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

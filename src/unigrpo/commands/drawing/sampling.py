@@ -8,7 +8,8 @@ from unigrpo import options
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import Sampling
-from unigrpo.rollout.generate import COLDEST, MOST, STRONGEST, Defaults, how_to_draw
+from unigrpo.rollout.episode import NONE, OWN, Episode, bare, rounds_of
+from unigrpo.rollout.generate import COLDEST, MOST, STRONGEST, Defaults, check_rounds, how_to_draw
 from unigrpo.runs import threads
 from unigrpo.runs.models import loaded
 
@@ -29,6 +30,7 @@ def check(verb: options.Drawing) -> None:
     if verb.seed < 0:
         raise ConfigError(f"--seed {verb.seed}: it must be at least 0, as in recipes")
     size_of(verb)
+    _check_turns(verb)
 
 
 def check_numbers(**numbers: int | None) -> None:
@@ -71,6 +73,32 @@ def load(verb: options.Drawing) -> Policy:
         return policy.at_size(size)
     except ValueError as error:
         raise ConfigError(f"--size {verb.size}: {error}") from error
+
+
+def turns(policy: Policy, verb: options.Drawing) -> Episode:
+    """The turns that the options ask for; ConfigError where the model cannot take them."""
+    check_rounds(policy, verb.rounds, "--rounds")
+    for option, text in (("--rethink", verb.rethink), *(("--stop-word", word) for word in verb.stop_word)):
+        if text not in (OWN, NONE):
+            try:
+                policy.encode_text(text)
+            except ValueError as error:
+                raise ConfigError(f"{option} {text}: {error}") from error
+    return rounds_of(
+        verb.rounds, think=not verb.no_think, stop_words=verb.stop_word, look=verb.look, rethink=verb.rethink
+    )
+
+
+def _check_turns(verb: options.Drawing) -> None:
+    """Refuse what is about a second round where there is none, or what nobody could say."""
+    asked = {"look": verb.look != "seen", "rethink": verb.rethink != OWN, "stop-word": bool(verb.stop_word)}
+    for option, given in asked.items():
+        if given and verb.rounds == 1:
+            raise ConfigError(f"--{option} is about what follows a picture: add --rounds 2, or more")
+    if verb.stop_word and (verb.no_think or verb.rethink != OWN):
+        raise ConfigError("--stop-word waits for a thinking that says so: leave out --no-think and --rethink")
+    if any(not bare(word) for word in verb.stop_word) or not verb.rethink.strip():
+        raise ConfigError("--stop-word and --rethink need words: own, none or a text")
 
 
 def batch_size(policy: Policy, verb: options.Drawing) -> int:

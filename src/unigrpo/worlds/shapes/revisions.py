@@ -39,10 +39,19 @@ def scene_of(words: str) -> Scene:
     return parse_plan(f"{THINK} {words} {END_THINK}") or Scene(())
 
 
+def _flat(one: Mapping[str, Any]) -> dict[str, Any]:
+    """A round with what ``unigrpo eval`` keeps under its values and its detail."""
+    values, detail = one.get("values") or {}, one.get("detail") or {}
+    return {"follow": values.get("follow"), **{key: detail[key] for key in ("shown",) if key in detail}, **one}
+
+
 def revision(record: Mapping[str, Any]) -> Revision | None:
-    """The first look of a record of an evaluation; None where its sample has no second picture."""
-    rounds = record.get("rounds") or ()
-    if len(rounds) < 2 or "correct" not in rounds[1]:
+    """The first look of a record of an evaluation (a run's, or one of ``unigrpo eval``).
+
+    None where its sample has no second picture, or a picture was not judged.
+    """
+    rounds = [_flat(one) for one in record.get("rounds") or ()]
+    if len(rounds) < 2 or any(one.get("correct") is None for one in rounds[:2]):
         return None
     first, second, metadata = rounds[0], rounds[1], parse_prompt(record["prompt"])
     scene, said = scene_of(first["shown"]), parse_rethinking(second["thinking"] or "")
@@ -58,7 +67,7 @@ def revision(record: Mapping[str, Any]) -> Revision | None:
         plan_right=None if plan is None else plan_satisfies(plan, metadata),
         first=first["correct"],
         second=second["correct"],
-        follow=second["follow"],
+        follow=None if second["follow"] is None else bool(second["follow"]),
     )
 
 
@@ -102,3 +111,9 @@ def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "after_right": share(lambda one: one.second, lambda one: one.needed and one.right),
         "after_wrong": share(lambda one: one.second, lambda one: one.needed and not one.right),
     }
+
+
+def further(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The figures of records of two rounds; none of one round."""
+    found = figures(records)
+    return found if found["n"] else {}
