@@ -56,7 +56,7 @@ def look(target: Path) -> None:
     found = target.parent / "rounds.json"
     call("scripts/measure_rounds.py", str(target), "--out", str(found))
     told, more = (json.loads(path.read_text(encoding="utf-8")) for path in (target / "evaluation.json", found))
-    told |= {"two_rounds": more["rounds"], "understanding": more["understanding"]}
+    told |= {"two_rounds": more["seen"]["look"], "understanding": more["understanding"]}
     (target / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     found.unlink()
 

@@ -1,6 +1,6 @@
 """Studies of one question each: the same recipe in several variants and seeds, and a table of what came out.
 
-python scripts/study.py thoughts|advantages|diversity|words [--seeds 4] [--jobs 2] [--work DIR] [--only VARIANT ...]
+python scripts/study.py thoughts|advantages|diversity|words|edits [--seeds 4] [--jobs 2] [--work DIR] [--only VARIANT ...]
 
 Runs that are there are not made again, one that was cut is resumed. Results are docs/results/study-NAME.json and .md.
 """
@@ -83,6 +83,26 @@ STUDIES = {
         "words/unigrpo",
         {"as shipped": {}},
         measures=MEASURES,
+    ),
+    "edits": Study(
+        "Does RL teach edits, what must change and what must stay, in one round and in two, at equally many pictures?",
+        "shapes/edit",
+        {
+            "one round, 12 samples": {"data.group-size": "12"},
+            "two rounds, 6 samples": {
+                "rollout.rounds": "2",
+                "rollout.max-think-tokens": "48",
+                "method.advantage.credit": "per_picture",
+            },
+        },
+        common={"iterations": "60", "eval.every": "60", "eval.compare-samples": "2"},
+        measures={
+            "score": ("after", "score"),
+            "changed": ("after", "changed"),
+            "kept": ("after", "kept"),
+            "plan right": ("after", "plan_right"),
+            "follow": ("after", "follow"),
+        },
     ),
     "diversity": Study(
         "What keeps the colours of pictures whose prompt leaves them open?",

@@ -49,7 +49,8 @@ SHORT = {
     "kept": "rest kept",
 }
 """The same, for a column."""
-OF_EDITS = ("changed", "kept")  # figures that only judged edits have: means of what their records say
+OF_EDITS = ("changed", "kept")
+"""Figures that only judged edits have, each the mean of what records say: what must change, and what must stay."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +211,6 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**figures, "reward_by_category": rewards} if len(rewards) > 1 else figures
 
 
-def _known(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The figures of edits that some record has."""
-    return [name for name in OF_EDITS if any(record.get(name) is not None for record in records)]
-
-
 def of_rounds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of samples with several rounds the mean number of pictures, figures of the first ones, and what was gained.
 
@@ -231,6 +227,11 @@ def of_rounds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     start, last = (reward, last_reward) if score is None else (score, last_score)
     revision = None if last is None or start is None else last - start
     return {"rounds": sum(drawn) / len(drawn), "score_first": score, "reward_first": reward, "revision": revision}
+
+
+def _known(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The figures of edits that some record has."""
+    return [name for name in OF_EDITS if any(record.get(name) is not None for record in records)]
 
 
 def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float]:
@@ -286,7 +287,8 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         raise ValueError(
             "before and after were evaluated on different prompts: a paired comparison needs the same ones"
         )
-    clusters, categories = [r["position"] for r in before], [r["category"] for r in before]
+    clusters = [r["position"] for r in before]
+    categories = [r["category"] for r in before]
     result = {}
     for name, key, strata in (
         ("score", "correct", categories),
@@ -297,7 +299,11 @@ def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -
         ("parsable", "parsable", None),
         *((name, name, None) for name in _known(before)),
     ):
-        sides = [np.array([r.get(key) for r in side], dtype=float) for side in (before, after)]  # None: NaN
+        sides = [np.array([_number(r.get(key)) for r in side]) for side in (before, after)]
         if not any(np.isnan(side).all() for side in sides):
             result[name] = judged_difference(sides[0], sides[1], clusters, strata=strata)
     return result
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)

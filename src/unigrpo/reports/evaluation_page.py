@@ -166,12 +166,6 @@ def _card(record: Json, folder: Path) -> dict[str, Any]:
     }
 
 
-def _given(folder: Path) -> list[dict[str, Any]]:
-    """The pictures that came with a prompt (an edit's sources), as far as they can be read."""
-    found = [_picture(path) for path in sorted(folder.glob("*.png"))]
-    return [{"image": image, "pixelated": side <= PIXELATED} for image, side in found if image]
-
-
 def _rounds(record: Json, folder: Path) -> list[dict[str, Any]]:
     """The rounds beside that of the picture: what was thought, and what was drawn where there is a picture."""
     found = []
@@ -183,6 +177,12 @@ def _rounds(record: Json, folder: Path) -> list[dict[str, Any]]:
             {"turn": turn, "image": image, "pixelated": side <= PIXELATED, "thinking": one.get("thinking") or ""}
         )
     return found
+
+
+def _given(folder: Path) -> list[dict[str, Any]]:
+    """The pictures that came with a prompt (an edit's sources), as far as they can be read."""
+    found = [_picture(path) for path in sorted(folder.glob("*.png"))]
+    return [{"image": image, "pixelated": side <= PIXELATED} for image, side in found if image]
 
 
 def _picture(path: Path) -> tuple[str, int]:

@@ -74,10 +74,8 @@ COMPARED = Kind("an object of differences, each with low and high", _compared)
 
 def _evaluated(where: str) -> dict[str, Kind]:
     """The figures of an evaluation, as keys inside an object."""
-    kinds = dict.fromkeys(
-        ("score", "exam_score", "reward", "plan_right", "follow", "parsable", "changed", "kept"), NUMBER
-    )
-    kinds |= dict.fromkeys(("rounds", "score_first", "reward_first", "revision"), NUMBER)
+    names = ("score", "exam_score", "reward", "plan_right", "follow", "parsable", "changed", "kept")
+    kinds = dict.fromkeys((*names, "rounds", "score_first", "reward_first", "revision"), NUMBER)
     kinds |= {"n": COUNT} | dict.fromkeys(("by_category", "reward_by_category", "canaries"), NUMBERS)
     return {f"{where}.{key}": kind for key, kind in kinds.items()}
 

@@ -63,12 +63,6 @@ def read_thinking(text: str) -> Rethinking | None:
     return parse_rethinking(text) if plan is None else Rethinking((), plan)
 
 
-def _satisfies(plan: Scene | None, metadata: Mapping[str, Any]) -> bool:
-    if plan is None:
-        return False
-    return judge_edit(plan, metadata).correct if is_edit(metadata) else plan_satisfies(plan, metadata)
-
-
 def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence[str | None]) -> list[dict[str, Any]]:
     """One record per picture for the evaluation, by the verifier of prompts or, where a prompt is one, of edits.
 
@@ -90,7 +84,7 @@ def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence
 
 
 def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: str | None) -> dict[str, Any]:
-    read = None if text is None else read_thinking(text)
+    read, edit = None if text is None else read_thinking(text), isinstance(verdict, EditVerdict)
     plan, fine = (None, False) if read is None else (read.plan, read.plan is None)
     return {
         "category": metadata["category"],
@@ -99,8 +93,14 @@ def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: s
         "reward": verdict.reward,
         "points": [[question, met] for question, met in verdict.points],
         "parsable": None if text is None else read is not None,
-        "plan_right": None if text is None or fine else _satisfies(plan, metadata),
+        "plan_right": None if text is None or fine else _satisfies(plan, metadata, edit=edit),
         "follow": None if plan is None else follows(verdict.reading, plan),
         "shown": listed(verdict.reading.scene),
         **({"changed": verdict.changed, "kept": verdict.kept} if isinstance(verdict, EditVerdict) else {}),
     }
+
+
+def _satisfies(plan: Scene | None, metadata: Mapping[str, Any], *, edit: bool) -> bool:
+    if plan is None:
+        return False
+    return judge_edit(plan, metadata).correct if edit else plan_satisfies(plan, metadata)

@@ -1,0 +1,252 @@
+"""Are two rounds worth it? Runs of shapes/rounds and of its controls, seed by seed, and the page of what came out.
+
+    python scripts/study_rounds.py [--seeds 4] [--jobs 2] [--work DIR] [--variants NAME ...] [--page]
+
+Every variant starts from builtin:shapes-rounds and makes equally many pictures: one round has twice the rollouts. Each
+trained model is then measured on the same prompts with the same draws (scripts/measure_rounds.py): with its looks as
+they are, blinded, without critiques, and by questions about pictures. What is there is not made again; --page only
+writes docs/results/rounds.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from study import RESULTS, make
+from unigrpo.files import write_json_atomic, write_text_atomic
+from unigrpo.reports import runlog
+from unigrpo.tools.paper.rows import mean_interval
+
+RECIPE, BASE = "shapes/rounds", "builtin:shapes-rounds"
+MEASURE = Path(__file__).with_name("measure_rounds.py")
+MEASURING = ("--samples", "2", "--controls")
+ONE = "one round, twice the rollouts"
+VARIANTS: dict[str, dict[str, str]] = {
+    "two rounds": {},
+    ONE: {
+        "rollout.rounds": "1",
+        "method.advantage.credit": "terminal",
+        "data.group-size": "12",
+        "eval.rounds": "2",
+    },
+    "two rounds, terminal credit": {"method.advantage.credit": "terminal"},
+    "two rounds, improvement": {"method.advantage.credit": "improvement"},
+    "two rounds, stop said": {"rollout.stop": "said", "rollout.stop-words": "[fine]"},
+}
+"""Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
+UNTRAINED = "untrained"
+SAID = "two rounds, stop said"
+QUICK = {"iterations": "60", "eval.every": "60", "eval.compare-samples": "1"}
+"""Keys of all runs: what is compared is measured afterwards."""
+IN_WORDS = {
+    "seen": "the picture",
+    "grey": "a grey picture",
+    "other": "another prompt's picture",
+    "fine": "the picture, and *fine* in place of the critique",
+    "none": "the picture, and no second thinking",
+}
+MEASURED = "measured.json"
+Found = dict[str, Any]
+"""Of one model: what scripts/measure_rounds.py says of it."""
+
+
+def measure(model: str, variant: str, out: Path) -> None:
+    """Measure a model, unless that was done."""
+    if out.is_file():
+        return
+    words = [sys.executable, str(MEASURE), model, *MEASURING, *(["--stop"] if variant == SAID else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_suffix(".log").open("w", encoding="utf-8") as log:
+        subprocess.run([*words, "--out", str(out)], env=environment, stdout=log, stderr=log, check=True)
+
+
+def made(work: Path, variant: str, seed: int) -> None:
+    """Train one variant with one seed, and measure what came out."""
+    run = folder(work, variant, seed)
+    if variant != UNTRAINED:
+        make(run, RECIPE, {**QUICK, **VARIANTS[variant]}, seed)
+    measure(BASE if variant == UNTRAINED else str(run), variant, run / MEASURED)
+
+
+def folder(work: Path, variant: str, seed: int) -> Path:
+    """Where a run and its evaluations lie."""
+    return work / f"{''.join(c if c.isalnum() else '-' for c in variant)}-seed{seed}"
+
+
+def read(run: Path) -> Found:
+    """What was measured of one model, and the seconds of an iteration."""
+    lines = runlog.read_metrics(run) if (run / runlog.METRICS).is_file() else []
+    seconds = sum(line["seconds"]["total"] for line in lines) / len(lines) if lines else None
+    return {**json.loads((run / MEASURED).read_text(encoding="utf-8")), "seconds": seconds}
+
+
+Runs = Mapping[str, Mapping[int, Found]]
+Figure = Callable[[Found], float | None]
+
+
+def of(*path: str) -> Figure:
+    """A figure by its keys."""
+
+    def figure(found: Found) -> float | None:
+        value: Any = found
+        for key in path:
+            value = value[key]
+        return value
+
+    return figure
+
+
+ACCURACY = of("understanding", "accuracy", "value")
+FIRST, LAST = of("seen", "first", "score"), of("seen", "last", "score")
+
+
+def gained(name: str) -> Figure:
+    """How much better last pictures are than first ones, in one evaluation."""
+    return lambda found: found[name]["last"]["score"] - found[name]["first"]["score"]
+
+
+def cell(runs: Mapping[int, Found], figure: Figure) -> str:
+    """Mean over seeds and Student's 95 % interval; the number alone where there is one model."""
+    values = [value for found in runs.values() if (value := figure(found)) is not None]
+    if not values:
+        return ""
+    return f"{values[0]:.3f}" if len(values) == 1 else str(mean_interval(values))
+
+
+def gap(runs: Runs, variant: str, other: str, figure: Figure, against: Figure | None = None) -> str:
+    """One variant less another, seed by seed."""
+    seeds = sorted(set(runs[variant]) & set(runs[other]))
+    pairs = [(figure(runs[variant][s]), (against or figure)(runs[other][s])) for s in seeds]
+    return mean_interval([a - b for a, b in pairs if a is not None and b is not None]).signed
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, and an empty line."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def figures_of(runs: Runs, columns: Mapping[str, Figure]) -> list[str]:
+    """A table of figures, a row a variant."""
+    rows = [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()]
+    return table(["variant", *columns], rows)
+
+
+def worth_it(runs: Runs) -> list[str]:
+    """Question 1."""
+    columns: dict[str, Figure] = {
+        "first picture": FIRST,
+        "last picture": LAST,
+        "exam of the last": of("seen", "last", "exam_score"),
+        "first plan right": of("seen", "first", "plan_right"),
+        "first plan followed": of("seen", "first", "follow"),
+        "critique right": of("seen", "look", "critique_right"),
+        "wrong pictures mended": of("seen", "look", "fixed"),
+        "right ones spoiled": of("seen", "look", "broken"),
+    }
+    lines = table(
+        ["variant", *columns],
+        [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()],
+    )
+    if ONE not in runs:
+        return lines
+    others = [name for name in runs if name not in (ONE, UNTRAINED)]
+    head = ["seed by seed", "last picture, less the only one of " + ONE, "less the second one, if it is let look"]
+    return lines + table(head, [[n, gap(runs, n, ONE, LAST, FIRST), gap(runs, n, ONE, LAST)] for n in others])
+
+
+def controls(runs: Runs) -> list[str]:
+    """Question 2."""
+    rows = [[name, *(cell(found, gained(check)) for check in IN_WORDS)] for name, found in runs.items()]
+    return table(["last picture less first, looking at", *IN_WORDS.values()], rows)
+
+
+def survives(runs: Runs) -> list[str]:
+    """Question 3."""
+    rows = []
+    for name, found in runs.items():
+        changes = ["", ""]
+        if name != UNTRAINED and UNTRAINED in runs:
+            base = next(iter(runs[UNTRAINED].values()))
+            changes = [changed(found, base, figure) for figure in (ACCURACY, FIRST)]
+        rows.append([name, cell(found, ACCURACY), changes[0], cell(found, FIRST), changes[1]])
+    return table(["variant", "questions", "change", "first picture", "change"], rows)
+
+
+def changed(runs: Mapping[int, Found], base: Found, figure: Figure) -> str:
+    """How training changed a figure of the base."""
+    start = figure(base)
+    return mean_interval(
+        [v - start for one in runs.values() if (v := figure(one)) is not None and start is not None]
+    ).signed
+
+
+def stops(runs: Runs) -> list[str]:
+    """Question 4."""
+    columns: dict[str, Figure] = {
+        "pictures a prompt": of("seen", "last", "rounds"),
+        "last picture": LAST,
+        "right first pictures called fine": of("seen", "says_fine", "of_right"),
+        "wrong ones called fine": of("seen", "says_fine", "of_wrong"),
+    }
+    return figures_of(runs, columns)
+
+
+def page(runs: Runs, command: str) -> str:
+    """All tables, each after its question."""
+    parts = {
+        "Does a second round help, at equal numbers of pictures?": worth_it(runs),
+        "Does the gain need the look, and the critique?": controls(runs),
+        "Does understanding survive, and the first picture?": survives(runs),
+        "Does the model learn when to stop?": stops(runs),
+    }
+    seeds = sorted({seed for name, found in runs.items() if name != UNTRAINED for seed in found})
+    keys = [f"* {name}: `{' '.join(f'--{k} {v}' for k, v in VARIANTS[name].items()) or 'as shipped'}`"
+            for name in runs if name in VARIANTS]  # fmt: skip
+    lines = ["# Think, draw, look, think, draw: what came out", "", f"`{command}`: `{RECIPE}`, seeds {seeds}.", ""]
+    lines += ["Mean over seeds and Student's 95 % interval, of 504 held-out prompts with two samples each.", ""]
+    for question, tables in parts.items():
+        lines += [f"## {question}", "", *tables]
+    common = " ".join(f"--{key} {value}" for key, value in QUICK.items())
+    measuring = (
+        f"Each is measured by `python scripts/measure_rounds.py RUN {' '.join(MEASURING)}` (`--stop` after {SAID})."
+    )
+    return "\n".join([*lines, "## Keys", "", f"All with `{common}`.", "", *keys, "", measuring, ""])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make what is missing, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/study/rounds"))
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone")
+    parser.add_argument("--page", action="store_true", help="make nothing; write the page of what is there")
+    asked = parser.parse_args(argv)
+    variants = [name for name in VARIANTS if not asked.variants or name in asked.variants]
+    halves = (variants[:2], variants[2:])
+    todo = [(UNTRAINED, 0), *((variant, s) for half in halves for s in range(asked.seeds) for variant in half)]
+    if not asked.page:
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            for future in [pool.submit(made, asked.work, *each) for each in todo]:
+                future.result()
+    runs: dict[str, dict[int, Found]] = {}
+    for variant, seed in todo:
+        if (folder(asked.work, variant, seed) / MEASURED).is_file():
+            runs.setdefault(variant, {})[seed] = read(folder(asked.work, variant, seed))
+    command = f"python scripts/study_rounds.py --seeds {asked.seeds}"
+    write_json_atomic(RESULTS / "rounds.json", {"command": command, "runs": runs})
+    write_text_atomic(RESULTS / "rounds.md", page(runs, command))
+    print(f"wrote {RESULTS / 'rounds.md'}")
+
+
+if __name__ == "__main__":
+    main()
