@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from unigrpo import build
+from unigrpo.evaluation import understanding
 from unigrpo.evaluation.evaluator import evaluate, summarise
 from unigrpo.recipe import Model
 from unigrpo.rollout.engine import Sampling
+from unigrpo.rollout.episode import rounds_of
+from unigrpo.worlds.shapes import revisions
 
-CHECKPOINTS = ("shapes-pretrain", "shapes-sft", "words-sft")
+CHECKPOINTS = ("shapes-pretrain", "shapes-sft", "shapes-rounds", "words-sft")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -35,6 +38,34 @@ def test_the_base_of_the_words_world_has_room_in_both_halves() -> None:
     assert figures["n"] >= 2000
     assert 0.50 <= figures["score"] <= 0.70
     assert figures["plan_right"] <= 0.85 and figures["follow"] <= 0.85
+
+
+def test_the_base_that_looks_has_room_in_sight_critique_and_revision() -> None:
+    figures = json.loads((build.builtin_folder("shapes-rounds") / "evaluation.json").read_text())
+    two, understood = figures["two_rounds"], figures["understanding"]
+    assert two["n"] >= 2000 and understood["n"] >= 1000
+    assert 0.45 <= two["score_first"] <= 0.60
+    assert 0.60 <= understood["accuracy"]["value"] <= 0.90
+    assert 0.40 <= two["critique_right"] <= 0.80
+    assert two["score_first"] + 0.05 <= two["score_second"] <= 0.85
+    assert two["after_right"] >= two["after_wrong"] + 0.2
+
+
+def test_the_figures_of_the_base_that_looks_are_the_models() -> None:
+    figures = json.loads((build.builtin_folder("shapes-rounds") / "evaluation.json").read_text())
+    policy, suite, episode = (
+        build.policy(Model("builtin:shapes-rounds")),
+        build.suite("shapes"),
+        rounds_of(2, think=True),
+    )
+    sampling = Sampling(num_points=9, shift=4.0, max_think_tokens=48)
+    result = evaluate(policy, suite.prompts(120), suite.judge, sampling, samples=1, seed=3, episode=episode)
+    measured = revisions.figures(result.records)
+    for key in ("score_first", "score_second", "critique_right"):  # 120 samples: a standard error of 0.045
+        assert abs(measured[key] - figures["two_rounds"][key]) < 0.18, key
+    asked = build.questions("shapes:questions", 200)
+    right = understanding.summary(understanding.records(asked, understanding.answers(policy, asked)))
+    assert abs(right["accuracy"]["value"] - figures["understanding"]["accuracy"]["value"]) < 0.14
 
 
 @pytest.mark.parametrize("world", ["shapes", "words"])

@@ -138,6 +138,7 @@ EVALUATED = "tests/end_to_end/test_evaluations.py"
 SERVED = "tests/end_to_end/test_remote_rewards.py"
 BAGEL = "tests/end_to_end/test_bagel.py"
 WORDS = "tests/end_to_end/test_words_world.py"
+EDITS = "tests/end_to_end/test_editing.py"
 SERVING = "tests/rewards/test_serving.py"
 DRAWN = "--size 64x48 --steps 2 --max-think-tokens 2"
 RULES = [
@@ -181,6 +182,7 @@ RULES = [
     (r"^unigrpo eval .*--guidance 1,", covered(f"{EVALUATED}::test_guidance_gap_is_a_table_with_paired_differences")),
     (r"^unigrpo compare results/", covered(f"{EVALUATED}::test_what_was_measured_otherwise_is_marked_or_refused")),
     (r"^unigrpo compare ", covered("tests/reports/test_comparison.py::test_runs_stand_over_each_other_on_one_page")),
+    (r"^unigrpo train shapes/edit", covered(f"{EDITS}::test_records_and_metrics_tell_both_halves_of_an_edit")),
     (r"^unigrpo train words/", covered(f"{WORDS}::test_both_halves_are_trained_by_what_the_ocr_reads")),
     (r"^unigrpo train ", small(TRAIN)),
     (r"^unigrpo export ", covered(f"{BAGEL}::test_the_export_is_the_public_folder_again")),
@@ -193,6 +195,10 @@ RULES = [
     (
         r"^unigrpo rewards try (NAME|words)",
         covered("tests/test_rewards_verb.py::test_pictures_are_scored_and_values_told_by_name"),
+    ),
+    (
+        r"^unigrpo rewards try shapes/edit",
+        covered("tests/test_rewards_verb.py::test_an_edit_is_tried_with_the_picture_that_it_was_made_from"),
     ),
     (r"^unigrpo doctor", small("--no-self-test")),
     (r"^unigrpo (report|recipes?|rewards|parity|make-tiny-bagel)", small()),

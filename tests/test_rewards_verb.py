@@ -57,6 +57,27 @@ def test_the_table_of_shipped_rewards_is_true(name):
     assert gradient == build.SHIPPED[name].gradient
 
 
+def test_an_edit_is_tried_with_the_picture_that_it_was_made_from(capsys, pictures):
+    source = shapes.Scene((shapes.Object("ring", "red", "b2"), shapes.Object("cross", "cyan", "d1")))
+    edited = shapes.Scene((shapes.Object("ring", "blue", "b2"), shapes.Object("cross", "cyan", "d1")))
+    for name, scene in (("in", source), ("out", edited)):
+        pixels = (shapes.render([scene])[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(pictures / f"{name}.png")
+    words = ["try", "shapes/edit", "--prompt", "Make the ring blue.", "--image", pictures / "out.png"]
+    words += ["--image", pictures / "in.png"]
+    found = said(capsys, *words, "--source", pictures / "in.png")
+    assert found["values"] == pytest.approx([1, 0], abs=0.02) and found["parts"]["kept"] == pytest.approx(
+        [1, 1], abs=0.02
+    )
+    assert "needs the one picture of 32 x 32 pixels that was edited: --source FILE" in refused(capsys, *words)
+    (pictures / "mine.py").write_text(
+        "def mine(images, prompts, metadata, thinking):\n"
+        "    return [float(m['images'][1].shape[2] + m['k']) for m in metadata]\n"
+    )
+    more = ["--source", pictures / "in.png", "--source", pictures / "c.png", "--metadata", "{k: 0.5}"]
+    assert said(capsys, "try", f"{pictures / 'mine.py'}:mine", "--image", pictures / "a.png", *more)["values"] == [48.5]
+
+
 def test_a_family_is_named_with_its_member(monkeypatch):
     with pytest.raises(ValueError, match="there is no reward 'imscore:Pick'"):
         registry.build("imscore:Pick")

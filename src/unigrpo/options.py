@@ -185,6 +185,8 @@ class TryReward:
     """A picture; may be given several times, of one size."""
     prompt: str = ""
     """What was asked of them."""
+    source: Annotated[tuple[Path, ...], UseAppendAction] = ()
+    """For edits: a picture that they were made from; may be given several times."""
     thinking: str | None = None
     """What the model thought before it drew (default: it did not)."""
     metadata: str | None = None

@@ -157,7 +157,12 @@ def test_generate_draws_edits_and_shows_what_they_were_made_of(tmp_path):
     assert tiny_runs.unigrpo("generate", source.text, *words, "--out", sheet, "--num", "2") == 0
     assert tiny_runs.unigrpo("generate", source.text, *words, "--out", alone, "--num", "1") == 0
     tiles = read_tiles(sheet)
-    assert len(tiles) == 2
+    assert len(tiles) == 2 and all(tile.verdict is False for tile in tiles)  # the source is read, so edits are judged
     with Image.open(sheet) as image:
         assert image.width > 2 * (168 + 60)
+    other = tmp_path / "other.png"
+    Image.fromarray(np.full((32, 32, 3), 255, dtype=np.uint8)).save(other)  # which shows nothing of the world
+    words[words.index("--image") + 1] = other
+    assert tiny_runs.unigrpo("generate", source.text, *words, "--out", alone, "--num", "2") == 0
+    assert all(tile.verdict is None for tile in read_tiles(alone))
     assert torch.tensor(tiles[0].picture).shape == (32, 32, 3)

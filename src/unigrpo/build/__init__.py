@@ -23,7 +23,7 @@ from unigrpo.build.runs import RecipeEvaluator, parts, source
 from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
 from unigrpo.build.suites import MAKERS, STREAM, Examining, evaluation_suite, of_prompts, try_suite
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
-from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, known_of
+from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, can_judge, known_of
 from unigrpo.build.worlds import speaking as world_of
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "RecipeEvaluator",
     "Suite",
     "builtin_folder",
+    "can_judge",
     "check_data",
     "check_drawn",
     "check_here",

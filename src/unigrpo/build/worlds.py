@@ -24,6 +24,7 @@ from unigrpo.worlds.shapes import demonstrations as shapes_demonstrations
 from unigrpo.worlds.shapes import edit_prompts, revisions
 from unigrpo.worlds.shapes import looking as shapes_looking
 from unigrpo.worlds.shapes import tasks as shapes_tasks
+from unigrpo.worlds.shapes.edit_reading import parse_edit, read_source
 from unigrpo.worlds.shapes.edit_verifier import is_multiple
 from unigrpo.worlds.shapes.edits import edit_of, is_edit
 from unigrpo.worlds.shapes.scenes import requirements
@@ -44,8 +45,9 @@ class EmbeddedWorld:
     judge: of evaluations; packages, extra: what the judge needs, and what brings it; rewards: names of rewards that
     judge this world's pictures, each with what raises a ValueError where metadata lack what it reads (None: it reads
     none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
-    looking_words: further words of demonstrations that look at pictures; further: more
-    figures of an evaluation, from its records.
+    looking_words: further words of demonstrations that look at pictures; further: more figures of an evaluation, from
+    its records; understand_edit: an instruction and the picture that it is about, read as ``understand`` does (None:
+    nothing is edited).
     """
 
     name: str
@@ -66,6 +68,7 @@ class EmbeddedWorld:
     extra: str = ""
     questions: Callable[[int], list[tuple[str, str, str, Tensor]]] | None = None
     looking_words: Callable[[], tuple[str, ...]] = tuple
+    understand_edit: Callable[[str, Tensor], tuple[str, Mapping[str, Any]]] | None = None
     further: Figures | None = None
 
     @property
@@ -86,6 +89,11 @@ class EmbeddedWorld:
 def _shapes_understood(text: str) -> tuple[str, Mapping[str, Any]]:
     known = dict(shapes.parse_prompt(text))
     return shapes.normalise_prompt(text), known
+
+
+def _shapes_edit_understood(text: str, picture: Tensor) -> tuple[str, Mapping[str, Any]]:
+    edit = parse_edit(text, read_source(picture))
+    return edit.instruction, edit.metadata()
 
 
 def _shapes_stream(split: str, seed: int) -> PromptSource:
@@ -162,6 +170,7 @@ SHAPES = EmbeddedWorld(
     rewards={VERIFIER: requirements, EDIT: edit_of, PREFERENCE: None},
     questions=shapes_looking.held_out_questions,
     looking_words=shapes_looking.further_words,
+    understand_edit=_shapes_edit_understood,
     further=revisions.further,
 )
 WORDS = EmbeddedWorld(
@@ -195,6 +204,12 @@ def reads(world: EmbeddedWorld, prompt: Prompt, size: tuple[int, int]) -> bool:
     return size == world.image_size or (is_edit(prompt.metadata) and is_multiple(*size))
 
 
+def can_judge(world: EmbeddedWorld, prompt: Prompt, size: tuple[int, int]) -> bool:
+    """Whether the rules of a world are here, know what a prompt asks for, and read a picture of (height, width)."""
+    known = world.requires in prompt.metadata or is_edit(prompt.metadata)
+    return world.can_judge and known and reads(world, prompt, size)
+
+
 def named(name: str) -> EmbeddedWorld | None:
     """The world of ``shapes``, ``words:train`` ...; None where the name is of something else."""
     return EMBEDDED.get(name.partition(":")[0])
@@ -217,7 +232,17 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
     return next((world for world in EMBEDDED.values() if words >= set(world.vocabulary())), None)
 
 
-def known_of(reward: str, prompt: str) -> Mapping[str, Any]:
-    """What a reward of a world is told of a prompt in that world's words; ValueError for other words."""
+def known_of(reward: str, prompt: str, given: Sequence[Tensor] = ()) -> Mapping[str, Any]:
+    """What a reward of a world is told of a prompt in that world's words; ValueError for other words.
+
+    given: the pictures uint8 [3, H, W] that the prompt is about, where it is an edit.
+    """
     world = judging(reward)
-    return {} if world is None or world.rewards[reward] is None else world.understand(prompt)[1]
+    if world is None or world.rewards[reward] is None:
+        return {}
+    if reward != EDIT:
+        return world.understand(prompt)[1]
+    if len(given) != 1 or tuple(given[0].shape[1:]) != world.image_size:
+        high, wide = world.image_size
+        raise ValueError(f"{EDIT} needs the one picture of {wide} x {high} pixels that was edited: --source FILE")
+    return _shapes_edit_understood(prompt, given[0])[1]

@@ -197,12 +197,7 @@ def draw(policy: Policy, call: Call, verb: options.Generate) -> list[Drawn]:
     rows = zip(drawn.trajectories, drawn.thinking, drawn.thoughts, drawn.pictures, strict=True)
     for trajectory, words, thoughts, picture in rows:
         prompt, correct = trajectory.prompt, None
-        if (
-            world is not None
-            and world.can_judge
-            and world.requires in prompt.metadata
-            and picture.shape[1:] == world.image_size
-        ):
+        if world is not None and build.can_judge(world, prompt, (picture.shape[1], picture.shape[2])):
             (record,) = world.judge(picture[None].float() / 255.0, [prompt], [words])
             correct = record["correct"]
         looked_at = [present(image.pixels) for image in trajectory.drawings[:-1]]

@@ -16,7 +16,8 @@ from unigrpo.recipe import Scorer
 from unigrpo.recipe.notation import parse
 from unigrpo.rewards import registry
 from unigrpo.rewards.composite import CompositeReward
-from unigrpo.rewards.protocol import RewardInput
+from unigrpo.rewards.protocol import RewardInput, metadata_of
+from unigrpo.trajectory import Prompt
 
 AFTER = (
     "one of your own: path/file.py:thing or package.module:thing; several pictures, arguments and what each needs: "
@@ -62,10 +63,7 @@ def attempt(asked: options.TryReward) -> int:
     if not asked.image:
         raise ConfigError("say which picture to score: --image FILE")
     images = _pictures(asked)
-    args = _mapping("--args", asked.args)
-    about = (
-        build.known_of(asked.name, asked.prompt) if asked.metadata is None else _mapping("--metadata", asked.metadata)
-    )
+    args, about = _mapping("--args", asked.args), _about(asked)
     if not asked.timeout_s > 0:
         raise ConfigError(f"--timeout-s {asked.timeout_s:g}: it must be above 0")
     reward = build.reward([Scorer(asked.name, args=args, value=asked.value, timeout_s=asked.timeout_s)])
@@ -82,6 +80,17 @@ def attempt(asked: options.TryReward) -> int:
     output.result("\n".join(lines), **said, gradient=not reward.black_boxes)
     print(f"{asked.name} took {seconds:.2f} s for {count} picture{'s' * (count != 1)}; {_gradient(reward)}")
     return 0
+
+
+def _about(asked: options.TryReward) -> dict[str, Any]:
+    """What the reward is told of the prompt: metadata, and the pictures that were edited."""
+    sources = tuple(read_picture(path) for path in asked.source)
+    if asked.metadata is None:
+        known = dict(build.known_of(asked.name, asked.prompt, sources))
+    else:
+        known = _mapping("--metadata", asked.metadata)
+    (told,) = metadata_of([Prompt(0, asked.prompt, known, sources)])
+    return dict(told)
 
 
 def _gradient(reward: CompositeReward) -> str:

@@ -28,7 +28,7 @@ def in_the_world(policy: Policy, prompt: Prompt) -> Prompt:
     """The prompt as the model reads it; of a world's words also with the requirements to judge it by."""
     world = build.world_of(policy.words)
     if world is None or prompt.images:
-        return prompt
+        return prompt if world is None else _edit_in_the_world(world, prompt)
     try:
         policy.encode_text(prompt.text)
         if policy.spec.image_size != world.image_size:
@@ -36,4 +36,16 @@ def in_the_world(policy: Policy, prompt: Prompt) -> Prompt:
     except ValueError:  # words that the model has not: below it is said what can be asked for
         pass
     text, known = world.understand(prompt.text)
+    return replace(prompt, text=text, metadata={**prompt.metadata, **known})
+
+
+def _edit_in_the_world(world: build.EmbeddedWorld, prompt: Prompt) -> Prompt:
+    """An edit of one picture of the world with the requirements to judge it by; one that it cannot read as it is."""
+    one = len(prompt.images) == 1 and tuple(prompt.images[0].shape[1:]) == world.image_size
+    if world.understand_edit is None or not one:
+        return prompt
+    try:
+        text, known = world.understand_edit(prompt.text, prompt.images[0])
+    except ValueError:  # the model may have its words all the same
+        return prompt
     return replace(prompt, text=text, metadata={**prompt.metadata, **known})

@@ -18,6 +18,7 @@ from unigrpo.worlds.shapes.edit_prompts import (
     held_out,
     sample_edit,
 )
+from unigrpo.worlds.shapes.edit_reading import parse_edit, read_source
 from unigrpo.worlds.shapes.edits import EDITS, Edit, Wanted, corrupt_target, edit_of, judge_edit, sample_target
 from unigrpo.worlds.shapes.scenes import related
 
@@ -223,3 +224,49 @@ def test_mistakes_spoil_the_edit_and_come_in_many_kinds():
         seen["unchanged" if made.same_picture(edit.source) else "too much" if all(changed) else "other"] += 1
         seen["kept" if kept else "not kept"] += 1
     assert all(seen[kind] > 90 for kind in ("unchanged", "too much", "other", "kept", "not kept")), seen
+
+
+# Reading
+
+
+@pytest.mark.parametrize("split", SPLITS[:2])
+def test_every_instruction_is_read_as_it_was_meant(split: str):
+    for edit in STREAMS[split]:
+        read = parse_edit(edit.instruction, edit.source)
+        assert (read.category, read.edited, read.wanted) == (edit.category, edit.edited, edit.wanted), edit.instruction
+        assert read_source(fixed_picture(edit.source)).same_picture(edit.source)
+
+
+def fixed_picture(scene: Scene) -> torch.Tensor:
+    return (render([scene])[0] * 255).round().byte()
+
+
+def test_people_may_write_instructions_with_capitals_and_stops():
+    assert parse_edit(" Make the RING blue! ", SOURCE).wanted == Wanted("ring", "blue", ("d4",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("paint the ring blue", "ask for one change of one object"),
+        ("make the ring pink", "ask for one change"),
+        ("make the cross blue", "has 0 of what is called the cross: name one that is there"),
+        ("add a red cross at d4", "d4 is not empty"),
+        ("move the square to b2", "b2 is not empty"),
+        ("move the square to the right of the ring", "there is no empty cell to the right of the ring"),
+    ],
+)
+def test_what_cannot_be_understood_is_told(text: str, said: str):
+    with pytest.raises(ValueError, match=said):
+        parse_edit(text, SOURCE)
+
+
+def test_an_instruction_that_means_two_objects_is_refused():
+    both = Scene((*SOURCE.objects, Object("ring", "red", "a1")))
+    with pytest.raises(ValueError, match="has 2 of what is called the ring: name its colour"):
+        parse_edit("make the ring blue", both)
+
+
+def test_a_picture_of_something_else_is_no_source():
+    with pytest.raises(ValueError, match="show no object of the shapes world"):
+        read_source(torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))

@@ -96,7 +96,7 @@ def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: s
         "plan_right": None if text is None or fine else _satisfies(plan, metadata, edit=edit),
         "follow": None if plan is None else follows(verdict.reading, plan),
         "shown": listed(verdict.reading.scene),
-        **({"changed": verdict.changed, "kept": verdict.kept} if edit else {}),
+        **({"changed": verdict.changed, "kept": verdict.kept} if isinstance(verdict, EditVerdict) else {}),
     }
 
 
