@@ -31,6 +31,12 @@ class VisionSizes:
         layer = 4 * (h * h + h) + (2 * h * i + h + i) + 4 * h
         return h * self.patch_dim + h + self.places * h + self.layers * layer + 2 * h
 
+    def flops(self, patches: int) -> float:
+        """FLOPs to see a picture of so many patches: their embedding, then matrices and attention of every layer."""
+        h, n = self.hidden, patches
+        layer = 2 * n * (4 * h * h + 2 * h * self.intermediate) + 4 * n * n * h
+        return 2 * n * self.patch_dim * h + self.layers * layer
+
 
 @dataclass(frozen=True)
 class AutoencoderSizes:
@@ -178,6 +184,11 @@ class ModelSizes:
         """Parameters of the two layers between the vision tower and the language model."""
         h = self.hidden
         return (self.vision.hidden * h + h + h * h + h) if self.vision else 0
+
+    def see(self, patches: int) -> float:
+        """FLOPs of the tower and the connector for one picture; 0 without a tower."""
+        h = self.hidden
+        return 0.0 if self.vision is None else self.vision.flops(patches) + 2 * patches * h * (self.vision.hidden + h)
 
     @property
     def vision_parameters(self) -> int:
