@@ -93,8 +93,8 @@ class Counting:
         """Through all layers, in each of the :meth:`passes`: 1 forward for the inputs' gradients, 1 more for the
         weights' where they learn.
 
-        The image's loss alone comes into a context by keys and values: of the last layer nothing else has a gradient,
-        and of the first one the words' own projections need none.
+        Into pictures that were looked at a loss comes by keys and values: of the last layer nothing else of theirs has
+        a gradient. Where the image's comes alone, that is so of the words too, whose first projections then need none.
         """
         if not block.flows:
             return 0.0
@@ -102,20 +102,23 @@ class Counting:
         for learning in self.passes(block):
             each = self._layer_backward(block, learning)
             total += s.layers * each
+            keys = 4 * s.hidden * s.kv
+            last = keys * block.gen * (1 + (self.denoising == "full"))
             if block.clean and learning == ("denoising",):
-                keys = 4 * s.hidden * s.kv
-                last = keys * (block.tokens + block.gen * (self.denoising == "full"))
-                total += last - each - block.und * (2 * s.hidden * s.hidden + keys)
+                total += last + keys * block.und - each - block.und * (2 * s.hidden * s.hidden + keys)
+            elif block.clean:
+                total += last - block.gen * self._token_backward("denoising", learning)
         return total
 
+    def _token_backward(self, expert: Expert, learning: tuple[Expert, ...]) -> float:
+        base = 2 * self.sizes.layer_matrices
+        learned = {"full": base, "lora": self.linear(expert) - base, "frozen": 0.0}[self.training(expert)]
+        return self.linear(expert) + learned * (expert in learning)
+
     def _layer_backward(self, block: Block, learning: tuple[Expert, ...]) -> float:
-        total = FUSED_BACKWARD * self.attention(block.pairs)
-        experts: tuple[tuple[Expert, int], ...] = (("reasoning", block.und), ("denoising", block.gen))
-        for expert, tokens in experts:
-            base = 2 * self.sizes.layer_matrices
-            learned = {"full": base, "lora": self.linear(expert) - base, "frozen": 0.0}[self.training(expert)]
-            total += tokens * (self.linear(expert) + learned * (expert in learning))
-        return total
+        words = block.und * self._token_backward("reasoning", learning)
+        latents = block.gen * self._token_backward("denoising", learning)
+        return FUSED_BACKWARD * self.attention(block.pairs) + words + latents
 
     def passes(self, block: Block) -> list[tuple[Expert, ...]]:
         """The backward passes through a block, and which experts learn in each.
@@ -130,7 +133,7 @@ class Counting:
             return [("reasoning", "denoising") if self.through_context else ("denoising",)]
         text: list[tuple[Expert, ...]] = [("reasoning", "denoising")] if self.reasoning != "frozen" else []
         alone = self.denoising != "frozen" and not (text and self.through_context)
-        return text + ([("denoising",)] if alone else [])
+        return [*text, ("denoising",)] if alone else text
 
     def layers_again(self, block: Block) -> float:
         """Computed again up to the last tensor that is asked for: without adapters, down's product is not."""

@@ -40,9 +40,9 @@ class VisionSizes:
 
 @dataclass(frozen=True)
 class AutoencoderSizes:
-    """An autoencoder, as far as drawing costs: a picture is decoded once.
+    """An autoencoder, as far as drawing costs: a picture is decoded once, and encoded to be looked at.
 
-    decode_flops: of the convolutions, per pixel. attention, downsample: channels and pixels per side of the one
+    decode_flops, encode_flops: of the convolutions, per pixel. attention, downsample: channels and pixels per side of the one
     attention layer in its middle (0: none). widest: most numbers per pixel of one tensor in the decoder.
     """
 
@@ -51,11 +51,16 @@ class AutoencoderSizes:
     widest: float
     attention: int = 0
     downsample: int = 8
+    encode_flops: float = 0.0
 
     def flops(self, pixels: int) -> float:
         """FLOPs to decode a picture of so many pixels: convolutions, and 4 N^2 c of the attention."""
         tokens = pixels / self.downsample**2
         return self.decode_flops * pixels + 4 * tokens**2 * self.attention
+
+    def encode(self, pixels: int) -> float:
+        """The same to encode one."""
+        return self.flops(pixels) + (self.encode_flops - self.decode_flops) * pixels
 
 
 Piece = tuple[int, int, int]  # weights of convolutions, all other parameters, and the level at which they run
@@ -97,8 +102,8 @@ def flux_autoencoder(
         before = channels
     decoder.append(_convolution(width, 3, 0, norm=True))
     parameters = sum(weights + others for weights, others, _ in encoder + decoder)
-    flops = sum(2 * weights / 4**level for weights, _, level in decoder)
-    return AutoencoderSizes(parameters, flops, widest, widths[-1], 2**top)
+    flops, back = (sum(2 * weights / 4**level for weights, _, level in half) for half in (decoder, encoder))
+    return AutoencoderSizes(parameters, flops, widest, widths[-1], 2**top, back)
 
 
 def small_autoencoder(channels: int = 4, width: int = 20) -> AutoencoderSizes:
@@ -111,7 +116,8 @@ def small_autoencoder(channels: int = 4, width: int = 20) -> AutoencoderSizes:
     # a transposed convolution of 4 x 4 and stride 2 multiplies every input pixel by all 16 weights
     halvings = 16 * width * width * (1 / 4 + 1 / 16)
     flops = 2 * (9 * channels * width / 16 + stages + halvings + 27 * width)
-    return AutoencoderSizes(encoder + decoder, flops, width, downsample=4)
+    back = 2 * (27 * width + stages + halvings + 18 * width * channels / 16)
+    return AutoencoderSizes(encoder + decoder, flops, width, downsample=4, encode_flops=back)
 
 
 @dataclass(frozen=True)
