@@ -1,6 +1,6 @@
 """Studies of one question each: the same recipe in several variants and seeds, and a table of what came out.
 
-python scripts/study.py thoughts|advantages|diversity|words|edits [--seeds 4] [--jobs 2] [--work DIR] [--only VARIANT ...]
+python scripts/study.py thoughts|advantages|diversity|words|edits [--seeds 4] [--jobs 2] [--work DIR] [--only NAME ...]
 
 Runs that are there are not made again, one that was cut is resumed. Results are docs/results/study-NAME.json and .md.
 """

@@ -30,20 +30,24 @@ MEASURE = Path(__file__).with_name("measure_rounds.py")
 MEASURING = ("--samples", "2", "--controls")
 ONE = "one round, twice the rollouts"
 VARIANTS: dict[str, dict[str, str]] = {
-    "two rounds": {},
+    "two rounds, improvement": {"method.advantage.credit": "improvement"},
     ONE: {
         "rollout.rounds": "1",
         "method.advantage.credit": "terminal",
         "data.group-size": "12",
         "eval.rounds": "2",
     },
-    "two rounds, terminal credit": {"method.advantage.credit": "terminal"},
-    "two rounds, improvement": {"method.advantage.credit": "improvement"},
-    "two rounds, stop said": {"rollout.stop": "said", "rollout.stop-words": "[fine]"},
+    "two rounds, per picture": {"method.advantage.credit": "per_picture"},
+    "two rounds, terminal": {"method.advantage.credit": "terminal"},
+    "two rounds, improvement, stop said": {
+        "method.advantage.credit": "improvement",
+        "rollout.stop": "said",
+        "rollout.stop-words": "[fine]",
+    },
 }
 """Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
 UNTRAINED = "untrained"
-SAID = "two rounds, stop said"
+SAID = "two rounds, improvement, stop said"
 QUICK = {"iterations": "60", "eval.every": "60", "eval.compare-samples": "1"}
 """Keys of all runs: what is compared is measured afterwards."""
 IN_WORDS = {

@@ -34,6 +34,7 @@ RUNS = {
     "fpo": {"method": "{name: fpo, fpo: {pairs: 2}}"},
     "nft": {"method": "{name: diffusion_nft, nft: {pairs: 2}}"},
     "refl": {"method": "{name: refl}", "reward__train": "[{name: shapes/preference}]"},
+    "rounds": {"rollout__rounds": 2},
     "supervised": {"recipe": tiny_runs.PRETRAIN, "optimizer__warmup": 0},
     "edit": {"recipe": tiny_runs.EDIT},
     "unjudged": {"reward__validation": "[{name: image/jpeg-compressibility}]"},
@@ -89,10 +90,10 @@ def test_every_key_of_samples_and_evaluations_is_explained(folders):
     folder = folders["rl"]
     records = [
         record
-        for name in ("rl", "thoughts", "edit")
+        for name in ("rl", "thoughts", "rounds", "edit")
         for record in runlog.read_records(runlog.samples_file(folders[name], 1, "jsonl"))
     ]
-    for name in ("rl", "edit"):
+    for name in ("rl", "rounds", "edit"):
         records += runlog.read_records(runlog.evaluation_file(folders[name], "after", "jsonl"))
     written = {p for record in records for p in paths(record)}
     summary = json.loads((folder / runlog.SUMMARY).read_text())

@@ -122,8 +122,9 @@ class Eval(Drawing):
     words: Annotated[Positional[tuple[str, ...]], arg(metavar="[score FOLDER]")] = ()
     """Nothing, or score and a folder with 00000/metadata.jsonl and 00000/samples/0000.png, whoever drew them."""
     suite: str = "shapes"
-    """shapes, words (held-out), shapes:train, geneval, exam, ocr; geneval, tiif, geneval2 or wise with the path of
-    their own file (wise:PATH); a file of prompts as generate --prompts, hf:owner/name, or -."""
+    """shapes, words (held-out), shapes:train, shapes:questions (answers in words), geneval, exam, ocr; geneval, tiif,
+    geneval2 or wise with the path of their own file (wise:PATH); a file of prompts as generate --prompts,
+    hf:owner/name, or -."""
     limit: int | None = None
     """How many of these prompts, from the first (default: all of a fixed list; 504 of others)."""
     samples: int = 4

@@ -17,6 +17,7 @@ RL = [*SMALL, "--data.prompts_per_iteration", "2", "--data.group_size", "2", "--
       "--rollout.batch", "2", "--optimizer.micro_batch", "2", "--checkpoint.every", "1"]  # fmt: skip
 DRAWN = ["--size", "64x48", "--steps", "4", "--max-think-tokens", "6"]
 LORA = ["--model.lora", "{rank: 4, alpha: 8}"]
+LOOKS = pytest.param("unigrpo-rounds-lora", marks=pytest.mark.slow)  # a small picture is looked at as 512 x 512
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_an_adapter_loads_in_plain_peft(run, tiny, tmp_path):
     assert len(moved) == 3 * 14 and all(float(p.detach().abs().max()) > 0 for p in moved)
 
 
-@pytest.mark.parametrize("recipe", ["flowgrpo", "textgrpo", "unigrpo-lora-1gpu", "unigrpo-edit-lora"])
+@pytest.mark.parametrize("recipe", ["flowgrpo", "textgrpo", "unigrpo-lora-1gpu", "unigrpo-edit-lora", LOOKS])
 def test_the_other_recipes_run(tiny, tmp_path, recipe):
     run = tmp_path / "run"
     words = ["--model.lora.rank", "4"] if "lora" in recipe else []

@@ -9,9 +9,11 @@ from formulas import METHODS, queries_of
 from seeing_models import SAMPLING, in_rounds, item_of, picture, policy_of
 from small_models import gradients, normal, relative
 from tolerances import assert_same_answers, gradient_bound
+from unigrpo.objectives.method import Losses
 from unigrpo.objectives.regularisers import Regulariser
 from unigrpo.policy import ReplayItem
 from unigrpo.rollout.guidance import Guidance
+from unigrpo.training.gradients import backward, backward_sharded
 from unigrpo.training.lora import Adapter
 from unigrpo.training.replay import Batch, replay
 from unigrpo.training.update import annotate_behaviour
@@ -189,3 +191,27 @@ def test_rounds_of_an_edit(policy):
     with torch.no_grad():
         stats = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries).stats
     assert float(stats["flow/log_ratio_max"].max()) < 1e-7 and float(stats["text/log_ratio_max"].max()) < 1e-5
+
+
+def received(policy, batch, method, which, how=backward):
+    """The gradients that one of the two losses gives, by name of the parameter, as an update lets it."""
+    policy.model.zero_grad(set_to_none=True)
+    losses = method.losses(batch.trajectories, replay(policy, batch, 1.0), batch.queries)
+    text, image = (losses.text_loss, None) if which == "text" else (None, losses.image_loss)
+    how(policy, method, Losses(text, image, losses.stats), len(batch))
+    found = gradients(policy)
+    policy.model.zero_grad(set_to_none=True)
+    return {name for name, gradient in found.items() if bool(gradient.any())}
+
+
+@pytest.mark.parametrize("how", [backward, backward_sharded])
+def test_words_about_a_picture_do_not_train_the_weights_that_read_it(policy, rolled, how):
+    """The words of a second round read the first picture by weights that are constants to their loss."""
+    method = replace(METHODS["unigrpo"], regulariser=Regulariser(weight=0.0))
+    batch, denoising = batch_of(method, rolled), set(policy.denoising_parameters())
+    assert not received(policy, batch, method, "text", how) & denoising
+    assert received(policy, batch, method, "text", how) <= set(policy.reasoning_parameters())
+    assert received(policy, batch, method, "image", how) <= denoising
+    exact = replace(method, image_grad_through_context=True)
+    assert received(policy, batch, exact, "text", how) & denoising
+    assert received(policy, batch, exact, "image", how) - denoising

@@ -8,7 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_runs
 from unigrpo.costs.counting import Counting
+from unigrpo.models.bagel.config import VisionConfig
+from unigrpo.models.bagel.transformer import BagelModel
+from unigrpo.models.bagel_files.checkpoint import save_policy
+from unigrpo.models.bagel_files.pretrained import Bagel
+from unigrpo.models.micro import initialise
 from unigrpo.reports import runlog
+from unigrpo.rollout.episode import Episode
 from unigrpo.training.clock import Clock
 from unigrpo.training.flops import Effort, counting_of, drawn, iteration_flops, packed_of, row_of, utilization
 from unigrpo.training.peak import STATED, Peak, peak_of, stated
@@ -63,6 +69,66 @@ def test_an_iteration_is_counted_as_torch_counts_it(tmp_path):
         trainer.update(batch)
     whole = iteration_flops(trainer.recipe, sizes_of(trainer), collected)
     assert whole == pytest.approx(products(rollout) + products(reference) + products(update), rel=0.02)
+
+
+SEEING = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "image_size": 32}
+SEEING |= {"patch_size": 8, "max_patches_per_side": 4}
+
+
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory):
+    """Models like that of the tiny runs, with a vision tower and without; their thinkings never end."""
+    folders, plain = [], Bagel.load(tiny_runs.model_folder())
+    for vision in (None, VisionConfig(**SEEING)):
+        model = BagelModel(replace(plain.config, vision=vision))
+        initialise(model, 3)
+        with torch.no_grad():
+            model.llm2vae.weight.normal_(0.0, 0.1)
+        folders.append(tmp_path_factory.mktemp("looking") / "model")
+        save_policy(Bagel(model, plain.tokenizer, plain.autoencoder), folders[-1])
+    return folders
+
+
+ROUNDS = {
+    "plain": (False, {}),
+    "through": (True, {"method__image_grad_through_context": True}),
+    "flow": (True, {"method": "{name: flow_grpo, regulariser: {weight: 0.3}}"}),
+    "text": (False, {"method": "{name: text_grpo}", "method__text__kl_weight": 0.1}),
+    "told": (True, {"rollout__rethink": "red ring"}),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_rounds_are_counted_as_torch_counts_them(tmp_path, looking, name):
+    """Forwards to the digit; backwards but for the first layers, whose inputs need no gradient."""
+    tower, options = ROUNDS[name]
+    more = {"model__path": looking[tower], "data__prompts_per_iteration": 1, "rollout__rounds": 3, **options}
+    trainer = tiny_runs.trainer_of(tmp_path, **more)
+    counts = counting_of(trainer.recipe, sizes_of(trainer))
+    with counted() as rollout:
+        collected = trainer.parts.source.collect(trainer.parts.policy, 0, Clock())
+    rows = rows_of(trainer, collected.samples)
+    assert all(row.looked == 2 * 64 and len(row.views) == 2 * tower for row in rows)
+    assert drawn(trainer.recipe, counts, rows) == products(rollout)
+    with counted() as reference:
+        batch, _ = trainer.annotate(collected, 0)
+    packed = [packed_of(rows[start : start + 4], counts) for start in (0, 4)]
+    assert sum(map(counts.replay, packed)) == products(reference)
+    with counted() as update:
+        trainer.update(batch)
+    whole = iteration_flops(trainer.recipe, sizes_of(trainer), collected)
+    assert whole == pytest.approx(products(rollout) + products(reference) + products(update), rel=0.06)
+
+
+def test_samples_that_stop_cost_less(tmp_path, monkeypatch):
+    costs = []
+    for ends in (False, True):
+        monkeypatch.setattr(Episode, "ends", lambda self, words, ends=ends: ends)
+        stop = {"rollout__rounds": 2, "rollout__stop": "said", "rollout__stop_words": "[over]"}
+        trainer = tiny_runs.trainer_of(tmp_path, **stop)
+        collected = trainer.parts.source.collect(trainer.parts.policy, 0, Clock())
+        costs.append(iteration_flops(trainer.recipe, sizes_of(trainer), collected))
+    assert costs[1] < 0.75 * costs[0]
 
 
 def test_padding_is_not_counted_and_micro_batches_are(tmp_path):

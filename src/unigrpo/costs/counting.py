@@ -16,7 +16,7 @@ FUSED_BACKWARD = 2.5  # a fused attention computes the scores again: five produc
 class Block:
     """A block of the packed replay: ``und`` and ``gen`` tokens, query-key ``pairs`` and ``keys`` over all rows.
 
-    flows: whether gradients pass through it.
+    flows: whether gradients pass through it. clean: its gen tokens are pictures that were looked at, and no noisy ones.
     """
 
     und: int
@@ -24,6 +24,7 @@ class Block:
     pairs: int
     keys: int
     flows: bool
+    clean: bool = False
 
     @property
     def tokens(self) -> int:
@@ -33,12 +34,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed replay in numbers: its blocks, the tokens that are scored, and the noisy images of so many tokens."""
+    """A packed replay in numbers: its blocks, the tokens that are scored, and the noisy images of so many tokens.
+
+    looked: latent tokens of pictures that are looked at; views: the patches of each such picture as it is seen.
+    """
 
     blocks: Sequence[Block]
     scored: int
     images: int
     image_tokens: int
+    looked: int = 0
+    views: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -84,22 +90,50 @@ class Counting:
         return self.sizes.layers * (tokens + self.attention(block.pairs))
 
     def layers_backward(self, block: Block) -> float:
-        """Through all layers: 1 forward for the inputs' gradients, 1 more for the weights' where they are trained.
+        """Through all layers, in each of the :meth:`passes`: 1 forward for the inputs' gradients, 1 more for the
+        weights' where they learn.
 
-        The markers of noisy images are und tokens of the image's loss, which sees reasoning weights as constants unless
-        ``through_context``.
+        Into pictures that were looked at a loss comes by keys and values: of the last layer nothing else of theirs has
+        a gradient. Where the image's comes alone, that is so of the words too, whose first projections then need none.
         """
         if not block.flows:
             return 0.0
-        total = FUSED_BACKWARD * self.attention(block.pairs)
-        experts: tuple[tuple[Expert, int], ...] = (("reasoning", block.und), ("denoising", block.gen))
-        for expert, tokens in experts:
-            base = 2 * self.sizes.layer_matrices
-            learned = {"full": base, "lora": self.linear(expert) - base, "frozen": 0.0}[self.training(expert)]
-            if expert == "reasoning" and block.gen and not self.through_context:
-                learned = 0.0
-            total += tokens * (self.linear(expert) + learned)
-        return self.sizes.layers * total
+        total, s = 0.0, self.sizes
+        for learning in self.passes(block):
+            each = self._layer_backward(block, learning)
+            total += s.layers * each
+            keys = 4 * s.hidden * s.kv
+            last = keys * block.gen * (1 + (self.denoising == "full"))
+            if block.clean and learning == ("denoising",):
+                total += last + keys * block.und - each - block.und * (2 * s.hidden * s.hidden + keys)
+            elif block.clean:
+                total += last - block.gen * self._token_backward("denoising", learning)
+        return total
+
+    def _token_backward(self, expert: Expert, learning: tuple[Expert, ...]) -> float:
+        base = 2 * self.sizes.layer_matrices
+        learned = {"full": base, "lora": self.linear(expert) - base, "frozen": 0.0}[self.training(expert)]
+        return self.linear(expert) + learned * (expert in learning)
+
+    def _layer_backward(self, block: Block, learning: tuple[Expert, ...]) -> float:
+        words = block.und * self._token_backward("reasoning", learning)
+        latents = block.gen * self._token_backward("denoising", learning)
+        return FUSED_BACKWARD * self.attention(block.pairs) + words + latents
+
+    def passes(self, block: Block) -> list[tuple[Expert, ...]]:
+        """The backward passes through a block, and which experts learn in each.
+
+        The markers of noisy images are und tokens of the image's loss, which sees reasoning weights as constants unless
+        ``through_context``. Pictures that were looked at are read with denoising weights: where these are trained, the
+        image's loss comes through such a block too, and the text's reaches them.
+        """
+        if not block.gen:
+            return [("reasoning",)]
+        if not block.clean:
+            return [("reasoning", "denoising") if self.through_context else ("denoising",)]
+        text: list[tuple[Expert, ...]] = [("reasoning", "denoising")] if self.reasoning != "frozen" else []
+        alone = self.denoising != "frozen" and not (text and self.through_context)
+        return [*text, ("denoising",)] if alone else text
 
     def layers_again(self, block: Block) -> float:
         """Computed again up to the last tensor that is asked for: without adapters, down's product is not."""
@@ -111,17 +145,31 @@ class Counting:
     def replay(self, packed: Packed) -> float:
         """The forward of a packed replay: its blocks, the scored tokens, the noisy images."""
         layers = sum(self.layers(block) for block in packed.blocks)
-        return layers + self.head(packed.scored) + self.latent_ends(packed.images, packed.image_tokens)
+        heads = self.head(packed.scored) + self.latent_ends(packed.images, packed.image_tokens)
+        return layers + heads + self.looks(packed.looked, packed.views)
 
     def replay_backward(self, packed: Packed) -> float:
         """Its backward pass, and the layers once more with activation checkpointing."""
         layers = sum(self.layers_backward(block) for block in packed.blocks)
         if self.checkpointing:
-            layers += sum(self.layers_again(block) for block in packed.blocks if block.flows)
+            layers += sum(len(self.passes(b)) * self.layers_again(b) for b in packed.blocks if b.flows)
         head = self.head(packed.scored) * (self.reasoning != "frozen") * (1 + (self.reasoning == "full"))
         out = 2 * self.sizes.hidden * self.sizes.latent_dim * packed.image_tokens * packed.images
         whole = 1.5 * self.latent_ends(packed.images, packed.image_tokens)
-        return layers + head + (whole if self.denoising == "full" else out)
+        clean = [len(self.passes(block)) for block in packed.blocks if block.clean]
+        looked = max(clean, default=0) * self.looks(packed.looked, ()) * (self.denoising == "full")
+        return layers + head + (whole if self.denoising == "full" else out) + looked
+
+    def looks(self, latents: int, views: Sequence[int]) -> float:
+        """What goes before the layers for pictures that are looked at: vae2llm and the time embedder for every latent
+        token, the vision tower and the connector for every picture that is seen."""
+        s = self.sizes
+        return 2 * s.hidden * (s.latent_dim + FREQUENCIES + s.hidden) * latents + sum(map(s.see, views))
+
+    def look(self, before: int, und: int, latents: int, views: Sequence[int]) -> float:
+        """Reading what a look gives after ``before`` tokens: ``und`` tokens (markers, what is seen) and latents."""
+        own = und + latents
+        return self.layers(Block(und, latents, own * (before + own), 0, False)) + self.looks(latents, views)
 
     def prefill(self, tokens: int, length: int) -> float:
         """``tokens`` tokens in prompts of ``length``."""

@@ -31,13 +31,19 @@ class VisionSizes:
         layer = 4 * (h * h + h) + (2 * h * i + h + i) + 4 * h
         return h * self.patch_dim + h + self.places * h + self.layers * layer + 2 * h
 
+    def flops(self, patches: int) -> float:
+        """FLOPs to see a picture of so many patches: their embedding, then matrices and attention of every layer."""
+        h, n = self.hidden, patches
+        layer = 2 * n * (4 * h * h + 2 * h * self.intermediate) + 4 * n * n * h
+        return 2 * n * self.patch_dim * h + self.layers * layer
+
 
 @dataclass(frozen=True)
 class AutoencoderSizes:
-    """An autoencoder, as far as drawing costs: a picture is decoded once.
+    """An autoencoder, as far as drawing costs: a picture is decoded once, and encoded to be looked at.
 
-    decode_flops: of the convolutions, per pixel. attention, downsample: channels and pixels per side of the one
-    attention layer in its middle (0: none). widest: most numbers per pixel of one tensor in the decoder.
+    decode_flops, encode_flops: of the convolutions, per pixel. attention, downsample: channels and pixels per side of
+    the one attention layer in its middle (0: none). widest: most numbers per pixel of one tensor in the decoder.
     """
 
     parameters: int
@@ -45,11 +51,16 @@ class AutoencoderSizes:
     widest: float
     attention: int = 0
     downsample: int = 8
+    encode_flops: float = 0.0
 
     def flops(self, pixels: int) -> float:
         """FLOPs to decode a picture of so many pixels: convolutions, and 4 N^2 c of the attention."""
         tokens = pixels / self.downsample**2
         return self.decode_flops * pixels + 4 * tokens**2 * self.attention
+
+    def encode(self, pixels: int) -> float:
+        """The same to encode one."""
+        return self.flops(pixels) + (self.encode_flops - self.decode_flops) * pixels
 
 
 Piece = tuple[int, int, int]  # weights of convolutions, all other parameters, and the level at which they run
@@ -91,8 +102,8 @@ def flux_autoencoder(
         before = channels
     decoder.append(_convolution(width, 3, 0, norm=True))
     parameters = sum(weights + others for weights, others, _ in encoder + decoder)
-    flops = sum(2 * weights / 4**level for weights, _, level in decoder)
-    return AutoencoderSizes(parameters, flops, widest, widths[-1], 2**top)
+    flops, back = (sum(2 * weights / 4**level for weights, _, level in half) for half in (decoder, encoder))
+    return AutoencoderSizes(parameters, flops, widest, widths[-1], 2**top, back)
 
 
 def small_autoencoder(channels: int = 4, width: int = 20) -> AutoencoderSizes:
@@ -105,7 +116,8 @@ def small_autoencoder(channels: int = 4, width: int = 20) -> AutoencoderSizes:
     # a transposed convolution of 4 x 4 and stride 2 multiplies every input pixel by all 16 weights
     halvings = 16 * width * width * (1 / 4 + 1 / 16)
     flops = 2 * (9 * channels * width / 16 + stages + halvings + 27 * width)
-    return AutoencoderSizes(encoder + decoder, flops, width, downsample=4)
+    back = 2 * (27 * width + stages + halvings + 18 * width * channels / 16)
+    return AutoencoderSizes(encoder + decoder, flops, width, downsample=4, encode_flops=back)
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,11 @@ class ModelSizes:
         """Parameters of the two layers between the vision tower and the language model."""
         h = self.hidden
         return (self.vision.hidden * h + h + h * h + h) if self.vision else 0
+
+    def see(self, patches: int) -> float:
+        """FLOPs of the tower and the connector for one picture; 0 without a tower."""
+        h = self.hidden
+        return 0.0 if self.vision is None else self.vision.flops(patches) + 2 * patches * h * (self.vision.hidden + h)
 
     @property
     def vision_parameters(self) -> int:

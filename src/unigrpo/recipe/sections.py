@@ -165,7 +165,8 @@ class Mix:
     def __post_init__(self) -> None:
         for key, share in self.dense_shares().items():
             other = {"unconditional": self.unconditional, "no_think": self.no_think, "plan_only": self.plan_only}
-            check_shares("data.mix", {key: share, **other, **self.looking()})
+            looking = {key: share for key, share in self.looking().items() if share > 0}
+            check_shares("data.mix", {key: share, **other, **looking})
 
     def looking(self) -> dict[str, float]:
         """The shares of demonstrations in which a picture is looked at."""

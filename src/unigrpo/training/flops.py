@@ -19,6 +19,7 @@ from unigrpo.recipe.sections import PromptData
 from unigrpo.training.components import RunComponents
 from unigrpo.training.peak import SIDES, Peak, peak_of
 from unigrpo.training.replay import Batch, minibatches
+from unigrpo.training.round_flops import Turn, of_turns, turns_of
 from unigrpo.training.sources import RolloutBatch
 from unigrpo.trajectory import Image, Text, Trajectory
 
@@ -29,7 +30,11 @@ PHASES = ("rollout", "annotate", "update")
 @dataclass(frozen=True)
 class Row:
     """A trajectory in numbers: what it is told (its ids, and how many tokens), the tokens from its first own text on,
-    which of them are scored, its picture's tokens, how many noisy copies are asked for, and whose thinking it has."""
+    which of them are scored, its picture's tokens, how many noisy copies are asked for, and whose thinking it has.
+
+    Of several rounds: looked, the latent tokens of what was looked at, views, the patches of each such picture as seen
+    (beside ``after``, which has the other tokens of a look), and turns, what was done after the prompt, in order.
+    """
 
     told: tuple[tuple[int, ...], ...]
     before: int
@@ -38,10 +43,20 @@ class Row:
     image_tokens: int
     copies: int
     thought: tuple[int, int]
+    looked: int = 0
+    views: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def context(self) -> int:
+        """All tokens that a noisy copy continues."""
+        return self.before + self.after + self.looked
 
 
 def row_of(trajectory: Trajectory, recipe: Recipe) -> Row | None:
-    """A trajectory of words and at most one picture, which is the last; None for any other."""
+    """A trajectory of words and at most one picture, which is the last, or of several rounds; None for any other."""
+    if len(trajectory.rounds) > 1:
+        return rounds_row(trajectory, recipe)
     *texts, last = trajectory.segments
     picture = last if isinstance(last, Image) else None
     words = [text for text in (texts if picture is not None else trajectory.segments) if isinstance(text, Text)]
@@ -58,6 +73,29 @@ def row_of(trajectory: Trajectory, recipe: Recipe) -> Row | None:
         image_tokens=picture.grid[0] * picture.grid[1] if picture is not None else 0,
         copies=recipe.method.copies(recipe.rollout.window_size) if asked else 0,
         thought=(trajectory.prompt.position, trajectory.sample // each),
+    )
+
+
+def rounds_row(trajectory: Trajectory, recipe: Recipe) -> Row | None:
+    """A trajectory of several rounds; None where its prompt has pictures."""
+    given = [segment for segment in trajectory.given if isinstance(segment, Text)]
+    if len(given) < len(trajectory.given):
+        return None
+    turns, drawings = turns_of(trajectory), trajectory.drawings
+    copies = recipe.method.copies(recipe.rollout.window_size) * len(drawings)
+    ends = [n for n, turn in enumerate(turns) if turn.written or (turn.drawn and copies)]
+    read = [turn for turn in turns[: max(ends, default=-1) + 1] if not turn.drawn]
+    return Row(
+        told=tuple(tuple(text.ids.tolist()) for text in given),
+        before=_tokens(given),
+        after=sum(turn.und for turn in read),
+        scored=sum(turn.scored for turn in read),
+        image_tokens=drawings[0].grid[0] * drawings[0].grid[1],
+        copies=copies,
+        thought=(trajectory.prompt.position, trajectory.sample),
+        looked=sum(turn.latents for turn in read),
+        views=tuple(view for turn in read for view in turn.views),
+        turns=turns,
     )
 
 
@@ -111,9 +149,16 @@ def drawn(recipe: Recipe, counts: Counting, rows: Sequence[Row]) -> float:
     prompts = {row.thought[0]: row.before for row in rows}
     thoughts = {row.thought: row for row in rows if row.scored}
     total = float(sum(parts * counts.prefill(tokens, tokens) for tokens in prompts.values()))
-    total += sum(counts.think(1, row.before, row.after, row.scored) for row in thoughts.values())
     steps = recipe.rollout.num_points - 1
+    if any(row.turns for row in rows):
+        return total + sum(of_turns(row.turns or one_round(row), row.before, counts, steps) for row in rows)
+    total += sum(counts.think(1, row.before, row.after, row.scored) for row in thoughts.values())
     return total + steps * sum(counts.velocity(row.before + row.after, row.image_tokens) for row in rows)
+
+
+def one_round(row: Row) -> tuple[Turn, ...]:
+    """The turns of a sample that has no later round, among others that do."""
+    return (Turn(und=row.after, scored=row.scored, written=True), Turn(latents=row.image_tokens, drawn=True))
 
 
 def packed_of(rows: Sequence[Row], counts: Counting) -> Packed:
@@ -128,17 +173,21 @@ def packed_of(rows: Sequence[Row], counts: Counting) -> Packed:
         blocks.append(Block(tokens, 0, sum(n * n for n in shared.values()), tokens, learns))
     for number, row in enumerate(rows):
         contexts.setdefault(number if apart or not row.scored else (row.told, row.thought), row)
-    own = [(row.before * apart + row.after, row.before + row.after) for row in contexts.values()]
+    own = [(row.before * apart + row.after, row.context) for row in contexts.values()]
+    looked = sum(row.looked for row in contexts.values())
     if read := sum(tokens for tokens, _ in own):
-        blocks.append(Block(read, 0, sum(n * keys for n, keys in own), sum(keys for _, keys in own), learns))
-    drawn = [(row.copies, row.image_tokens, row.before + row.after) for row in rows if row.copies]
+        pairs = sum((row.before * apart + row.after + row.looked) * row.context for row in contexts.values())
+        learned = learns or (looked > 0 and counts.denoising != "frozen")
+        blocks.append(Block(read, looked, pairs, sum(keys for _, keys in own), learned, looked > 0))
+    drawn = [(row.copies, row.image_tokens, row.context) for row in rows if row.copies]
     images, tokens = sum(k for k, *_ in drawn), sum(k * n for k, n, _ in drawn)
     if images:
         keys = sum(k * (context + n + 2) for k, n, context in drawn)
         pairs = sum(k * (n + 2) * (context + n + 2) for k, n, context in drawn)
         blocks.append(Block(2 * images, tokens, pairs, keys, True))
     scored = sum(row.scored for row in contexts.values())
-    return Packed(blocks, scored, images, tokens // images if images else 0)
+    views = [view for row in contexts.values() for view in row.views]
+    return Packed(blocks, scored, images, tokens // images if images else 0, looked, views)
 
 
 def utilization(flops: float, seconds: Mapping[str, float], peak: float, ranks: int) -> float:

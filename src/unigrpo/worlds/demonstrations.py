@@ -178,7 +178,7 @@ class DemonstrationMix:
             if not 0 <= share <= 1:
                 raise ValueError(f"demonstration mix: {name} is a share and must be in [0, 1], not {share}")
         whole = {"dense": self.dense, "unconditional": self.unconditional, "no_think": self.no_think}
-        looking: dict[str, float] = {form: getattr(self, form) for form in LOOKING}
+        looking: dict[str, float] = {form: getattr(self, form) for form in LOOKING if getattr(self, form) > 0}
         check_shares("demonstration mix", {**whole, "plan_only": self.plan_only, **looking})
 
 

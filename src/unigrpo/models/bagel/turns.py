@@ -36,7 +36,7 @@ def interleave(text: str, shown: Sequence[Sequence[Segment]], encode: Callable[[
 
 def fitted(picture: Tensor, config: BagelConfig) -> Tensor:
     """A picture uint8 [3, H, W], resized to what the latent grid takes."""
-    return resize(picture, _cut(VAE_LIMITS, config.pixels_per_token, config.max_latent_size))
+    return resize(picture, cut(VAE_LIMITS, config.pixels_per_token, config.max_latent_size))
 
 
 def view_of(picture: Tensor, config: BagelConfig) -> View:
@@ -44,7 +44,7 @@ def view_of(picture: Tensor, config: BagelConfig) -> View:
     vision = config.vision
     if vision is None:
         raise ValueError("this model cannot see pictures: it has no vision tower (vit_config.json and vit_model.*)")
-    small = resize(picture, _cut(VIT_LIMITS, vision.patch_size, vision.max_patches_per_side))
+    small = resize(picture, cut(VIT_LIMITS, vision.patch_size, vision.max_patches_per_side))
     return View(patches_of(to_signed(small), vision), grid_of(small.shape[1], small.shape[2], vision))
 
 
@@ -62,7 +62,7 @@ def looked_at(pictures: Tensor, config: BagelConfig, encode: Callable[[Tensor], 
     return [(*one, view_of(picture, config)) for one, picture in zip(given, resized, strict=True)]
 
 
-def _cut(limits: Limits, stride: int, most: int) -> Limits:
+def cut(limits: Limits, stride: int, most: int) -> Limits:
     """BAGEL's limits, cut down to what a model's tables hold."""
     longest = min(limits.max_side // stride, most) * stride
     return replace(limits, max_side=longest, min_side=min(limits.min_side, longest), stride=stride)

@@ -53,7 +53,7 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
     drawing = _forwards(rollout.num_points, rollout.guidance)
     lines = [
         f"trajectories: {prompts} prompts x {group} samples = {trajectories} per iteration",
-        f"rollout: {thinking}{drawing} per image",
+        f"rollout: {thinking}{drawing} per image{_rounds(recipe)}",
         f"updates: {_counted(optimizer.ppo_epochs, 'epoch')} x {_counted(optimizer.minibatches, 'minibatch')} = "
         f"{updates} optimizer steps per iteration, {updates * recipe.iterations} in {recipe.iterations} iterations",
         _micro_batches(trajectories // optimizer.minibatches, optimizer.micro_batch),
@@ -64,6 +64,15 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
     if recipe.method.needs_reward_gradient:
         lines.append("gradients pass through the decoder: what it keeps for them is not in the memory below")
     return lines
+
+
+def _rounds(recipe: Recipe) -> str:
+    """How many images a trajectory has, where it has several."""
+    rounds, stops = recipe.rollout.rounds, recipe.rollout.stop == "said"
+    if rounds == 1:
+        return ""
+    most = "at most " if stops else ""
+    return f", {most}{rounds} images per trajectory, each but the last one looked at"
 
 
 def _micro_batches(sequences: int, micro_batch: int) -> str:

@@ -128,5 +128,6 @@ def _rollout(work: Workload, cost: Compute) -> float:
         layers = memory.trained(work) - outside
         return gathered(work.shards, work.compute * layers + memory.FP32 * outside)
     steps = cost.think_steps * bool(work.actions) + cost.draw_steps * work.branches
+    steps += work.looks
     forwards = steps * (layers_bytes(work) + 2 * root_bytes(work)) + layers_bytes(work) + root_bytes(work)
     return gathered(work.shards, cost.portions * forwards)

@@ -13,13 +13,14 @@ from unigrpo.tools.planning.workload import Workload
 class Compute:
     """FLOPs of an iteration on one GPU by phase, how many forwards that is, and what a decoded step reads.
 
-    prefill, think, draw, decode: the rollout, in ``portions`` of rows that are drawn together; score: replays without
-    gradients (the reference's, and below fp32 the old values); update: forward and backward.
+    prefill, think, draw, look, decode: the rollout, in ``portions`` of rows that are drawn together; score: replays
+    without gradients (the reference's, and below fp32 the old values); update: forward and backward.
     """
 
     prefill: float
     think: float
     draw: float
+    look: float
     decode: float
     score: float
     update: float
@@ -34,7 +35,7 @@ class Compute:
     @property
     def total(self) -> float:
         """All FLOPs."""
-        return self.prefill + self.think + self.draw + self.decode + self.score + self.update
+        return self.prefill + self.think + self.draw + self.look + self.decode + self.score + self.update
 
 
 def counting(work: Workload) -> Counting:
@@ -51,7 +52,8 @@ def counting(work: Workload) -> Counting:
 
 def _packed(work: Workload) -> Packed:
     """The packed replay of one micro-batch: its blocks, the scored tokens, the noisy images."""
-    return Packed(work.blocks(), work.replayed_texts * work.actions, work.micro * work.copies, work.image_tokens)
+    views = (work.look.patches,) * (work.replayed_texts * work.looks) if work.look.patches else ()
+    return Packed(work.blocks(), work.scored, work.images, work.image_tokens, work.looked, views)
 
 
 def replay_forward(work: Workload) -> float:
@@ -71,19 +73,37 @@ def prefill(work: Workload) -> float:
 
 
 def think_steps(work: Workload) -> int:
-    """Forwards of one token per row: bos, the sampled tokens, eos."""
-    return work.think_tokens
+    """Forwards of one token per row: bos, the sampled tokens, eos; in every round."""
+    return work.think_tokens * work.rounds
 
 
 def think(work: Workload) -> float:
     """All rows decode together and each leaves when it has ended; every sampled word takes logits."""
-    sampled = work.thoughts * work.actions
-    return counting(work).think(work.thoughts, work.prompt_tokens, think_steps(work), sampled)
+    sampled, counts, own = work.thoughts * work.actions, counting(work), work.think_tokens
+    before = (work.context_of(turn) - own for turn in range(1, work.rounds + 1))
+    return sum(counts.think(work.thoughts, length, own, sampled) for length in before)
 
 
-def velocity(work: Workload) -> float:
-    """One denoising forward of one picture: its tokens and two markers over the cached context."""
-    return counting(work).velocity(work.context_tokens, work.image_tokens)
+def velocity(work: Workload, turn: int = 1) -> float:
+    """One denoising forward of one picture of a round: its tokens and two markers over the cached context."""
+    return counting(work).velocity(work.context_of(turn), work.image_tokens)
+
+
+def velocities(work: Workload) -> float:
+    """One denoising forward of one row in every round."""
+    return sum(velocity(work, turn) for turn in range(1, work.rounds + 1))
+
+
+def look(work: Workload) -> float:
+    """All looks of one row: the picture is encoded, seen by the tower, and read into the cache; a guided row's branch
+    without the prompt reads it too (its context is left out)."""
+    if work.rounds == 1:
+        return 0.0
+    views = (work.look.patches,) if work.look.patches else ()
+    counts, und, autoencoder = counting(work), work.look.und, work.sizes.autoencoder
+    read = sum(counts.look(work.context_of(turn), und, work.look.latents, views) for turn in range(1, work.rounds))
+    encoded = autoencoder.encode(work.look.pixels) if autoencoder else 0.0
+    return read * work.branches + work.looks * encoded
 
 
 def bytes_per_step(work: Workload) -> float:
@@ -101,7 +121,8 @@ def bytes_per_step(work: Workload) -> float:
         per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4
     adapters = s.adapter(work.rank) * (4 + 2 * c if c < 4 else 4) if work.reasoning == "lora" else 0
-    length = work.prompt_tokens + think_steps(work) / 2
+    each = (work.context_of(turn) - work.think_tokens / 2 for turn in range(1, work.rounds + 1))
+    length = sum(each) / work.rounds
     keys = work.drawn / work.each * length * 2 * c * s.kv * s.layers
     return s.layers * s.layer_parameters * per_weight + s.vocab * s.hidden * head + adapters + keys
 
@@ -113,18 +134,19 @@ def compute(work: Workload) -> Compute:
     autoencoder = work.sizes.autoencoder
     rl = not work.supervised
     annotating = work.reference + work.rescored
-    decode = work.rows * autoencoder.flops(work.pixels) if autoencoder and rl else 0.0
+    decode = work.rows * work.rounds * autoencoder.flops(work.pixels) if autoencoder and rl else 0.0
     # the decoder is frozen: forward, and backward into the latents alone
     through_decoder = 2 * decode * work.passes if work.through_decoder else 0.0
     return Compute(
         prefill=prefill(work) if rl else 0.0,
         think=think(work) if rl and work.actions else 0.0,
-        draw=work.rows * work.steps * work.branches * velocity(work),
+        draw=work.rows * work.steps * work.branches * velocities(work),
+        look=work.rows * look(work),
         decode=decode,
         score=annotating * replays * forward,
         update=work.passes * replays * (forward + backward) + through_decoder,
         think_steps=think_steps(work) if rl else 0,
-        draw_steps=work.steps,
+        draw_steps=work.steps * work.rounds,
         replays=replays,
         scored=annotating * replays,
         updates=work.passes * work.minibatches,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from unigrpo.costs.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.models.bagel.config import AT_ONCE
+from unigrpo.tools.planning.look_memory import looked_at
 from unigrpo.tools.planning.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8
@@ -152,7 +153,7 @@ def layer_bytes(work: Workload, block: Block) -> float:
     if not block.flows:
         return 0.0
     und, gen = token_bytes(work, work.reasoning), token_bytes(work, work.denoising)
-    keys = block.tokens if block.gen and not work.checkpointing else block.keys
+    keys = block.tokens if block.gen and not block.clean and not work.checkpointing else block.keys
     return block.und * und + block.gen * gen + 2 * work.compute * work.sizes.kv * keys
 
 
@@ -167,18 +168,23 @@ def ends(work: Workload) -> float:
     """Kept once: masks, rope tables, ids, embedded times, and the final norms with what the heads saw."""
     s, c = work.sizes, work.compute
     flowing = [block for block in work.blocks() if block.flows]
-    total = sum(c * (b.keys if b.gen else b.pairs) + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und for b in flowing)
-    images = work.micro * work.copies
+    total = sum(
+        c * (b.keys if b.gen and not b.clean else b.pairs) + FP32 * 2 * s.head_dim * b.tokens + INT64 * b.und
+        for b in flowing
+    )
+    images = work.images
     latents = images * work.image_tokens
     total += latents * c * s.hidden + latents * FP32 * s.latent_dim
     if work.denoising == "full":
         total += latents * c * (s.hidden + s.latent_dim) + images * c * (FREQUENCIES + 2 * s.hidden)
+        # of what is looked at every token has a time of its own
+        total += work.looked * c * (s.latent_dim + FREQUENCIES + 2 * s.hidden)
         if work.checkpointing and c < FP32:  # the casts outside the layers stay
             total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
-    if work.text_trains:
-        texts = work.replayed_texts * (work.think_tokens if work.shared else work.context_tokens)
-        total += texts * s.hidden * c
-        total += work.replayed_texts * work.actions * FP32 * s.hidden * (work.reasoning == "full")
+    if work.text_flows:
+        own = work.context_tokens - work.looks * work.look.latents - work.prompt_tokens * (work.shared > 0)
+        total += work.replayed_texts * own * s.hidden * c
+        total += work.scored * FP32 * s.hidden * (work.reasoning == "full")
     return total
 
 
@@ -189,7 +195,15 @@ def activations(work: Workload) -> float:
         streams = s.hidden * sum(b.tokens for b in blocks if b.flows)
         handed_on = 2 * s.kv * sum(b.keys for b in blocks[:-1])
         return s.layers * work.compute * (streams + handed_on) + ends(work)
-    return s.layers * (sum(layer_bytes(work, b) for b in blocks) + continued_bytes(work)) + ends(work)
+    kept = s.layers * (sum(layer_bytes(work, b) for b in blocks) + continued_bytes(work)) + ends(work)
+    return kept - unused(work)
+
+
+def unused(work: Workload) -> float:
+    """What the last layer makes of pictures that were looked at, and nobody asks for: all but keys and values."""
+    s, c = work.sizes, work.compute
+    own = token_bytes(work, work.denoising) - c * (2 * s.hidden + 2 * s.kv)
+    return sum(block.gen * own for block in work.blocks() if block.clean and block.flows)
 
 
 def casts(work: Workload) -> float:
@@ -221,12 +235,12 @@ def drawn_casts(work: Workload) -> float:
 
 def scored_numbers(work: Workload) -> float:
     """Logits of one micro-batch: words that are scored times the vocabulary."""
-    return work.sizes.vocab * work.replayed_texts * work.actions
+    return work.sizes.vocab * work.scored
 
 
 def logits(work: Workload) -> float:
     """fp32 log-probs over the vocabulary that are kept: none where the words are scored in pieces."""
-    if not (work.actions and work.text_trains) or scored_numbers(work) > AT_ONCE:
+    if not (work.actions and work.text_flows) or scored_numbers(work) > AT_ONCE:
         return 0.0
     return FP32 * scored_numbers(work)
 
@@ -285,7 +299,8 @@ def trajectories(work: Workload) -> float:
         return work.rows * (INT64 * (work.prompt_tokens + work.actions) + latent * (1 + 2 * work.copies))
     per_step = latent * (3 + again + known) + 2 * INT64 + 2 * FP32
     text = work.actions * (INT64 + FP32 * (1 + again + known))
-    return work.rows * (text + latent + work.copies * per_step) + INT64 * work.prompts * work.prompt_tokens
+    each = work.rounds * (text + latent + work.copies * per_step) + work.looks * looked_at(work)
+    return work.rows * each + INT64 * work.prompts * work.prompt_tokens
 
 
 def drawing(work: Workload) -> float:

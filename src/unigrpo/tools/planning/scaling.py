@@ -13,7 +13,8 @@ from unigrpo.costs.sizes import EXPERTS, ModelSizes
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
-from unigrpo.tools.planning.compute import Compute, compute, think, velocity
+from unigrpo.tools.planning.compute import Compute, compute, look, think, velocities, velocity
+from unigrpo.tools.planning.look_memory import looking as looking_of
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 64, 512)
@@ -27,6 +28,7 @@ PHASES = (
     ("prefill", "prompts"),
     ("think", "thinking"),
     ("draw", "drawing"),
+    ("look", "looking"),
     ("decode", "pixels"),
     ("score", "scoring"),
     ("update", "update"),
@@ -50,6 +52,7 @@ class Memory:
     cache: float
     drawing: float
     decoding: float
+    looking: float
     replica: float
     rollout_peak: float
     update_peak: float
@@ -81,6 +84,7 @@ class Estimate:
             "prefill": c.prefill / speed,
             "think": max(c.think / speed, read),
             "draw": c.draw / speed,
+            "look": c.look / speed,
             "decode": c.decode / speed,
             "score": c.score / speed,
             "update": c.update / speed,
@@ -111,7 +115,8 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
     replica = memory.replica(work)
-    drawn = replica + max(cache + memory.drawn_casts(work) + drawing, decoding)
+    looking = looking_of(work, decoding)
+    drawn = replica + max(cache + memory.drawn_casts(work) + max(drawing, looking), decoding)
     always = weights + reference + average + moments + trajectories
     return Memory(
         weights=weights,
@@ -127,6 +132,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
         cache=cache,
         drawing=drawing,
         decoding=decoding,
+        looking=looking,
         replica=replica,
         rollout_peak=0.0 if work.supervised else always + drawn,
         update_peak=always + memory.update_peak(work),
@@ -191,7 +197,7 @@ def _iteration(one: Estimate, bandwidth: float) -> list[str]:
     w, c = one.work, one.compute
     thinking = f", and {w.actions} of every thinking" if w.actions else ""
     lines = [
-        f"an iteration: {w.rows} rows of {w.image_tokens} latent tokens",
+        f"an iteration: {w.rows} rows of {w.image_tokens} latent tokens{_rounds(w)}",
         f"  assumed: {w.prompt_tokens} tokens of every prompt (the system prompt included){thinking}",
     ]
     if not w.supervised:
@@ -207,6 +213,14 @@ def _iteration(one: Estimate, bandwidth: float) -> list[str]:
     unit, name = _unit(c.total, FLOPS)
     shares = [f"{label} {_number(getattr(c, phase) / unit)}" for phase, label in PHASES if getattr(c, phase)]
     return [*lines, f"  {name}: {_number(c.total / unit)} = {' + '.join(shares)}"]
+
+
+def _rounds(work: Workload) -> str:
+    """How many pictures a row has, where it has several, and what a look at one gives it to read."""
+    if work.rounds == 1:
+        return ""
+    seen = f" and {work.look.patches} patches" if work.look.patches else ""
+    return f" in {work.rounds} rounds (a look reads {work.look.latents} latents{seen})"
 
 
 def _unit(value: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
@@ -245,6 +259,7 @@ def _memory_table(made: Sequence[Estimate], others: Sequence[Sequence[Estimate]]
         ("rollout: cache", "cache"),
         ("rollout: drawing, working", "drawing"),
         ("rollout: pixels, working", "decoding"),
+        ("rollout: looking, working", "looking"),
         ("rollout: a whole copy of the weights", "replica"),
         ("peak of the rollout", "rollout_peak"),
         ("peak of the update", "update_peak"),
@@ -291,6 +306,8 @@ def _evaluation(recipe: Recipe, made: Estimate) -> float:
     branches = 2 if e.guidance > 1 else 1
     share = e.limit / w.gpus
     thinking = think(w) / w.thoughts if e.think else 0.0
+    looks = look(w) if e.rounds is None else 0.0
     autoencoder = w.sizes.autoencoder
     pixels = autoencoder.flops(w.pixels) if autoencoder else 0.0
-    return share * (thinking + (e.num_points - 1) * branches * velocity(w) + pixels)
+    rounds, each = w.rounds if e.rounds is None else 1, velocities(w) if e.rounds is None else velocity(w)
+    return share * (thinking + (e.num_points - 1) * branches * each + rounds * pixels + looks)

@@ -10,6 +10,7 @@ from unigrpo.costs.counting import Block, Training
 from unigrpo.costs.sizes import Expert, ModelSizes
 from unigrpo.recipe.schema import Recipe, how_trained
 from unigrpo.recipe.sections import PromptData
+from unigrpo.tools.planning.looks import NO_LOOK, LookSizes, look_sizes
 
 PROMPT_TOKENS = 128  # assumed where nothing else is said: BAGEL's system prompt is about half of it
 WIDTH = {"float32": 4, "bfloat16": 2}
@@ -51,7 +52,8 @@ class Workload:
     sampled (or learned) tokens of a text, taken to end at the cap; copies: noisy images per row in a replay; steps:
     denoising steps per picture, of ``branches`` forwards each (guidance). compute: bytes of the computation's dtype.
     rescored: replays before the update for old log-probs (below fp32) and old velocities; through_decoder: gradients
-    pass through it (ReFL). quantized: the matrices under adapters are held in 4 bits.
+    pass through it (ReFL). quantized: the matrices under adapters are held in 4 bits. rounds:
+    pictures of a row, none of which stops before; look: what a look at one gives it to read.
     """
 
     sizes: ModelSizes
@@ -82,6 +84,8 @@ class Workload:
     rescored: int
     through_decoder: bool
     quantized: bool = False
+    rounds: int = 1
+    look: LookSizes = NO_LOOK
 
     @property
     def gpus(self) -> int:
@@ -103,6 +107,11 @@ class Workload:
         return self.reasoning != "frozen"
 
     @property
+    def text_flows(self) -> bool:
+        """Whether words have gradients: also where drawings are trained alone, and words follow what was looked at."""
+        return self.text_trains or (self.looked > 0 and self.denoising != "frozen")
+
+    @property
     def thoughts(self) -> int:
         """Texts that are decoded."""
         return math.ceil(self.rows / self.each)
@@ -119,8 +128,32 @@ class Workload:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that a row's picture is drawn from."""
-        return self.prompt_tokens + self.think_tokens
+        """Tokens that a row's (last) picture is drawn from."""
+        return self.context_of(self.rounds)
+
+    def context_of(self, turn: int) -> int:
+        """Tokens that the picture of a round (from 1) is drawn from."""
+        return self.prompt_tokens + turn * self.think_tokens + (turn - 1) * self.look.tokens
+
+    @property
+    def looks(self) -> int:
+        """Looks of a row."""
+        return self.rounds - 1
+
+    @property
+    def scored(self) -> int:
+        """Words of one replay that are scored."""
+        return self.replayed_texts * self.actions * self.rounds
+
+    @property
+    def images(self) -> int:
+        """Noisy images of one replay."""
+        return self.micro * self.copies * self.rounds
+
+    @property
+    def looked(self) -> int:
+        """Latent tokens of one replay that are looked at."""
+        return self.replayed_texts * self.looks * self.look.latents
 
     @property
     def shared(self) -> int:
@@ -141,8 +174,9 @@ class Workload:
             tokens = self.shared * before
             out.append(Block(tokens, 0, tokens * before, tokens, self.text_trains))
         if tokens := rows * (context - before):
-            out.append(Block(tokens, 0, tokens * context, rows * context, self.text_trains))
-        if images := self.micro * self.copies:
+            und, looks = tokens - self.looked, self.looked > 0
+            out.append(Block(und, self.looked, tokens * context, rows * context, self.text_flows, looks))
+        if images := self.images:
             own = self.image_tokens + 2
             pairs, keys = images * own * (context + own), images * (context + own)
             out.append(Block(2 * images, images * self.image_tokens, pairs, keys, True))
@@ -196,6 +230,8 @@ def workload(
         rescored=_rescored(recipe),
         through_decoder=method.needs_reward_gradient,
         quantized=model.quantize != "none",
+        rounds=rollout.rounds if rl else 1,
+        look=look_sizes(sizes, rollout.image_size) if rl and rollout.rounds > 1 else NO_LOOK,
     )
 
 
