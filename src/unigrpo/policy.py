@@ -231,9 +231,9 @@ class Policy(Scorer, Protocol):
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parameters that are trained, by group and name; groups are disjoint, and one without any may be empty.
 
-        The group "reasoning" learns from the words alone, unless the method lets the image's loss through the context;
-        every other group learns from both, whatever reaches it. "denoising" has the learning rate ``lr_denoising``, all
-        others have ``lr_reasoning``.
+        The group "reasoning" learns from the words alone and "denoising" from the pictures alone, unless the method
+        lets losses through the context; every other group learns from both, whatever reaches it. "denoising" has the
+        learning rate ``lr_denoising``, all others have ``lr_reasoning``.
         """
         ...
 

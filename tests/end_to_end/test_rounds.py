@@ -114,6 +114,7 @@ def test_controls_change_what_follows_a_look_alone(tmp_path, model, options, sam
         (("--look", "grey"), "--look is about what follows a picture: add --rounds 2"),
         (("--rounds", 2, "--stop-word", "over", "--no-think"), "leave out --no-think"),
         (("--rounds", 2, "--rethink", "xyzzy"), "--rethink xyzzy: the model does not know"),
+        (("--rounds", 2, "--look", "other"), "some would be drawn with none"),
         (("--rounds", 99), "--rounds = 99: it must be from 1 to 64"),
         (("--rounds", 2, "--stop-word", "</think>"), "need words"),
     ],
@@ -122,6 +123,23 @@ def test_options_that_cannot_work_are_refused(model, options, message, capsys, t
     words = ("generate", "a red circle", "--model", model, *FAST, "--out", tmp_path / "out.png")
     assert tiny_runs.unigrpo(*words, *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_that_would_find_no_other_picture_is_refused(model, capsys, tmp_path):
+    words = ("eval", "--model", model, "--rounds", 2, "--look", "other", *FAST, "--limit", 3, "--samples", 2)
+    assert tiny_runs.unigrpo(*words, "--batch", 4, "--out", tmp_path / "out") == 2
+    assert "of 3 prompts with 2 samples each, 4 together, some would be drawn with none" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="of 1 prompts with 1 samples each, 192 together"):
+        tiny_runs.trainer_of(tmp_path, rollout__rounds=2, eval__look="other", eval__compare_limit=1)
+
+
+def test_a_model_that_cannot_look_is_refused(tmp_path):
+    options = {"model__path": f"{Path(toy_family.__file__)}:Toys", "rollout__rounds": 2, "eval__prompts": "toys.txt"}
+    (tmp_path / "toys.txt").write_text("red left\nblue\n")
+    options |= {"eval__prompts": tmp_path / "toys.txt", "data__prompts": tmp_path / "toys.txt"}
+    options |= {"reward__train": f"[{{name: '{RED}'}}]", "reward__validation": f"[{{name: '{RED}'}}]"}
+    with pytest.raises(ConfigError, match="cannot look at what it drew"):
+        tiny_runs.trainer_of(tmp_path, eval__compare_limit=2, eval__limit=2, **options)
 
 
 def test_a_report_shows_the_pictures_of_every_round(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from unigrpo.build import bases, data, models
 from unigrpo.build.checks import check_size
 from unigrpo.build.sampling import (
+    EVALUATED_TOGETHER,
     check_episodes,
     check_rewards,
     evaluation_episode,
@@ -84,7 +85,7 @@ class RecipeEvaluator:
             seed=self.recipe.seed,
             episode=evaluation_episode(self.recipe),
             reward=self.reward,
-            batch=self.recipe.rollout.batch or 192,
+            batch=self.recipe.rollout.batch or EVALUATED_TOGETHER,
             part=True,
         )
 

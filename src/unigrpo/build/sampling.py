@@ -18,7 +18,11 @@ from unigrpo.rewards.protocol import metadata_of
 from unigrpo.rollout.engine import Sampling, Slide
 from unigrpo.rollout.episode import Episode, rounds_of
 from unigrpo.rollout.guidance import Guidance
+from unigrpo.rollout.sample import check_others
 from unigrpo.trajectory import Prompt
+
+EVALUATED_TOGETHER = 192
+"""Samples of an evaluation that are drawn together where rollout.batch is null."""
 
 
 def latent_reward(recipe: Recipe, decode: Callable[[Tensor], Tensor]) -> LatentReward | None:
@@ -118,6 +122,9 @@ def check_episodes(recipe: Recipe, policy: Policy) -> None:
             f"rollout.rounds (or eval.rounds) above 1: the model {recipe.model.path} cannot look at what it drew; set "
             "rounds to 1"
         )
+    e, batch = recipe.eval, recipe.rollout.batch or EVALUATED_TOGETHER
+    for prompts, samples in ((e.limit, 1), (e.compare_limit, e.compare_samples)):
+        check_others(evaluation_episode(recipe), prompts, samples, batch, "rollout.batch, or the prompts of eval")
     told = {"rollout.rethink": training_episode(recipe).told, "eval.rethink": evaluation_episode(recipe).told}
     words = [(key, text) for key, text in told.items() if text]
     for key, text in [*words, *(("rollout.stop_words", word) for word in recipe.rollout.stop_words)]:

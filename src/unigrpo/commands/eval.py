@@ -29,6 +29,7 @@ from unigrpo.recipe import Model, Scorer, parse, read_scorers
 from unigrpo.reports.evaluation_page import in_words as interval_in_words
 from unigrpo.reports.evaluation_page import notices
 from unigrpo.rollout.generate import EVALUATION
+from unigrpo.rollout.sample import check_others
 from unigrpo.runs import eval_folder, evaluating, evaluations, guidance_gap
 from unigrpo.runs.eval_ranks import Ranks, ranks
 from unigrpo.runs.evaluations import Outcome
@@ -109,6 +110,7 @@ def _one(
     """One evaluation; its figures are printed."""
     how = sampling(policy, verb, EVALUATION, scale)
     drawing = evaluating.Drawing(how, verb.samples, verb.seed, turns(policy, verb), batch_size(policy, verb))
+    check_others(drawing.episode, len(suite.prompts), verb.samples, drawing.batch, "--batch, --limit or --samples")
     outcome = evaluations.evaluate(
         policy, suite, drawing, model=model, out=out, ranks=these, examined=not verb.draw_only
     )

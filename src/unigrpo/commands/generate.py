@@ -29,7 +29,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
 from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.generate import Defaults, editing, own
-from unigrpo.rollout.sample import portions, present, sample
+from unigrpo.rollout.sample import check_others, portions, present, sample
 from unigrpo.runs.evaluating import described, turns_of
 from unigrpo.runs.models import in_the_world
 from unigrpo.runs.places import no_source, try_file
@@ -56,6 +56,7 @@ def run(verb: options.Generate) -> int:
     policy = load(verb)
     prompts = [in_the_world(policy, prompt) for prompt in asking.prompts]
     planned, drawn = list(calls(policy, prompts, verb, number_of(policy, verb))), []
+    check_calls(planned, verb, policy)
     say_how(planned, verb)
     for call in planned:
         made = draw(policy, call, verb)
@@ -79,6 +80,7 @@ def generate_folder(verb: options.Generate, asking: Asked, out: Path) -> int:
     folder.prepare(dict(sorted(plan.items(), key=lambda item: place(item[0]))), asking.files)
     kept = len(folder.records)
     say_how(planned, verb)
+    check_calls(planned, verb, policy)
     if kept:
         print(f"{kept} of {len(plan)} pictures are there")
     for call in planned:
@@ -89,6 +91,12 @@ def generate_folder(verb: options.Generate, asking: Asked, out: Path) -> int:
     wrote = f"wrote {len(plan) - kept} pictures and results.jsonl to {out}"
     output.result(wrote, wrote=str(out), pictures=len(plan), drawn=len(plan) - kept)
     return 0
+
+
+def check_calls(planned: Sequence[Call], verb: options.Generate, policy: Policy) -> None:
+    """ConfigError where a look at another's picture would find none."""
+    for call in planned:
+        check_others(turns(policy, verb), len(call.prompts), call.count, None, "--batch, or the prompts")
 
 
 def say_how(planned: Sequence[Call], verb: options.Generate) -> None:

@@ -42,8 +42,8 @@ class VisionSizes:
 class AutoencoderSizes:
     """An autoencoder, as far as drawing costs: a picture is decoded once, and encoded to be looked at.
 
-    decode_flops, encode_flops: of the convolutions, per pixel. attention, downsample: channels and pixels per side of the one
-    attention layer in its middle (0: none). widest: most numbers per pixel of one tensor in the decoder.
+    decode_flops, encode_flops: of the convolutions, per pixel. attention, downsample: channels and pixels per side of
+    the one attention layer in its middle (0: none). widest: most numbers per pixel of one tensor in the decoder.
     """
 
     parameters: int

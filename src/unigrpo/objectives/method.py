@@ -87,7 +87,8 @@ class Method:
     trains_drawing = False
     """Whether the drawing is trained."""
     image_grad_through_context = False
-    """Whether the image loss may change the reasoning parameters through the text it is conditioned on."""
+    """Whether each loss may change the other half's parameters through the context: the image loss those by which the
+    words before it are read, the text loss those by which given and seen pictures before it are read."""
     ignores_words = False
     """Whether demonstrations teach by their pictures alone."""
     ignores_pictures = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.policy import Policy
+from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.looking import decoded
@@ -90,6 +91,21 @@ def sample(
         with timed("decode"):
             pictures = decode_pictures(policy, made)
         yield Drawn(made, pictures, [[words_of(policy, one.thinking) for one in t.rounds] for t in made])
+
+
+def check_others(episode: Episode, prompts: int, samples: int, batch: int | None, raise_what: str) -> None:
+    """ConfigError where a look at another prompt's picture would find none among those that are drawn together.
+
+    ``raise_what``: the key or option that says how many those are.
+    """
+    if episode.look != "other" or episode.rounds == 1:
+        return
+    stand_ins = [Prompt(position, "") for position in range(prompts)]
+    if any(len(some) < 2 for some, _, _ in portions(stand_ins, samples, batch)):
+        raise ConfigError(
+            f"look: other shows the picture of another prompt, and of {prompts} prompts with {samples} samples each, "
+            f"{'all' if batch is None else batch} together, some would be drawn with none: change {raise_what}"
+        )
 
 
 def portions(

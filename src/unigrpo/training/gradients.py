@@ -12,46 +12,49 @@ from unigrpo.objectives.method import Losses, Method
 from unigrpo.policy import Policy, Replayed
 from unigrpo.training.optimizer import NotFinite
 
+CONSTANTS = ("reasoning", "denoising")
+"""The groups of parameters that are constants to the image loss, and to the text loss."""
+
 
 def backward(policy: Policy, method: Method, losses: Losses, count: int) -> None:
     """Add the gradient of one micro-batch, its losses divided by the ``count`` trajectories of the minibatch.
 
     With ``image_grad_through_context`` one backward of the sum. Without, the image loss sees the reasoning weights as
-    constants, though not the activations: it goes back into all other groups alone, the text loss everywhere.
+    constants, though not the activations, and the text loss the denoising weights, by which pictures before it are
+    read: each goes back into all other groups alone (docs/math.md#joint).
     """
     text, image = _means(losses, count)
     if method.image_grad_through_context:
         if text is not None or image is not None:
             sum_of(text, image).backward()
         return
-    if image is not None:
-        groups = policy.parameter_groups()
-        inputs = [p for name, named in groups.items() if name != "reasoning" for p in named.values()]
-        image.backward(inputs=inputs, retain_graph=text is not None)
-    if text is not None:
-        text.backward()
+    groups = policy.parameter_groups()
+    for constant, loss, other in zip(CONSTANTS, (image, text), (text, None), strict=True):
+        if loss is not None:
+            inputs = [p for name, named in groups.items() if name != constant for p in named.values()]
+            loss.backward(inputs=inputs, retain_graph=other is not None)
 
 
 def backward_sharded(policy: Policy, method: Method, losses: Losses, count: int) -> None:
     """The same where weights are shared out: the graph's leaves are then gathered copies, and ``inputs`` names none.
 
-    So the image loss goes back everywhere, and what it gives the reasoning weights is thrown away.
+    So each loss goes back everywhere, and what it gives to weights that are constants to it is thrown away.
     """
     text, image = _means(losses, count)
     if method.image_grad_through_context:
         if text is not None or image is not None:
             sum_of(text, image).backward()
         return
-    if image is not None:
-        reasoning = list(policy.parameter_groups().get("reasoning", {}).values())
-        kept = [parameter.grad for parameter in reasoning]
-        for parameter in reasoning:
+    for constant, loss, other in zip(CONSTANTS, (image, text), (text, None), strict=True):
+        if loss is None:
+            continue
+        constants = list(policy.parameter_groups().get(constant, {}).values())
+        kept = [parameter.grad for parameter in constants]
+        for parameter in constants:
             parameter.grad = None
-        image.backward(retain_graph=text is not None)
-        for parameter, gradient in zip(reasoning, kept, strict=True):
+        loss.backward(retain_graph=other is not None)
+        for parameter, gradient in zip(constants, kept, strict=True):
             parameter.grad = gradient
-    if text is not None:
-        text.backward()
 
 
 def _means(losses: Losses, count: int) -> tuple[Tensor | None, Tensor | None]:

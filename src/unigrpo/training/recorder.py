@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -22,13 +21,13 @@ from unigrpo.reports import runlog
 from unigrpo.reports.grids import record_sheet, save_png_atomic
 from unigrpo.reports.grids import thinking_of as whole_thinking
 from unigrpo.reports.source_pictures import with_rounds, with_sources
-from unigrpo.rollout.sample import thinking_of, words_of
+from unigrpo.rollout.sample import thinking_of
 from unigrpo.training.alarms import Alarms, firsts, look
 from unigrpo.training.parallel import World
+from unigrpo.training.records import looked_at, rounds_of, thinking_advantage, window_of
 from unigrpo.training.sharing import key_of
 from unigrpo.training.sinks import Shown, Sinks
 from unigrpo.training.sources import RolloutBatch
-from unigrpo.trajectory import Trajectory
 
 SHEET_PICTURES, SAMPLED_TRAJECTORIES = 24, 12
 CANARY_NUMBERS = 2**26
@@ -222,41 +221,6 @@ class NoRecorder(Recorder):
     def watched(self, sinks: Sinks) -> Iterator[None]:
         """Nobody."""
         yield
-
-
-def looked_at(trajectories: Sequence[Trajectory]) -> dict[int, list[Any]]:
-    """The drawings before the last, uint8 [3, H, W] each, by the row of the trajectory, where they are here."""
-    pixels = {
-        row: [i.pixels.numpy() for i in t.drawings[:-1] if i.pixels is not None] for row, t in enumerate(trajectories)
-    }
-    return {row: some for row, some in pixels.items() if some}
-
-
-def window_of(trajectory: Trajectory) -> list[int]:
-    """The SDE steps of the last drawing."""
-    path = trajectory.drawings[-1].path
-    return [] if path is None else list(path.steps)
-
-
-def rounds_of(policy: Policy, trajectory: Trajectory) -> dict[str, list[dict[str, Any]]]:
-    """What was thought in each round and what its drawing was worth, where there are several; the last may say stop."""
-    if len(trajectory.rounds) < 2:
-        return {}
-    rewards = [score.reward for score in trajectory.scores]
-    found = []
-    for one, reward in zip_longest(trajectory.rounds, rewards):
-        row = {"thinking": words_of(policy, one.thinking), "reward": reward}
-        row |= {"advantage_thinking": one.thinking.advantage} if one.thinking is not None else {}
-        found.append(row | ({"advantage": one.drawing.advantage} if one.drawing is not None else {}))
-    return {"rounds": found}
-
-
-def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:
-    """The advantage of the thinking where it is another than the picture's (``reward.train[].teaches``, J x K)."""
-    if len(trajectory.rounds) > 1:  # each round says its own
-        return {}
-    own = {text.advantage for text in trajectory.sampled_texts} - {trajectory.advantage}
-    return {"advantage_thinking": own.pop()} if own else {}
 
 
 def caption(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -19,8 +19,6 @@ from unigrpo.policy import Policy
 from unigrpo.ranges import NotFiniteError
 from unigrpo.rewards.answers import RewardFault, commonest, no_number
 from unigrpo.rewards.calling import Worker, abandon
-from unigrpo.rewards.composite import Scored
-from unigrpo.rewards.protocol import RewardInput, metadata_of
 from unigrpo.rollout.engine import RandomKeys, Sampling
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.sample import Drawn, sample
@@ -28,6 +26,8 @@ from unigrpo.training.clock import Clock
 from unigrpo.training.figures import describe, failures
 from unigrpo.training.full_memory import REWARD
 from unigrpo.training.parallel import ONE_PROCESS, Drawing, World, as_it_is
+from unigrpo.training.scores import Rewarding, of_owners
+from unigrpo.training.scores import score as score
 from unigrpo.training.sharing import (
     balanced,
     key_of,
@@ -36,7 +36,7 @@ from unigrpo.training.sharing import (
     portions_of,
     with_verdict,
 )
-from unigrpo.trajectory import Prompt, Score, Trajectory
+from unigrpo.trajectory import Prompt, Trajectory
 
 
 @dataclass(frozen=True)
@@ -76,65 +76,6 @@ class PromptSource(Protocol):
     def batch(self, iteration: int, n: int) -> list[Prompt]:
         """The n prompts of an iteration."""
         ...
-
-
-class Rewarding(Protocol):
-    """Scores pictures, and says when too many of them failed (``rewards.composite.CompositeReward``)."""
-
-    def __call__(self, given: RewardInput) -> Scored:
-        """The values of B pictures, by reward."""
-        ...
-
-    def check_failures(self, failures: Sequence[str | None]) -> None:
-        """RewardFault where too many failed."""
-        ...
-
-
-def score(reward: Rewarding, drawn: Drawn) -> list[Trajectory]:
-    """Give every drawing its score: reward, values by name, and named parts of the verdict; all in one call.
-
-    A trajectory has those of its last drawing too, or why one of its drawings failed.
-    """
-    every = drawn.every
-    asked = [drawn.trajectories[row].prompt for row in every.owners]
-    output = reward(
-        RewardInput(
-            images=every.pictures.float() / 255.0,
-            prompts=[prompt.text for prompt in asked],
-            metadata=metadata_of(asked),
-            thinking=every.thinking,
-        )
-    )
-    scores: list[list[Score]] = [[] for _ in drawn.trajectories]
-    for i, (row, value) in enumerate(zip(every.owners, output.values, strict=True)):
-        values = {name: values[i] for name, values in output.by_name.items()}
-        verdict = {name: part[i] for name, part in output.parts.items()}
-        scores[row].append(Score(None if i in output.failures else float(value), values, verdict))
-    failures = _of_owners(output.failures, every.owners)
-    return [
-        _with_scores(t, tuple(own), failures.get(i))
-        for i, (t, own) in enumerate(zip(drawn.trajectories, scores, strict=True))
-    ]
-
-
-def _with_scores(trajectory: Trajectory, scores: tuple[Score, ...], failure: str | None) -> Trajectory:
-    last = scores[-1]
-    return replace(
-        trajectory,
-        reward=None if failure is not None else last.reward,
-        values=last.values,
-        verdict=last.verdict,
-        failure=failure,
-        scores=scores,
-    )
-
-
-def _of_owners(failures: Mapping[int, str], owners: Sequence[int]) -> dict[int, str]:
-    """Why trajectories failed, by their rows: the first of their drawings that did."""
-    found: dict[int, str] = {}
-    for i, why in sorted(failures.items()):
-        found.setdefault(owners[i], why)
-    return found
 
 
 @dataclass(frozen=True)
@@ -283,7 +224,7 @@ def _scored(part: Drawn, future: Future[tuple[list[Trajectory], float]]) -> tupl
         with memory.phase(REWARD):
             return doing.result_of(future)
     except RewardFault as fault:
-        errors = _of_owners(fault.errors, part.every.owners)
+        errors = of_owners(fault.errors, part.every.owners)
         told = [replace(t, failure=errors.get(i)) for i, t in enumerate(part.trajectories)]
         _name_no_numbers(told, part.pictures)
         raise

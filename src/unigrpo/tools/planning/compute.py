@@ -13,8 +13,8 @@ from unigrpo.tools.planning.workload import Workload
 class Compute:
     """FLOPs of an iteration on one GPU by phase, how many forwards that is, and what a decoded step reads.
 
-    prefill, think, draw, look, decode: the rollout, in ``portions`` of rows that are drawn together; score: replays without
-    gradients (the reference's, and below fp32 the old values); update: forward and backward.
+    prefill, think, draw, look, decode: the rollout, in ``portions`` of rows that are drawn together; score: replays
+    without gradients (the reference's, and below fp32 the old values); update: forward and backward.
     """
 
     prefill: float

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from unigrpo.costs.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.models.bagel.config import AT_ONCE
+from unigrpo.tools.planning.look_memory import looked_at
 from unigrpo.tools.planning.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8
@@ -302,13 +303,6 @@ def trajectories(work: Workload) -> float:
     return work.rows * each + INT64 * work.prompts * work.prompt_tokens
 
 
-def looked_at(work: Workload) -> float:
-    """What a row keeps of a look: the drawn pixels as bytes, the latents and the patches that it read."""
-    s = work.sizes
-    patches = work.look.patches * s.vision.patch_dim if s.vision else 0
-    return 3 * work.pixels + FP32 * (work.look.latents * s.latent_dim + patches)
-
-
 def drawing(work: Workload) -> float:
     """Working memory of one denoising forward: c ((2 I + 6 H) tokens + 2 kv (L keys + 2 tokens)) for every row.
 
@@ -322,20 +316,6 @@ def drawing(work: Workload) -> float:
     keys, wide = work.context_tokens + own, 4 if work.denoising == "lora" else 2
     numbers = own * (wide * s.intermediate + 6 * s.hidden) + 2 * s.kv * (s.layers * keys + 2 * own)
     return work.drawn * work.compute * numbers
-
-
-def looking(work: Workload, mode: str) -> float:
-    """Working memory of a look: the rooms of the path are still there, and beside them first the pixels are decoded
-    and encoded, then the look's tokens go through a layer: c ((2 I + 6 H + 2 kv) tokens + keys tokens) for every row,
-    and all layers' new keys and values of the cache, one layer of old ones."""
-    if work.rounds == 1:
-        return 0.0
-    s, c, own = work.sizes, work.compute, work.look.tokens
-    rooms = work.drawn * c * 2 * s.kv * s.layers * (work.context_of(work.looks) + work.image_tokens + 2)
-    keys = work.context_of(work.looks) + own
-    layer = own * (2 * s.intermediate + 6 * s.hidden + 2 * s.kv + keys) + 2 * s.kv * keys
-    seen = work.look.patches * (2 * s.vision.intermediate + 6 * s.vision.hidden) if s.vision else 0
-    return rooms + max(decoding(work, mode), work.drawn * c * max(layer, seen))
 
 
 def decoding(work: Workload, mode: str) -> float:

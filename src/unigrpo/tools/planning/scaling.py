@@ -14,6 +14,7 @@ from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
 from unigrpo.tools.planning.compute import Compute, compute, look, think, velocities, velocity
+from unigrpo.tools.planning.look_memory import looking as looking_of
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 64, 512)
@@ -114,7 +115,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
     replica = memory.replica(work)
-    looking = memory.looking(work, recipe.model.autoencoder)
+    looking = looking_of(work, decoding)
     drawn = replica + max(cache + memory.drawn_casts(work) + max(drawing, looking), decoding)
     always = weights + reference + average + moments + trajectories
     return Memory(
