@@ -3,6 +3,7 @@
 Quick: two ranks, a few updates, and the traps of shared-out weights. The whole matrix is slow.
 """
 
+import json
 import os
 import signal
 import sys
@@ -181,6 +182,8 @@ def test_the_command_trains_in_ranks_and_goes_on_in_one_process(tmp_path, mode):
     code, out, err = rank_runs.unigrpo(*words(tmp_path / "two"), "--nproc", 2, "--parallel.mode", mode, seconds=SECONDS)
     assert code == 0, err
     assert f"2 ranks, parallel.mode {mode}" in out and out.count("evaluating before training") == 1
+    made_by = json.loads((tmp_path / "two" / "environment.json").read_text(encoding="utf-8"))["command"]
+    assert "--nproc 2" in made_by and f"--parallel.mode {mode}" in made_by
     assert tiny_runs.unigrpo(*words(tmp_path / "one")) == 0
     rank_runs.assert_same_runs(tmp_path / "two", tmp_path / "one")
     apart = () if mode == "replicate" else ("checkpoints/",)  # which ranks that share weights out write in pieces

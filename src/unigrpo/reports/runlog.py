@@ -60,6 +60,8 @@ __all__ = [
 
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"
+COMMAND = "UNIGRPO_COMMAND"
+"""Set for the ranks of a command that starts them, to its own words: what a run folder says that it was made by."""
 METRICS = "metrics.jsonl"
 SUMMARY = "evaluations/summary.json"
 REPORT = "report.html"
@@ -251,5 +253,5 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
+        "command": os.environ.get(COMMAND, " ".join(sys.argv)),
     }

@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
+from unigrpo.reports.runlog import COMMAND
+
 MOST_RANKS = 1024
 LAUNCHED = "UNIGRPO_LAUNCHED"
 """Set for the ranks that were started here, to the launcher's process: they say how to start them again."""
@@ -92,6 +94,7 @@ def environment(rank: int, nproc: int, port: int) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
         LAUNCHED: str(os.getpid()),
+        COMMAND: " ".join(sys.argv),
     }
 
 

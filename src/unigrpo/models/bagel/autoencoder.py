@@ -94,8 +94,8 @@ class ConvAutoencoder(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels in [-1, 1] -> normalised latents."""
-        mean, _ = self.posterior(pixels)
-        return (mean - self.shift[:, None, None]) / self.scale[:, None, None]
+        mean, _ = self.posterior(_channels_last(pixels))
+        return ((mean - self.shift[:, None, None]) / self.scale[:, None, None]).contiguous()
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Latents before normalisation -> pixels."""
@@ -103,7 +103,13 @@ class ConvAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents -> pixels."""
-        return self.decode_raw(latents * self.scale[:, None, None] + self.shift[:, None, None])
+        raw = latents * self.scale[:, None, None] + self.shift[:, None, None]
+        return self.decode_raw(_channels_last(raw)).contiguous()
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """The same [B, C, H, W], laid out as convolutions on CPUs are fastest: 2.1 times, at 96 pictures (LOG.md)."""
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

@@ -145,18 +145,21 @@ class MoTAttention(nn.Module):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_und: int) -> Tensor:
-        """Attention over the given keys (mask: of a :class:`Place`): [B, L, heads d].
+        """Attention over the given keys (mask: of a :class:`Place`): [B, heads, L, d].
 
         Texts attend in fp64 by :func:`attends_wide`.
         """
         dtype = q.dtype
         if num_und == q.shape[2] and attends_wide(dtype, q.device):
             q, keys, values, mask = (u.double() for u in (q, keys, values, mask))
-        return attention(q, keys, values, mask).transpose(1, 2).flatten(2).to(dtype)
+        return attention(q, keys, values, mask).to(dtype)
 
     def output(self, out: Tensor, num_und: int, compact: Compact | None = None) -> Stream:
-        """The output projections of both experts, of attention's [B, L, heads d]."""
-        und, gen = out.split([num_und, out.shape[1] - num_und], dim=1)
+        """The output projections of both experts, of attention's [B, heads, L, d].
+
+        Each half is laid out for itself: a slice of both would go through a product for every row of the batch.
+        """
+        und, gen = (half.transpose(1, 2).flatten(2) for half in out.split([num_und, out.shape[2] - num_und], dim=2))
         if compact is not None:
             und = compact.tokens(und)
         return (
