@@ -176,7 +176,7 @@ def test_flops_of_a_replay(case):
             image = torch.stack([v.square().mean() for a in answers for v in a.velocities]).sum()
             image.backward(inputs=list(policy.denoising_parameters().values()), retain_graph=bool(losses))
         for loss in losses:
-            loss.backward()
+            loss.backward(inputs=list(policy.reasoning_parameters().values()))
         backward = counter.get_total_flops() - forward
     assert replay_forward(work) == forward
     assert replay_backward(work) == pytest.approx(backward, rel=0.06)

@@ -94,7 +94,8 @@ class Counting:
         weights' where they learn.
 
         Into pictures that were looked at a loss comes by keys and values: of the last layer nothing else of theirs has
-        a gradient. Where the image's comes alone, that is so of the words too, whose first projections then need none.
+        a gradient. Where the image's comes alone, that is so of the words too. The first projections of those whose
+        weights are constants to a loss need none.
         """
         if not block.flows:
             return 0.0
@@ -103,11 +104,13 @@ class Counting:
             each = self._layer_backward(block, learning)
             total += s.layers * each
             keys = 4 * s.hidden * s.kv
-            last = keys * block.gen * (1 + (self.denoising == "full"))
+            first = 2 * s.hidden * s.hidden + keys
+            last = keys * block.gen * (1 + (self.denoising == "full" and "denoising" in learning))
             if block.clean and learning == ("denoising",):
-                total += last + keys * block.und - each - block.und * (2 * s.hidden * s.hidden + keys)
+                total += last + keys * block.und - each - block.und * first
             elif block.clean:
                 total += last - block.gen * self._token_backward("denoising", learning)
+                total -= block.gen * first * ("denoising" not in learning)
         return total
 
     def _token_backward(self, expert: Expert, learning: tuple[Expert, ...]) -> float:
@@ -123,17 +126,18 @@ class Counting:
     def passes(self, block: Block) -> list[tuple[Expert, ...]]:
         """The backward passes through a block, and which experts learn in each.
 
-        The markers of noisy images are und tokens of the image's loss, which sees reasoning weights as constants unless
-        ``through_context``. Pictures that were looked at are read with denoising weights: where these are trained, the
-        image's loss comes through such a block too, and the text's reaches them.
+        Unless ``through_context``, reasoning weights are constants to the image's loss, which the markers of noisy
+        images belong to, and denoising weights to the text's. Pictures that were looked at are read with denoising
+        weights: where these are trained, the image's loss comes through such a block too.
         """
         if not block.gen:
             return [("reasoning",)]
         if not block.clean:
             return [("reasoning", "denoising") if self.through_context else ("denoising",)]
-        text: list[tuple[Expert, ...]] = [("reasoning", "denoising")] if self.reasoning != "frozen" else []
-        alone = self.denoising != "frozen" and not (text and self.through_context)
-        return [*text, ("denoising",)] if alone else text
+        if self.through_context:
+            return [("reasoning", "denoising")]
+        experts: tuple[Expert, Expert] = ("reasoning", "denoising")
+        return [(expert,) for expert in experts if self.training(expert) != "frozen"]
 
     def layers_again(self, block: Block) -> float:
         """Computed again up to the last tensor that is asked for: without adapters, down's product is not."""
@@ -156,8 +160,7 @@ class Counting:
         head = self.head(packed.scored) * (self.reasoning != "frozen") * (1 + (self.reasoning == "full"))
         out = 2 * self.sizes.hidden * self.sizes.latent_dim * packed.image_tokens * packed.images
         whole = 1.5 * self.latent_ends(packed.images, packed.image_tokens)
-        clean = [len(self.passes(block)) for block in packed.blocks if block.clean]
-        looked = max(clean, default=0) * self.looks(packed.looked, ()) * (self.denoising == "full")
+        looked = self.looks(packed.looked, ()) * (self.denoising == "full")
         return layers + head + (whole if self.denoising == "full" else out) + looked
 
     def looks(self, latents: int, views: Sequence[int]) -> float:

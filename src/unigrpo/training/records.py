@@ -13,7 +13,7 @@ from unigrpo.trajectory import Trajectory
 
 def window_of(trajectory: Trajectory) -> list[int]:
     """The SDE steps of the last drawing."""
-    path = trajectory.drawings[-1].path
+    path = trajectory.drawings[-1].path if trajectory.drawings else None
     return [] if path is None else list(path.steps)
 
 
