@@ -98,7 +98,7 @@ def demo(model: str, reward: str, seed: int, towards: Sequence[str]) -> Case:
 
 def variance(case: Case, sampling: Sampling, shared: frozenset[str], prompts: Sequence[Prompt]) -> Row:
     """Figures of the reward inside groups; ``correct`` in a name: of its yes-or-no part, where it has one."""
-    draws, scored = SharedDraws(case.seed, 0, shared), []
+    draws, scored = SharedDraws(case.seed, 0, shared=shared), []
     for start in range(0, len(prompts), ROLLOUTS // GROUP):
         some = prompts[start : start + ROLLOUTS // GROUP]
         scored.append(case.judge(rollout(case.policy, EPISODE, some, sampling, group_size=GROUP, keys=draws)))
@@ -158,7 +158,7 @@ class Setting:
 def gradients(case: Case, setting: Setting, iteration: int) -> list[Tensor]:
     """The image term's gradient of one batch, flat, for each way to make a loss of it."""
     prompts = case.prompts.batch(iteration, ROLLOUTS // setting.size)
-    draws = SharedDraws(case.seed, iteration, setting.shared)
+    draws = SharedDraws(case.seed, iteration, shared=setting.shared)
     trajectories = rollout(case.policy, EPISODE, prompts, setting.sampling, group_size=setting.size, keys=draws)
     output = case.judge(trajectories)
     paths = [path for t in trajectories if (path := t.images[-1].path) is not None]

@@ -69,7 +69,7 @@ class Closed(io.TextIOBase):
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
     """Draw into a picture with some stdout, the thinking being a letter that few terminals know; the exit code."""
-    monkeypatch.setattr("unigrpo.rollout.sample.thinking_of", lambda policy, trajectory: "\N{SNOWMAN}")
+    monkeypatch.setattr("unigrpo.rollout.sample.words_of", lambda policy, thinking: "\N{SNOWMAN}")
 
     def drawn(stdout):
         with monkeypatch.context() as now:

@@ -74,7 +74,7 @@ def test_its_names_lead_to_its_prompts_and_its_judge(world):
 
 @WORLDS
 def test_its_reward_asks_for_its_metadata(world):
-    [name] = [name for name, reads in world.rewards.items() if reads]
+    name = next(name for name, reads in world.rewards.items() if reads)
     assert judging(name) is world
     with pytest.raises(ConfigError, match="line 7"):
         metadata_check([Scorer(name)])(Row("line 7", "a picture", {}))

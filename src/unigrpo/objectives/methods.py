@@ -177,8 +177,7 @@ class UniGRPO(PolicyGradient):
     lambda_flow: NonNegative = 1.0
     """Weight of the image term beside the text term (Table 3: 1)."""
     image_grad_through_context: bool = False
-    """Whether the image loss also trains the thinking's weights through the context (paper silent), and the text loss
-    the drawing's through pictures in it."""
+    """Whether the loss of pictures also trains the weights that read words, and the other way round (paper silent)."""
     text: TextGRPO = field(default_factory=TextGRPO)
     flow: FlowGRPO = field(default_factory=FlowGRPO)
     regulariser: Regulariser = field(default_factory=Regulariser)
@@ -222,8 +221,7 @@ class UniFPO(PolicyGradient):
     lambda_flow: NonNegative = 1.0
     """Weight of the image term beside the text term (Table 3: 1)."""
     image_grad_through_context: bool = False
-    """Whether the image loss also trains the thinking's weights through the context (paper silent), and the text loss
-    the drawing's through pictures in it."""
+    """Whether the loss of pictures also trains the weights that read words, and the other way round (paper silent)."""
     text: TextGRPO = field(default_factory=TextGRPO)
     fpo: FPO = field(default_factory=FPO)
     regulariser: Regulariser = field(default_factory=Regulariser)
@@ -264,8 +262,7 @@ class WithOwnTerm(PolicyGradient):
     lambda_flow: NonNegative = 1.0
     """Weight of the image term beside the text term (Table 3: 1)."""
     image_grad_through_context: bool = False
-    """Whether the image loss also trains the thinking's weights through the context (paper silent), and the text loss
-    the drawing's through pictures in it."""
+    """Whether the loss of pictures also trains the weights that read words, and the other way round (paper silent)."""
     text: TextGRPO | None = None
     """Text GRPO beside it, for example {clip_range: 0.2}; null: the thinking is only sampled."""
     image: ImageTerm | None = None

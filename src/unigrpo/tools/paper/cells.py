@@ -172,11 +172,14 @@ def _evaluation(row: Row, seed: int, group: str, scale: Scale, judge: Judge, wor
     return Cell(row, seed, group, ("eval", "--model", model, *thinks, *options, *exact), _hash(" ".join(lasting)))
 
 
+WEIGHTS = ("autoencoder", "preference", "pretrain", "sft")
+
+
 @cache
 def weights_digest() -> str:
-    """Hash of all weights of the shapes world that ship with the package: models, autoencoder, judge."""
-    digest = hashlib.sha256()
-    for file in sorted(build.builtin_folder("shapes-sft").parent.glob("shapes-*/*.safetensors")):
+    """Hash of the shipped weights of the shapes world that the paper's rows rest on: models, autoencoder, judge."""
+    digest, assets = hashlib.sha256(), build.builtin_folder("shapes-sft").parent
+    for file in sorted(file for kind in WEIGHTS for file in (assets / f"shapes-{kind}").glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
