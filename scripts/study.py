@@ -88,8 +88,9 @@ STUDIES = {
         "Does RL teach edits, what must change and what must stay, in one round and in two, at equally many pictures?",
         "shapes/edit",
         {
-            "one round, 12 samples": {"data.group-size": "12"},
+            "one round, 12 samples": {},
             "two rounds, 6 samples": {
+                "data.group-size": "6",
                 "rollout.rounds": "2",
                 "rollout.max-think-tokens": "48",
                 "method.advantage.credit": "per_picture",
