@@ -140,8 +140,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def figures_of(runs: Runs, columns: Mapping[str, Figure]) -> list[str]:
     """A table of figures, a row a variant."""
-    rows = [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()]
-    return table(["variant", *columns], rows)
+    rows = [
+        [name, str(len(found)), *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()
+    ]
+    return table(["variant", "seeds", *columns], rows)
 
 
 def worth_it(runs: Runs) -> list[str]:
@@ -156,10 +158,7 @@ def worth_it(runs: Runs) -> list[str]:
         "wrong pictures mended": of("seen", "look", "fixed"),
         "right ones spoiled": of("seen", "look", "broken"),
     }
-    lines = table(
-        ["variant", *columns],
-        [[name, *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()],
-    )
+    lines = figures_of(runs, columns)
     if ONE not in runs:
         return lines
     others = [name for name in runs if name not in (ONE, UNTRAINED)]
@@ -216,7 +215,10 @@ def page(runs: Runs, command: str) -> str:
     keys = [f"* {name}: `{' '.join(f'--{k} {v}' for k, v in VARIANTS[name].items()) or 'as shipped'}`"
             for name in runs if name in VARIANTS]  # fmt: skip
     lines = ["# Think, draw, look, think, draw: what came out", "", f"`{command}`: `{RECIPE}`, seeds {seeds}.", ""]
-    lines += ["Mean over seeds and Student's 95 % interval, of 504 held-out prompts with two samples each.", ""]
+    lines += [
+        "Mean over seeds and Student's 95 % interval, of 504 held-out prompts with two samples each. [README](../../"
+    ]
+    lines[-1] += "README.md#think-draw-look-think-draw) says what follows from it, and what does not.\n"
     for question, tables in parts.items():
         lines += [f"## {question}", "", *tables]
     common = " ".join(f"--{key} {value}" for key, value in QUICK.items())

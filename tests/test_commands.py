@@ -161,6 +161,7 @@ RULES = [
         r"^python scripts/chaos.py",
         covered("tests/training/test_injected_faults.py::test_kills_at_random_moments_lose_nothing"),
     ),
+    (r"^python scripts/study_rounds.py", covered("tests/test_study_rounds.py::test_the_page_says_what_was_measured")),
     (r"^python scripts/study.py", covered("tests/test_study.py::test_runs_that_are_there_are_read_and_not_made_again")),
     (r"^unigrpo reproduce .*\|", usage),
     (r"^unigrpo reproduce ", covered("tests/end_to_end/test_reproduce.py::test_results_say_how_they_were_made")),

@@ -1,0 +1,63 @@
+"""The study of rounds: what was measured becomes its page, and every variant is a recipe."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from unigrpo.recipe import load_recipe
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("study_rounds", SCRIPTS / "study_rounds.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study_rounds", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def measured(first, last):
+    """What scripts/measure_rounds.py says of a model."""
+    side = {"exam_score": 0.9, "plan_right": 0.8, "follow": 0.7, "rounds": 2.0}
+    look = {"critique_right": 0.5, "fixed": 0.4, "broken": 0.1}
+    seen = {"first": {**side, "score": first}, "last": {**side, "score": last}, "look": look}
+    seen["says_fine"] = {"of_right": 0.8, "of_wrong": None}
+    understanding = {"accuracy": {"value": 0.75}}
+    return {**dict.fromkeys(("seen", "grey", "other", "fine", "none"), seen), "understanding": understanding}
+
+
+def test_the_page_says_what_was_measured(study, monkeypatch, tmp_path):
+    monkeypatch.setattr(study.subprocess, "run", lambda *_, **__: pytest.fail("--page makes nothing"))
+    for variant, seed, scores in (
+        (study.UNTRAINED, 0, (0.5, 0.6)),
+        (study.ONE, 0, (0.7, 0.7)),
+        (study.ONE, 1, (0.8, 0.8)),
+        ("two rounds, improvement", 0, (0.7, 0.8)),
+        ("two rounds, improvement", 1, (0.7, 1.0)),
+    ):
+        folder = study.folder(tmp_path / "work", variant, seed)
+        folder.mkdir(parents=True)
+        (folder / study.MEASURED).write_text(json.dumps(measured(*scores)))
+    study.main(["--page", "--seeds", "2", "--work", str(tmp_path / "work")])
+    page = (tmp_path / "rounds.md").read_text()
+    assert "| untrained | 1 | 0.500 | 0.600 |" in page and "| two rounds, improvement | 2 | 0.700 " in page
+    assert "| two rounds, improvement | +0.150 (" in page  # 0.8 - 0.7 and 1.0 - 0.8
+    assert "two rounds, terminal" not in page  # of which nothing was measured
+    assert set(json.loads((tmp_path / "rounds.json").read_text())["runs"]) == {
+        study.UNTRAINED, study.ONE, "two rounds, improvement",
+    }  # fmt: skip
+
+
+def test_the_keys_of_every_variant_are_a_recipe(study):
+    for keys in study.VARIANTS.values():
+        recipe = load_recipe(study.RECIPE, [w for k, v in {**study.QUICK, **keys}.items() for w in (f"--{k}", v)])
+        pictures = recipe.rollout.rounds * recipe.data.group_size * recipe.data.prompts_per_iteration
+        assert pictures == 192 and recipe.iterations == 60
