@@ -23,7 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-RIGHT, WRONG, INK = "#1a7f37", "#c62828", "#24292f"
+from make_readme_figure import INK, RIGHT, WRONG
+
 Record = dict[str, Any]
 
 

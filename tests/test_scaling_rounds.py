@@ -125,25 +125,26 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_a_replay_keeps_for_its_backward_pass(case):
-    policy, made = case.policy, case.estimate
+def kept_by(case):
+    """Bytes that a replay keeps for its backward pass."""
+    policy = case.policy
     items = items_of(policy, case)
     with Live() as live:
         answers = policy.replay(items)
         kept = live.bytes
     del answers
+    return kept
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_a_replay_keeps_for_its_backward_pass(case):
+    made, kept = case.estimate, kept_by(case)
     assert made.memory.activations + made.memory.casts + logits(made.work) == pytest.approx(kept, rel=0.1)
 
 
 @pytest.mark.parametrize("case", [replace(case, again=True) for case in CASES[1:4]], ids=str)
 def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
-    policy, made = case.policy, case.estimate
-    items = items_of(policy, case)
-    with Live() as live:
-        answers = policy.replay(items)
-        kept = live.bytes
-    del answers
+    made, kept = case.estimate, kept_by(case)
     assert made.memory.activations + logits(made.work) == pytest.approx(kept, rel=0.1)
 
 

@@ -23,7 +23,7 @@ from unigrpo.models.bagel.transformer import BagelModel
 from unigrpo.models.bagel.turns import fitted, interleave, looked_at, view_of
 from unigrpo.models.bagel.vision import positions
 from unigrpo.policy import Context, GenerationDefaults, Policy, PolicySpec, Replayed, ReplayItem
-from unigrpo.trajectory import Image, Prompt, Segment, Text
+from unigrpo.trajectory import Prompt, Segment, Text
 
 DENOISING_PREFIXES = ("vae2llm.", "llm2vae.", "time_embedder.")
 VISION_PREFIXES = ("vit_model.", "connector.")
@@ -143,13 +143,10 @@ class BagelPolicy(Policy):
 
         A model that was taught to look at latents has no view, and always the latents.
         """
-        resized = fitted(picture, self.config)
-        by_latents = self.config.vision is None and self.config.looks_at_latents
-        views = () if by_latents else (view_of(resized, self.config),)
-        if not (latents or by_latents):
-            return views
-        encoded = self._encoded(resized[None])[0]
-        return (Image(encoded, self.config.grid_of((resized.shape[1], resized.shape[2]))), *views)
+        only_seen = self.config.vision is not None and not latents
+        if only_seen or not self.config.sees:  # what sees nothing is refused there
+            return (view_of(fitted(picture, self.config), self.config),)
+        return self.look_segments(picture[None])[0]
 
     @property
     def looks(self) -> bool:
