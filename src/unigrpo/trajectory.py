@@ -295,6 +295,11 @@ class Trajectory:
         return tuple(s for s in self.segments if is_drawing(s))
 
     @property
+    def looked_at(self) -> tuple[Tensor, ...]:
+        """The drawings before the last, uint8 [3, H, W], as far as their pixels are here."""
+        return tuple(image.pixels for image in self.drawings[:-1] if image.pixels is not None)
+
+    @property
     def rounds(self) -> tuple[Round, ...]:
         """What it thought and drew, round by round; the last has no drawing where a thinking ended the sample."""
         found, thinking = [], None

@@ -9,6 +9,7 @@ from typing import Literal
 from unigrpo.costs.sizes import FREQUENCIES, Expert, ModelSizes
 
 Training = Literal["full", "lora", "frozen"]
+MARKERS = 2  # tokens around a picture, as latents and as seen
 FUSED_BACKWARD = 2.5  # a fused attention computes the scores again: five products for the forward's two
 
 

@@ -157,12 +157,7 @@ SHOWN = 24
 
 def looked_at(trajectories: Sequence[Trajectory]) -> dict[int, Tensor]:
     """The drawings before the last, uint8 [k, 3, H, W], of those first samples (by row) that have any."""
-    found = {}
-    for row, t in enumerate(trajectories):
-        pixels = [image.pixels for image in t.drawings[:-1] if image.pixels is not None]
-        if t.sample == 0 and pixels:
-            found[row] = torch.stack(pixels)
-    return found
+    return {row: torch.stack(t.looked_at) for row, t in enumerate(trajectories) if t.sample == 0 and t.looked_at}
 
 
 def _told(drawing: Iterator[Drawn], total: int) -> Iterator[Drawn]:

@@ -32,10 +32,7 @@ def rounds_of(policy: Policy, trajectory: Trajectory) -> dict[str, list[dict[str
 
 def looked_at(trajectories: Sequence[Trajectory]) -> dict[int, list[Any]]:
     """The drawings before the last, uint8 [3, H, W] each, by the row of the trajectory, where they are here."""
-    pixels = {
-        row: [i.pixels.numpy() for i in t.drawings[:-1] if i.pixels is not None] for row, t in enumerate(trajectories)
-    }
-    return {row: some for row, some in pixels.items() if some}
+    return {row: [one.numpy() for one in t.looked_at] for row, t in enumerate(trajectories) if t.looked_at}
 
 
 def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unigrpo.costs.counting import Counting
+from unigrpo.costs.counting import MARKERS, Counting
 from unigrpo.trajectory import Image, Text, Trajectory, View, is_drawing
-
-MARKERS = 2
-"""Tokens around a picture."""
 
 
 @dataclass(frozen=True)

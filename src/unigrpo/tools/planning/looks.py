@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unigrpo.costs.counting import MARKERS
 from unigrpo.costs.sizes import ModelSizes
 from unigrpo.models.bagel.transforms import VAE_LIMITS, VIT_LIMITS, target_size
 from unigrpo.models.bagel.turns import cut
-
-MARKERS = 2
-"""Tokens around a picture, as latents and as seen."""
 
 
 @dataclass(frozen=True)
