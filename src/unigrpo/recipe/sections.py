@@ -161,6 +161,8 @@ class Mix:
     """The critique is of another picture than the one that is looked at."""
     bad_revision: Probability = 0.0
     """The picture after a look misses its plan."""
+    look_edits: Probability = 0.0
+    """Of look and look_only: the picture that is looked at came of an edit, and is criticised as one."""
 
     def __post_init__(self) -> None:
         for key, share in self.dense_shares().items():
