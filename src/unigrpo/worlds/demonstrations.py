@@ -140,7 +140,8 @@ class Demonstration(Generic[Plan]):
     "plan_only": prompt and plan without a picture (cheap: an image costs more tokens than the words).
     "dense": plan and picture without a prompt. ``system``: whether the system words come first (with thinking: yes).
     "look": prompt, first plan, the picture ``shown`` for it, what is ``said`` of it, and the next picture; "look_only":
-    the same without the next picture; both may begin with a picture ``source`` that the prompt edits. "edit": the picture shown, the prompt, the plan as it is said, and the picture.
+    the same without the next picture; both may begin with a picture ``source`` that the prompt edits. "edit": the
+    picture shown, the prompt, the plan as it is said, and the picture.
     "question": the picture shown, the question as prompt, and its answer. ``source`` and ``shown`` are uint8 [3, H, W].
     """
 
@@ -168,8 +169,8 @@ class DemonstrationMix:
     the pictures of that rest miss the plan in one part. ``unsorted`` of all plans are in random order, the others
     in the order of their places. ``look``, ``edit``, ``look_only`` and ``question`` are shares of all demonstrations
     too (0 in a world that has none): of the pictures that are looked at ``misseen`` are described as if they showed
-    something else, and of the pictures that follow ``bad_revision`` miss their plan. ``look_edits`` of look and look_only
-    are of an edit that was drawn.
+    something else, and of the pictures that follow ``bad_revision`` miss their plan. ``look_edits`` of look and
+    look_only are of an edit that was drawn.
     """
 
     bad_plan: float = 0.35
