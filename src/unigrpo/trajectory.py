@@ -252,6 +252,11 @@ class Trajectory:
     scores: tuple[Score, ...] = ()
 
     @property
+    def thinking_key(self) -> tuple[int, int]:
+        """What tells its first thinking from all others of an iteration: (prompt position, index in the group)."""
+        return self.prompt.position, self.sample if self.thought is None else self.thought
+
+    @property
     def given(self) -> tuple[Segment, ...]:
         """The segments before the first that the policy made."""
         return tuple(takewhile(lambda segment: not made_by_policy(segment), self.segments))

@@ -27,9 +27,13 @@ def policy(request, tmp_path_factory):
     return policy_of(request.param, tmp_path_factory.mktemp("tiny") / "bagel")
 
 
-@pytest.fixture(scope="module")
-def rolled(policy):
-    return in_rounds(policy)
+SHARED = replace(SAMPLING, images_per_thinking=2)
+"""Two pictures on each first thinking."""
+
+
+@pytest.fixture(scope="module", params=(SAMPLING, SHARED), ids=("own", "shared"))
+def rolled(policy, request):
+    return in_rounds(policy, sampling=request.param)
 
 
 def separately(policy, trajectory):

@@ -1,6 +1,7 @@
 """What a thinking and a drawing of a round are worth, and what they are compared with (docs/math.md#rounds)."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,31 @@ def test_rewards_that_teach_one_half_teach_it_in_every_round():
     assert first.advantages == pytest.approx(by_hand, abs=1e-6)
     first, _ = Advantage(credit="improvement").assign(group, shares[:1])
     assert first.advantages[1] is None and first.advantages[3] is None
+
+
+def sharing(*scores, credit, **keys):
+    """Advantages of one prompt whose samples have these scores, two of them on each first thinking."""
+    made = [replace(trajectory(*each), sample=i, thought=i // 2) for i, each in enumerate(scores)]
+    return [t.advantages for t in Advantage(credit=credit, **keys).assign(made)]
+
+
+@pytest.mark.parametrize("credit", ["terminal", "per_picture", "improvement"])
+def test_a_shared_first_thinking_is_worth_the_mean_of_its_samples(credit):
+    scores = [(0.1, 0.9), (0.3, 0.2), (0.8, 0.4), (0.6, 0.5)]
+    found = sharing(*scores, credit=credit)
+    own = [worth(each, 1, credit) for each in scores]
+    thoughts = of([(own[0] + own[1]) / 2, (own[2] + own[3]) / 2])
+    second = of([worth(each, 2, credit) for each in scores])
+    for i, (thinking, drawing, again, last) in enumerate(found):
+        assert thinking == pytest.approx(thoughts[i // 2], abs=1e-6)
+        assert drawing == pytest.approx(of(own)[i], abs=1e-6)
+        assert again == last == pytest.approx(second[i], abs=1e-6)
+
+
+def test_first_drawings_alone_are_compared_within_their_thought():
+    found = sharing((0.1, 0.9), (0.3, 0.2), (0.8, 0.4), (0.6, 0.5), credit="improvement", within="thought")
+    assert [row[1] for row in found] == pytest.approx([*of([0.1, 0.3]), *of([0.8, 0.6])], abs=1e-6)
+    assert [row[3] for row in found] == pytest.approx(of([0.8, -0.1, -0.4, -0.1]), abs=1e-6)
 
 
 def test_a_drawing_without_a_score_is_no_zero():

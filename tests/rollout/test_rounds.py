@@ -104,9 +104,18 @@ def test_rounds_without_thinking(policy):
     assert [one.thinking for one in trajectory.rounds] == [None, None]
 
 
-def test_thoughts_are_not_shared_over_rounds(policy):
-    with pytest.raises(ValueError, match="2 pictures cannot share a thinking in 2 rounds"):
-        in_rounds(policy, sampling=replace(SAMPLING, images_per_thinking=2))
+def test_the_first_thinking_is_shared_and_each_looks_at_its_own_picture(policy):
+    rows = in_rounds(policy, sampling=replace(SAMPLING, images_per_thinking=2), group_size=4)
+    assert [t.thought for t in rows] == [0, 0, 1, 1] * 2
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first.sampled_texts[0] is second.sampled_texts[0]
+        assert first.sampled_texts[1] is not second.sampled_texts[1]
+        assert not torch.equal(first.drawings[0].latents, second.drawings[0].latents)
+        assert not torch.equal(first.images[1].latents, second.images[1].latents)
+    assert len({tuple(t.sampled_texts[1].ids.tolist()) for t in rows}) > 4
+    alone = in_rounds(policy, group_size=2)
+    for shared, plain in zip(rows[::2], alone, strict=True):
+        assert torch.equal(shared.sampled_texts[0].ids, plain.sampled_texts[0].ids)
 
 
 # ---------------------------------------------------------------- stop

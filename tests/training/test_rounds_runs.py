@@ -89,6 +89,15 @@ def test_what_a_run_of_rounds_says(tmp_path):
     assert all(len(record["rounds"]) == 2 and record["rounds"][1]["reward"] == record["reward"] for record in records)
 
 
+def test_first_thinkings_that_are_shared(tmp_path):
+    """Nothing has changed before the first update, and both pictures of a thought go on by themselves."""
+    options = {**TWO, "rollout__images_per_thinking": 2, "data__group_size": 4, "method__advantage__within": "thought"}
+    assert tiny_runs.train(tiny_runs.trainer_of(tmp_path, iterations=1, **options))
+    (line,) = runlog.read_metrics(tmp_path)
+    assert max(line["first_update"].values()) < 1e-5
+    assert line["flops"] > 0
+
+
 def test_a_run_of_one_round_says_nothing_of_rounds():
     for line in runlog.read_metrics(tiny_runs.finished_run()):
         assert not {"rounds", "score_first", "score_last", "revision", "by_round"} & line.keys()
@@ -159,7 +168,6 @@ def test_a_stage_of_one_round_and_one_of_two(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rollout__images_per_thinking": 3, "data__group_size": 6}, "each picture is looked at by its own thinking"),
         ({"method": "{name: refl}", "reward__train": "[{name: shapes/preference}]"}, "into one picture"),
         (
             {"rollout__rounds": 1, "method__advantage__credit": "improvement"},

@@ -111,6 +111,7 @@ def _world_maker(recipe: Recipe, data: DemonstrationData, teacher: Teacher[Any])
             **mix.looking(),
             misseen=mix.misseen,
             bad_revision=mix.bad_revision,
+            look_edits=mix.look_edits,
         )
         batch = teacher.batch(recipe.seed, iteration, data.batch_size, now)
         return teacher.trajectories(policy, batch[share_of(world, len(batch))])

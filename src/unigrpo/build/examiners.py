@@ -87,7 +87,7 @@ def _of_verdict(verdict: Mapping[str, Any]) -> Record:
         exam=verdict["exam"],
         reasons=[str(question) for question, met in points if not met],
         values={name: value for name, value in values.items() if value is not None},
-        detail={"points": points, **{key: verdict[key] for key in ("read", "shown") if key in verdict}},
+        detail={"points": points, **{key: verdict[key] for key in ("read", "shown", "source") if key in verdict}},
     )
 
 

@@ -95,10 +95,11 @@ class Advantage:
         """
         if any(t.reward is None for t in trajectories):
             raise ValueError("a trajectory has no reward: score all trajectories before their advantages")
-        if self.credit != "terminal" and any(len(t.rounds) > 1 for t in trajectories):
-            return assigned(trajectories, _teachers(shares), self.credit, self.of_several)
+        shared = any(t.thought is not None for t in trajectories)
+        if (self.credit != "terminal" or shared) and any(len(t.rounds) > 1 for t in trajectories):
+            return assigned(trajectories, _teachers(shares), self.credit, self.of_several, within=self.within)
         groups = [t.prompt.position for t in trajectories]
-        thoughts = [(t.prompt.position, t.sample if t.thought is None else t.thought) for t in trajectories]
+        thoughts = [t.thinking_key for t in trajectories]
         thinking = self._of_thoughts(_columns(trajectories, shares, "thinking"), thoughts)
         others = thoughts if self.within == "thought" else groups
         drawing = self._of_rows(_columns(trajectories, shares, "drawing"), others)

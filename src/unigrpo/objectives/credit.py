@@ -56,13 +56,43 @@ def worth(scores: Sequence[float], turn: int, credit: Credit) -> float:
     return scores[0] if credit == "improvement" else scores[-1]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Rows that are of one thinking are one (``members``, each worth the mean of its rows), compared in ``groups``."""
+
+    members: Sequence[Sequence[int]]
+    groups: Sequence[Hashable]
+
+
+def compared(
+    trajectories: Sequence[Trajectory], rows: Sequence[int], place: Place, *, within: Literal["group", "thought"]
+) -> Compared:
+    """Who is compared with whom at a place: thinkings and drawings of a round with those of their prompt.
+
+    The first thinking may be shared by several rows, and then their drawings may be compared by themselves (``within``
+    thought); in later rounds each thinks for itself.
+    """
+    thoughts: dict[Hashable, list[int]] = {}
+    for row in rows:
+        thoughts.setdefault(trajectories[row].thinking_key, []).append(row)
+    members = list(thoughts.values()) if place == (1, Text) else [[row] for row in rows]
+    keys = [trajectories[some[0]].thinking_key for some in members]
+    alone = within == "thought" and place == (1, Image)
+    return Compared(members, keys if alone else [position for position, _ in keys])
+
+
 def assigned(
-    trajectories: Sequence[Trajectory], teachers: Sequence[Teacher], credit: Credit, compare: Compare
+    trajectories: Sequence[Trajectory],
+    teachers: Sequence[Teacher],
+    credit: Credit,
+    compare: Compare,
+    *,
+    within: Literal["group", "thought"] = "group",
 ) -> list[Trajectory]:
     """The trajectories with an advantage for each text and picture: each compared with those of its round in its group.
 
-    A group is all trajectories of one ``prompt.position`` that have such a segment. ValueError where a drawing has no
-    score.
+    A group is all trajectories of one ``prompt.position`` that have such a segment (:func:`compared`). ValueError where
+    a drawing has no score.
     """
     if any(len(t.scores) != len(t.drawings) for t in trajectories):
         raise ValueError("a drawing has no score: score all drawings of a trajectory before its advantages")
@@ -76,12 +106,19 @@ def assigned(
         who = [t for t in teachers if (t.thinking if kind is Text else t.drawing)]
         if not who:
             continue
-        columns = [
-            (t.weight, [worth([t.of(s) for s in trajectories[row].scores], turn, credit) for row in some]) for t in who
-        ]
-        values = compare(columns, [trajectories[row].prompt.position for row in some]).tolist()
-        found |= {(row, place): value for row, value in zip(some, values, strict=True)}
+        sides = compared(trajectories, some, place, within=within)
+        columns = [(t.weight, [_worth_of(trajectories, rows, t, turn, credit) for rows in sides.members]) for t in who]
+        values = compare(columns, sides.groups).tolist()
+        found |= {(row, place): value for rows, value in zip(sides.members, values, strict=True) for row in rows}
     return [
         t.with_each_advantage([found.get((row, place)) for place in places_of(t.segments)])
         for row, t in enumerate(trajectories)
     ]
+
+
+def _worth_of(
+    trajectories: Sequence[Trajectory], rows: Sequence[int], teacher: Teacher, turn: int, credit: Credit
+) -> float:
+    """The mean of what a thinking or a drawing is worth to its rows."""
+    values = [worth([teacher.of(score) for score in trajectories[row].scores], turn, credit) for row in rows]
+    return values[0] if len(values) == 1 else sum(values) / len(values)

@@ -44,6 +44,11 @@ def _check_looks(data: DemonstrationData) -> None:
             f"data.mix.{asked[0]} = {data.mix.looking()[asked[0]]:g} with data.demonstrations = "
             f"{data.demonstrations}: only {', '.join(LOOKED_AT)} has demonstrations that look; set it to 0"
         )
+    if data.mix.look_edits > 0 and not data.mix.look + data.mix.look_only:
+        raise ConfigError(
+            f"data.mix.look_edits = {data.mix.look_edits:g} is a share of look and look_only, and both are 0: set one "
+            "of them above 0, or leave it out"
+        )
     for key in ("misseen", "bad_revision"):
         if vars(data.mix)[key] > 0 and not asked:
             raise ConfigError(

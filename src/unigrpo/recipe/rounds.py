@@ -49,11 +49,6 @@ def check_rounds(recipe: Sections) -> None:
             f"{said}: {method.name} follows the reward's gradient into one picture, and it ends where a picture is "
             "looked at (8 bits); set rounds to 1, or use unigrpo, flow_grpo, fpo or diffusion_nft"
         )
-    if rollout.images_per_thinking > 1:
-        raise ConfigError(
-            f"{said} with rollout.images_per_thinking = {rollout.images_per_thinking}: each picture is looked at by "
-            "its own thinking, so that none can be shared; set either to 1"
-        )
     _check_others(rollout, recipe.data)
 
 

@@ -161,6 +161,8 @@ class Mix:
     """The critique is of another picture than the one that is looked at."""
     bad_revision: Probability = 0.0
     """The picture after a look misses its plan."""
+    look_edits: Probability = 0.0
+    """Of look and look_only: the picture that is looked at came of an edit, and is criticised as one."""
 
     def __post_init__(self) -> None:
         for key, share in self.dense_shares().items():
@@ -224,7 +226,7 @@ class Rollout:
     think: bool = True
     """Whether the model thinks before it draws."""
     images_per_thinking: Batch = 1
-    """Pictures that are drawn on each thinking; a group has group_size / images_per_thinking thoughts (paper: 1)."""
+    """Pictures that are drawn on each (first) thinking; a group has group_size / images_per_thinking (paper: 1)."""
     max_think_tokens: Tokens = 1024
     """Where the thinking is cut, its end token counted."""
     same_initial_noise: bool = False

@@ -41,16 +41,15 @@ def rollout(
 ) -> list[Trajectory]:
     """Sample ``group_size`` trajectories per prompt; result [len(prompts) * group_size], groups adjacent.
 
-    With K = ``images_per_thinking`` above 1, K neighbours share one thinking, read once and continued K times.
+    With K = ``images_per_thinking`` above 1, K neighbours share the thinking of the first round, read once and continued
+    K times; in later rounds each looks at its own picture, and thinks for itself.
     ``on_phase`` is told "prefill", "think", "draw", "look" as each begins (for timing). ``first_sample`` numbers the
-    samples. ValueError where K divides neither ``group_size`` nor ``first_sample``, or there are rounds and K > 1.
+    samples. ValueError where K does not divide both ``group_size`` and ``first_sample``.
     """
     heap.keep_freed_memory()
     each = sampling.images_per_thinking if episode.think else 1
     if group_size % each or first_sample % each:
         raise ValueError(f"{group_size} samples from {first_sample} on cannot share thoughts by {each}")
-    if each > 1 and episode.rounds > 1:
-        raise ValueError(f"{each} pictures cannot share a thinking in {episode.rounds} rounds: each looks at its own")
     with torch.no_grad():
         on_phase("prefill")
         doing.say(f"reading {len(prompts)} prompts")
@@ -110,16 +109,17 @@ class _Samples:
 
     def think(self) -> None:
         """Write on; after a look, those end here that say so."""
-        # K neighbours share a thinking, and thought j has the draws of sample j
-        thinkers = [(prompt, sample // self.each) for prompt, sample in self.going[:: self.each]]
+        # in the first round K neighbours share a thinking, and thought j has the draws of sample j
+        each = self.each if self.keys.turn == 1 else 1
+        thinkers = [(prompt, sample // each) for prompt, sample in self.going[::each]]
         doing.say(f"thinking, {len(thinkers)} samples")
         cap = self.sampling.max_think_tokens
         uniforms = torch.stack(
             [torch.rand(cap, generator=self.keys.generator(p.position, s, "think")) for p, s in thinkers]
         )
         texts, self.context = self.policy.think(self.context, uniforms=uniforms, temperature=self.sampling.temperature)
-        self.add([[texts[place // self.each]] for place in range(len(self.live))])
-        self.context = self.context.expand(self.each) if self.each > 1 else self.context
+        self.add([[texts[place // each]] for place in range(len(self.live))])
+        self.context = self.context.expand(each) if each > 1 else self.context
         if self.keys.turn > 1 and self.episode.stop_words:
             self.leave([self.episode.ends(self.policy.decode_text(text.ids)) for text in texts])
 

@@ -90,28 +90,34 @@ class Teacher(Generic[Plan]):
         """
         pictures = [item.picture for item in demonstrations if item.picture is not None]
         latents = iter(policy.encode_image(self.render(pictures)) if pictures else [])
-        shown = [item.shown for item in demonstrations if item.shown is not None]
+        shown = [picture for item in demonstrations for picture in item.looked_at]
         looks = iter(policy.look_segments(torch.stack(shown)) if shown else [])
         made = []
         for index, item in enumerate(demonstrations):
             prompt = item.prompt or Prompt(index, "", {})
-            look = () if item.shown is None else next(looks)
+            seen = [next(looks) for _ in item.looked_at]
             image = () if item.picture is None else (Image(next(latents), policy.spec.grid, target=True),)
-            before = self._looking(policy, item, look) if item.form in LOOKING else self._given(policy, item)
+            before = self._looking(policy, item, seen) if item.form in LOOKING else self._given(policy, item)
             made.append(Trajectory(prompt, 0, (*before, *image)))
         return made
 
-    def _looking(self, policy: Policy, item: Demonstration[Plan], look: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        """What stands before the picture (if any) where one is looked at first; what is said of it is a target."""
+    def _looking(
+        self, policy: Policy, item: Demonstration[Plan], looks: Sequence[tuple[Segment, ...]]
+    ) -> tuple[Segment, ...]:
+        """What stands before the picture (if any) where one is looked at first; what is said of it is a target.
+
+        looks: what the model sees of the source, if there is one, and of the picture that is looked at.
+        """
         prompt, said = item.prompt or Prompt(0, ""), Text(policy.encode_text(item.said), target=True)
         asked = policy.prompt_segments(prompt, think=item.form != "question")
+        *given, look = looks
         if item.form == "question":  # as question_segments has it: seen alone, where there is a vision tower
             seen = [segment for segment in look if isinstance(segment, View)]
             return (*(seen or look), *asked, said)
         if item.form == "edit":
             return (*asked[:-1], *look, asked[-1], said)
         first = () if item.plan is None else (Text(policy.encode_text(self.write(item.plan))),)
-        return (*asked, *first, *look, said)
+        return (*asked[:-1], *(segment for segments in given for segment in segments), asked[-1], *first, *look, said)
 
     def _given(self, policy: Policy, item: Demonstration[Plan]) -> tuple[Segment, ...]:
         """What stands before the picture, as the policy would see it at sampling time; a prompted plan is a target."""
@@ -134,8 +140,9 @@ class Demonstration(Generic[Plan]):
     "plan_only": prompt and plan without a picture (cheap: an image costs more tokens than the words).
     "dense": plan and picture without a prompt. ``system``: whether the system words come first (with thinking: yes).
     "look": prompt, first plan, the picture ``shown`` for it, what is ``said`` of it, and the next picture; "look_only":
-    the same without the next picture. "edit": the picture shown, the prompt, the plan as it is said, and the picture.
-    "question": the picture shown, the question as prompt, and its answer. ``shown`` is uint8 [3, H, W].
+    the same without the next picture; both may begin with a picture ``source`` that the prompt edits. "edit": the
+    picture shown, the prompt, the plan as it is said, and the picture.
+    "question": the picture shown, the question as prompt, and its answer. ``source`` and ``shown`` are uint8 [3, H, W].
     """
 
     prompt: Prompt | None
@@ -145,6 +152,12 @@ class Demonstration(Generic[Plan]):
     system: bool = True
     shown: Tensor | None = None
     said: str = ""
+    source: Tensor | None = None
+
+    @property
+    def looked_at(self) -> tuple[Tensor, ...]:
+        """The pictures that are given or looked at, in order."""
+        return tuple(picture for picture in (self.source, self.shown) if picture is not None)
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,8 @@ class DemonstrationMix:
     the pictures of that rest miss the plan in one part. ``unsorted`` of all plans are in random order, the others
     in the order of their places. ``look``, ``edit``, ``look_only`` and ``question`` are shares of all demonstrations
     too (0 in a world that has none): of the pictures that are looked at ``misseen`` are described as if they showed
-    something else, and of the pictures that follow ``bad_revision`` miss their plan.
+    something else, and of the pictures that follow ``bad_revision`` miss their plan. ``look_edits`` of look and
+    look_only are of an edit that was drawn.
     """
 
     bad_plan: float = 0.35
@@ -172,6 +186,7 @@ class DemonstrationMix:
     question: float = 0.0
     misseen: float = 0.0
     bad_revision: float = 0.0
+    look_edits: float = 0.0
 
     def __post_init__(self) -> None:
         for name, share in asdict(self).items():

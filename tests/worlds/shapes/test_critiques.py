@@ -16,6 +16,9 @@ from unigrpo.worlds.shapes.critiques import (
     format_rethinking,
     parse_rethinking,
 )
+from unigrpo.worlds.shapes.edit_prompts import EditStream
+from unigrpo.worlds.shapes.edit_reading import parse_edit
+from unigrpo.worlds.shapes.edits import corrupt_target, sample_target
 from unigrpo.worlds.shapes.planner import corrupt_scene, format_plan
 from unigrpo.worlds.shapes.scenes import Object
 
@@ -46,8 +49,54 @@ def test_a_critique_is_right_and_says_fine_of_what_is_right_alone():
     assert 100 < fine < 400
 
 
+def edits(n):
+    """The same of edits."""
+    stream = EditStream("edit", 3)
+    for index in range(n):
+        draws, prompt = random.Random(index), stream.at(index)
+        scene = sample_target(prompt.metadata, draws)
+        if draws.random() < 0.5:
+            scene = corrupt_target(scene, prompt.metadata, draws)
+        for _ in range(draws.choice((0, 0, 1, 2))):
+            scene = slip(scene, draws)
+        yield draws, prompt, scene
+
+
+def test_a_critique_of_an_edit_asks_for_the_change_and_for_what_was_lost():
+    fine = short = 0
+    for draws, prompt, scene in edits(600):
+        remarks = critique(scene, prompt.metadata, draws)
+        assert critique_right(remarks, scene, prompt.metadata), (prompt.text, scene)
+        assert (not remarks) == content(scene, prompt.metadata)
+        fine += not remarks
+        short += len(remarks) == 1
+    assert 100 < fine < 400
+    assert short > 150
+
+
+@pytest.mark.parametrize(
+    ("instruction", "drawn", "said"),
+    [
+        ("make the circle green", (RED, BLUE), "red circle a1 should be green"),
+        ("make the circle green", (Object("circle", "green", "a1"),), "missing blue square b3"),
+        ("move the circle to c2", (RED, BLUE), "red circle a1 should be at c2"),
+        ("move the circle to c2", (RED, Object("circle", "red", "c2"), BLUE), "extra red circle a1"),
+        ("move the circle to c2", (Object("circle", "red", "d4"), BLUE), "red circle d4 should be at c2"),
+        ("remove the red circle", (RED, BLUE), "extra red circle a1"),
+        ("add a cyan ring at d1", (RED, BLUE), "missing cyan ring d1"),
+        ("replace the circle with a cyan ring", (Object("ring", "blue", "a1"), BLUE), "blue ring a1 should be cyan"),
+        ("make the circle green", (Object("circle", "green", "b3"), Object("square", "blue", "a1")),
+         "blue square a1 should be at b3 and green circle b3 should be at a1"),
+        ("make the circle green", (Object("circle", "green", "a1"), BLUE), "fine"),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_critique_of_an_edit(instruction, drawn, said):
+    metadata = parse_edit(instruction, Scene((RED, BLUE))).metadata()
+    assert format_critique(critique(Scene(drawn), metadata, random.Random(0))) == said
+
+
 def test_what_is_written_is_read_again():
-    for draws, prompt, scene in cases(300):
+    for draws, prompt, scene in (*cases(300), *edits(300)):
         remarks = critique(scene, prompt.metadata, draws)
         plan = applied(scene, remarks)
         expected = Rethinking(remarks, plan if remarks else None)

@@ -12,7 +12,7 @@ from unigrpo.worlds import shapes
 from unigrpo.worlds.demonstrations import LOOKING, DemonstrationMix
 from unigrpo.worlds.shapes.critiques import critique_right, parse_rethinking
 from unigrpo.worlds.shapes.demonstrations import TEACHER
-from unigrpo.worlds.shapes.edits import judge_edit
+from unigrpo.worlds.shapes.edits import edit_of, judge_edit
 from unigrpo.worlds.shapes.looking import further_words, held_out_questions, seen
 from unigrpo.worlds.shapes.questions import KINDS, question
 
@@ -58,6 +58,18 @@ def test_edits_do_what_is_asked_but_for_the_bad_plans():
     assert 0.4 <= sum(wrong) / len(wrong) <= 0.6
 
 
+def test_a_share_of_the_looks_is_of_edits_and_says_what_they_lack():
+    made = some("look", bad_plan=0.3, mismatch=0.4, look_edits=0.5)
+    of_edits = [item for item in made if item.source is not None]
+    assert 0.4 <= len(of_edits) / len(made) <= 0.6
+    for item in of_edits:
+        said, shown = parse_rethinking(item.said), scene_in(item.shown)
+        assert critique_right(said.remarks, shown, item.prompt.metadata)
+        assert scene_in(item.source) == edit_of(item.prompt.metadata).source.row_major()
+    assert not all(item.plan.same_picture(edit_of(item.prompt.metadata).source) for item in of_edits)
+    assert [item.said for item in some("look", look_edits=0.0)] == [item.said for item in some("look")]
+
+
 def test_answers_are_those_of_the_picture():
     for position in range(300):
         asked = question("held-out", 0, position)
@@ -99,8 +111,10 @@ def test_where_the_segments_of_each_form_stand(tower):
         "edit": [Text, *look, Text, Text, Image],
         "question": [look[-1], Text, Text],
     }
-    for form, expected in kinds.items():
-        (trajectory,) = TEACHER.trajectories(policy, some(form, n=1))
+    cases = [(form, {}, expected) for form, expected in kinds.items()]
+    cases.append(("look", {"look_edits": 1.0}, [Text, *look, Text, Text, *look, Text, Image]))
+    for form, shares, expected in cases:
+        (trajectory,) = TEACHER.trajectories(policy, some(form, n=1, **shares))
         assert [type(segment) for segment in trajectory.segments] == expected
         targets = [i for i, s in enumerate(trajectory.segments) if not isinstance(s, View) and s.target]
         first = len(expected) - (2 if expected[-1] is Image else 1)

@@ -6,6 +6,7 @@ import torch
 from unigrpo.trajectory import Prompt
 from unigrpo.worlds.shapes import Scene, parse_prompt, render
 from unigrpo.worlds.shapes.critiques import Remark, format_rethinking
+from unigrpo.worlds.shapes.edit_reading import parse_edit
 from unigrpo.worlds.shapes.planner import format_plan
 from unigrpo.worlds.shapes.revisions import figures, revision, scene_of
 from unigrpo.worlds.shapes.scenes import Object
@@ -50,6 +51,30 @@ def test_the_judge_lists_what_it_reads():
 def test_one_revision(first, text, second, expected):
     found = revision(record(first, text, second))
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+def edited(first, text, second, instruction="make the circle green"):
+    """A record of two rounds of an edit of GOOD."""
+    prompt = Prompt(0, instruction, parse_edit(instruction, GOOD).metadata())
+    thoughts = [format_plan(BAD), text]
+    verdicts = judge_pictures(render([first, second]), [prompt] * 2, thoughts)
+    rounds = [{"thinking": thought, **verdict} for thought, verdict in zip(thoughts, verdicts, strict=True)]
+    return {"prompt": instruction, "thinking": text, **verdicts[1], "rounds": rounds}
+
+
+def test_revisions_of_edits_are_judged_by_what_was_asked_of_the_source():
+    told = format_rethinking((Remark(RED, GREEN),), BAD)  # BAD is GOOD with a green circle
+    found = revision(edited(GOOD, told, BAD))
+    assert (found.needed, found.right, found.done, found.plan_right) == (True, True, True, True)
+    assert (found.first, found.second, found.follow) == (False, True, True)
+    found = revision(edited(BAD, told, GOOD))
+    assert (found.needed, found.right, found.plan_right, found.second) == (False, False, True, False)
+    assert figures([edited(GOOD, told, BAD)])["fixed"] == 1.0
+
+
+def test_prompts_in_words_of_ones_own_have_no_revisions():
+    assert revision({**record(BAD, TOLD, GOOD), "prompt": "please, my circle"}) is None
+    assert revision({**edited(GOOD, TOLD, BAD), "prompt": "paint it green"}) is None
 
 
 def test_figures_are_shares_of_the_right_samples():

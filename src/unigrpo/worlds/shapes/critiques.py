@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from unigrpo.worlds.shapes.edits import Edit, edit_of, is_edit, judge_edit
 from unigrpo.worlds.shapes.parsing import END_THINK, THINK
 from unigrpo.worlds.shapes.planner import listed, parse_plan
 from unigrpo.worlds.shapes.prompts import combination
@@ -67,7 +68,9 @@ class Rethinking:
 
 
 def content(scene: Scene, metadata: Mapping[str, Any]) -> bool:
-    """Whether a scene has all that the prompt asks for, and nothing else."""
+    """Whether a scene has all that the prompt asks for, and nothing else; of an edit, what stays included."""
+    if is_edit(metadata):
+        return judge_edit(scene, metadata).correct
     wanted = sum(item["count"] for item in metadata["objects"])
     return len(scene.objects) == wanted and judge(scene, metadata).correct
 
@@ -165,6 +168,35 @@ def _unrelated(scene: Scene, kinds: Sequence[Kind], draws: random.Random) -> tup
     return _remarks(scene, made)
 
 
+def _edited(scene: Scene, edit: Edit, draws: random.Random) -> tuple[Remark, ...]:
+    """Remarks that leave the edit done and all else as it was: of its results, one of those that need the fewest."""
+    ways = [_towards(scene, result) for result in edit.results()]
+    fewest = min(len(remarks) for remarks in ways)
+    return draws.choice([remarks for remarks in ways if len(remarks) == fewest])
+
+
+def _towards(scene: Scene, target: Scene) -> tuple[Remark, ...]:
+    """Remarks that make a scene another one: objects of the same kind are moved, then those of a cell are changed."""
+    made: list[tuple[Object | None, Object]] = [(item, item) for item in target.objects if item in scene.objects]
+    old = [item for item in scene.objects if item not in target.objects]
+    new = [item for item in target.objects if item not in scene.objects]
+    for alike in (_same_kind, _same_cell):
+        for item in list(new):
+            if (found := next((o for o in old if alike(o, item)), None)) is not None:
+                made.append((found, item))
+                old.remove(found)
+                new.remove(item)
+    return _remarks(scene, [*made, *((None, item) for item in new)])
+
+
+def _same_kind(a: Object, b: Object) -> bool:
+    return (a.shape, a.colour) == (b.shape, b.colour)
+
+
+def _same_cell(a: Object, b: Object) -> bool:
+    return a.cell == b.cell
+
+
 def _remarks(scene: Scene, made: Sequence[tuple[Object | None, Object]]) -> tuple[Remark, ...]:
     """Remarks for the objects that change and for those that nobody wants, in the order of their cells."""
     kept = [old for old, _ in made if old is not None]
@@ -178,10 +210,12 @@ def critique(scene: Scene, metadata: Mapping[str, Any], draws: random.Random) ->
 
     Cells and colours that are left open, and changes that cost the same, are drawn. None where the picture is fine.
     """
-    wanted = combination(metadata)
-    kinds = [kind for kind in wanted.kinds for _ in range(wanted.count)]
     if content(scene, metadata):
         return ()
+    if is_edit(metadata):
+        return _edited(scene, edit_of(metadata), draws)
+    wanted = combination(metadata)
+    kinds = [kind for kind in wanted.kinds for _ in range(wanted.count)]
     if wanted.relation is not None:
         return _related(scene, kinds, wanted.relation, draws)
     return _unrelated(scene, kinds, draws)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unigrpo.worlds.shapes.planner import CONFUSED_COLOUR, CONFUSED_SHAPE, slip
-from unigrpo.worlds.shapes.scenes import CELLS, Judgement, Kind, Object, Scene
+from unigrpo.worlds.shapes.scenes import CELLS, Judgement, Kind, Object, Scene, judge
 
 EDITS = ("recolour", "move", "move_relative", "remove", "add", "replace")
 """The categories of edits; evaluations tell them apart."""
@@ -124,6 +124,11 @@ def judge_edit(scene: Scene, metadata: Mapping[str, Any]) -> Judgement:
     edit = edit_of(metadata)
     points = (*changed_points(scene, edit), *kept_points(scene, edit))
     return Judgement(all(met for _, met in points), points)
+
+
+def judged(scene: Scene, metadata: Mapping[str, Any]) -> Judgement:
+    """Judge a scene by the rule of its prompt: as an edit where it is one, else as a picture (``scenes.judge``)."""
+    return judge_edit(scene, metadata) if is_edit(metadata) else judge(scene, metadata)
 
 
 def changed_points(scene: Scene, edit: Edit) -> tuple[tuple[str, bool], ...]:

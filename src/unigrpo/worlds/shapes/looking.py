@@ -70,12 +70,16 @@ class LookingTeacher(Teacher[Scene]):
     def _look(self, form: Form, prompt: Prompt, mix: DemonstrationMix, draws: random.Random) -> Demonstration[Scene]:
         """A picture as the first round leaves it, what is said of it, and what is drawn then.
 
-        A share ``misseen`` is described as if one object more were otherwise; the plan follows what is said. A picture
-        that is fine is drawn again as it is.
+        A share ``look_edits`` came of an edit. A share ``misseen`` is described as if one object more were otherwise;
+        the plan follows what is said. A picture that is fine is drawn again as it is.
         """
-        plan = self.sample(prompt.metadata, draws, mix.unsorted)
+        sample, corrupt = self.sample, self.corrupt
+        if mix.look_edits and draws.random() < mix.look_edits:
+            prompt = EditStream("edit", draws.getrandbits(48)).at(prompt.position)
+            sample, corrupt = sample_target, corrupt_target
+        plan = sample(prompt.metadata, draws, mix.unsorted)
         if draws.random() < mix.bad_plan:
-            plan = self.corrupt(plan, prompt.metadata, draws)
+            plan = corrupt(plan, prompt.metadata, draws)
         first = plan
         if draws.random() < mix.mismatch:
             first = self.slip(plan, draws)
@@ -86,4 +90,6 @@ class LookingTeacher(Teacher[Scene]):
         assert revised is not None  # remarks of critique() are true of the scene
         said = format_rethinking(remarks, revised)
         drawn = self.slip(revised, draws) if draws.random() < mix.bad_revision else revised
-        return Demonstration(prompt, plan, None if form == "look_only" else drawn, form, True, seen(first), said)
+        source = prompt.images[0] if prompt.images else None
+        asked = Prompt(prompt.position, prompt.text, prompt.metadata)
+        return Demonstration(asked, plan, None if form == "look_only" else drawn, form, True, seen(first), said, source)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from unigrpo.worlds.shapes.critiques import applied, content, critique_right, parse_rethinking
+from unigrpo.worlds.shapes.edit_reading import parse_edit
+from unigrpo.worlds.shapes.edits import judged
 from unigrpo.worlds.shapes.parsing import END_THINK, THINK, parse_prompt
-from unigrpo.worlds.shapes.planner import parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.planner import parse_plan
 from unigrpo.worlds.shapes.scenes import Scene
 
 
@@ -42,18 +44,30 @@ def scene_of(words: str) -> Scene:
 def _flat(one: Mapping[str, Any]) -> dict[str, Any]:
     """A round with what ``unigrpo eval`` keeps under its values and its detail."""
     values, detail = one.get("values") or {}, one.get("detail") or {}
-    return {"follow": values.get("follow"), **{key: detail[key] for key in ("shown",) if key in detail}, **one}
+    return {"follow": values.get("follow"), **{key: detail[key] for key in ("shown", "source") if key in detail}, **one}
+
+
+def _asked(prompt: str, verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a prompt asks for, or an instruction of the ``source`` that its verdict lists; None: it cannot be read."""
+    try:
+        if "source" in verdict:
+            return parse_edit(prompt, scene_of(verdict["source"])).metadata()
+        return parse_prompt(prompt)
+    except ValueError:  # words of one's own, with requirements beside them
+        return None
 
 
 def revision(record: Mapping[str, Any]) -> Revision | None:
     """The first look of a record of an evaluation (a run's, or one of ``unigrpo eval``).
 
-    None where its sample has no second picture, or a picture was not judged.
+    None where its sample has no second picture, a picture was not judged, or the prompt is in words of one's own.
     """
     rounds = [_flat(one) for one in record.get("rounds") or ()]
     if len(rounds) < 2 or any(one.get("correct") is None for one in rounds[:2]):
         return None
-    first, second, metadata = rounds[0], rounds[1], parse_prompt(record["prompt"])
+    first, second = rounds[:2]
+    if (metadata := _asked(record["prompt"], first)) is None:
+        return None
     scene, said = scene_of(first["shown"]), parse_rethinking(second["thinking"] or "")
     plan = None if said is None else said.plan
     changed = None if said is None else applied(scene, said.remarks)
@@ -64,7 +78,7 @@ def revision(record: Mapping[str, Any]) -> Revision | None:
         fine=said is not None and plan is None,
         right=said is not None and critique_right(said.remarks, scene, metadata),
         done=None if plan is None else changed is not None and plan.same_picture(changed),
-        plan_right=None if plan is None else plan_satisfies(plan, metadata),
+        plan_right=None if plan is None else judged(plan, metadata).correct,
         first=first["correct"],
         second=second["correct"],
         follow=None if second["follow"] is None else bool(second["follow"]),

@@ -13,8 +13,8 @@ from unigrpo.worlds.demonstrations import Demonstration
 from unigrpo.worlds.shapes.critiques import Rethinking, parse_rethinking
 from unigrpo.worlds.shapes.demonstrations import TEACHER
 from unigrpo.worlds.shapes.edit_verifier import EditVerdict, verify_edits
-from unigrpo.worlds.shapes.edits import is_edit, judge_edit
-from unigrpo.worlds.shapes.planner import listed, parse_plan, plan_satisfies
+from unigrpo.worlds.shapes.edits import edit_of, is_edit, judged
+from unigrpo.worlds.shapes.planner import listed, parse_plan
 from unigrpo.worlds.shapes.renderer import IMAGE_SIZE
 from unigrpo.worlds.shapes.scenes import Scene
 from unigrpo.worlds.shapes.verifier import RewardWeights, Verdict, follows, verify
@@ -69,8 +69,9 @@ def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence
     plan_right: the parsed plan satisfies the prompt (an unparsable plan is wrong); follow: the picture shows exactly
     the plan's objects at their cells (None for an unparsable plan, or without thinking). The thinking may have a
     critique before its plan; of one that says "fine", and so leaves the plan as it was, neither is known. shown: the
-    objects that are read from the picture, in the words of a plan. Of edits also ``changed`` and ``kept``. Models that
-    draw larger pictures think in prose: nothing is said of their plans.
+    objects that are read from the picture, in the words of a plan. Of edits also ``changed``, ``kept`` and ``source``,
+    the objects of the picture that was given. Models that draw larger pictures think in prose: nothing is said of their
+    plans.
     """
     drawn = [i for i, prompt in enumerate(prompts) if not is_edit(prompt.metadata)]
     edited = [i for i, prompt in enumerate(prompts) if is_edit(prompt.metadata)]
@@ -84,7 +85,7 @@ def judge_pictures(images: Tensor, prompts: Sequence[Prompt], thinking: Sequence
 
 
 def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: str | None) -> dict[str, Any]:
-    read, edit = None if text is None else read_thinking(text), isinstance(verdict, EditVerdict)
+    read = None if text is None else read_thinking(text)
     plan, fine = (None, False) if read is None else (read.plan, read.plan is None)
     return {
         "category": metadata["category"],
@@ -93,14 +94,13 @@ def _record(verdict: Verdict | EditVerdict, metadata: Mapping[str, Any], text: s
         "reward": verdict.reward,
         "points": [[question, met] for question, met in verdict.points],
         "parsable": None if text is None else read is not None,
-        "plan_right": None if text is None or fine else _satisfies(plan, metadata, edit=edit),
+        "plan_right": None if text is None or fine else plan is not None and judged(plan, metadata).correct,
         "follow": None if plan is None else follows(verdict.reading, plan),
         "shown": listed(verdict.reading.scene),
-        **({"changed": verdict.changed, "kept": verdict.kept} if isinstance(verdict, EditVerdict) else {}),
+        **(_of_edit(verdict, metadata) if isinstance(verdict, EditVerdict) else {}),
     }
 
 
-def _satisfies(plan: Scene | None, metadata: Mapping[str, Any], *, edit: bool) -> bool:
-    if plan is None:
-        return False
-    return judge_edit(plan, metadata).correct if edit else plan_satisfies(plan, metadata)
+def _of_edit(verdict: EditVerdict, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The two halves of an edit's verdict, and the objects of the picture that it began with."""
+    return {"changed": verdict.changed, "kept": verdict.kept, "source": listed(edit_of(metadata).source)}
