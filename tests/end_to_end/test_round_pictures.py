@@ -1,6 +1,8 @@
 """Rounds by the command line and in Python: pictures of every round, evaluations and their controls, and reports."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,7 +93,20 @@ def test_an_evaluation_examines_every_round(tmp_path, model, ending):
                              "--out", tmp_path / "again") == 0  # fmt: skip
     assert rows(tmp_path / "again/records.jsonl") == records
     page = (tmp_path / "out/report.html").read_text()
-    assert "Round 1:" in page and "(and drew no more)" in page
+    for record, count in zip(records, drawn, strict=True):  # what it thought in the order in which it thought it
+        first, second = (html.escape(one["thinking"]) for one in record["rounds"])
+        end = "" if count == 2 else r' <span class="faint">\(and drew no more\)</span>'
+        said = r"Round {} thought:</span> {}"
+        both = (
+            said.format(1, re.escape(first)) + r"</p>\s*<p><span class=\"faint\">" + said.format(2, re.escape(second))
+        )
+        assert re.search(both + end + "</p>", page), (record["rounds"], count)
+    # every first picture that was looked at stands before the one that counts
+    assert len(re.findall(r'round 1</span><img[^>]*></div>\s*<span class="faint">round 2</span>\s*<img', page)) == (
+        drawn.count(2)
+    )
+    assert len(re.findall(r'<span class="faint">round 1</span>\s*<img[^>]*>\s*<p><strong>', page)) == drawn.count(1)
+    assert f"<td>pictures of a sample</td><td>{sum(drawn) / 6:.3f}</td>" in page and "gained by looking" in page
 
 
 @pytest.mark.parametrize(
@@ -134,7 +149,9 @@ def test_an_evaluation_that_would_find_no_other_picture_is_refused(model, capsys
 
 
 def test_a_model_that_cannot_look_is_refused(tmp_path):
-    options = {"model__path": f"{Path(toy_family.__file__)}:Toys", "rollout__rounds": 2, "eval__prompts": "toys.txt"}
+    blind = Path(toy_family.__file__).read_text().replace('"think", True', '"think", False')
+    (tmp_path / "blind.py").write_text(blind)
+    options = {"model__path": f"{tmp_path}/blind.py:Toys", "rollout__rounds": 2, "eval__prompts": "toys.txt"}
     (tmp_path / "toys.txt").write_text("red left\nblue\n")
     options |= {"eval__prompts": tmp_path / "toys.txt", "data__prompts": tmp_path / "toys.txt"}
     options |= {"reward__train": f"[{{name: '{RED}'}}]", "reward__validation": f"[{{name: '{RED}'}}]"}
@@ -143,15 +160,17 @@ def test_a_model_that_cannot_look_is_refused(tmp_path):
 
 
 def test_a_report_shows_the_pictures_of_every_round(tmp_path):
-    options = {"rollout__rounds": 2, "iterations": 2}
-    assert (
-        tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", *tiny_runs.overrides(**options)) == 0
-    )
+    words = tiny_runs.overrides(rollout__rounds=2, iterations=2)
+    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", *words) == 0
     shown = pairs(tmp_path / "run")
     assert shown and all(len(pair[when]["earlier"]) == 1 for pair in shown for when in ("before", "after"))
-    assert all(pair["before"]["thinking"].startswith("1: ") and " 2: " in pair["before"]["thinking"] for pair in shown)
+    said = [[one["who"] for one in pair[when]["thoughts"]] for pair in shown for when in ("before", "after")]
+    assert said == [["Round 1 thought:", "Round 2 thought:"]] * 2 * len(shown)
     page = (tmp_path / "run" / runlog.REPORT).read_text()
-    assert page.count("drawn before") == 2 * len(shown)
+    order = r'round 1</span><img[^>]*></div>\s*<span class="faint">round 2</span>\s*<img'
+    assert len(re.findall(order, page)) == 2 * len(shown)
+    for words in ("reward of first pictures", "gained by looking", "Validation score of first and last pictures"):
+        assert words in page
     (sheet,) = (tmp_path / "run/samples").glob("*.png")
     with Image.open(sheet) as image:
         assert image.width > 6 * 168 * 1.4  # a first picture beside each
