@@ -128,7 +128,11 @@ def test_controls_change_what_follows_a_look_alone(tmp_path, model, options, sam
     [
         (("--look", "grey"), "--look is about what follows a picture: add --rounds 2"),
         (("--rounds", 2, "--stop-word", "over", "--no-think"), "leave out --no-think"),
-        (("--rounds", 2, "--rethink", "xyzzy"), "--rethink xyzzy: the model does not know"),
+        (("--rounds", 2, "--rethink", "xyzzy"), "--rethink = 'xyzzy': the model does not know"),
+        (
+            ("--rounds", 2, "--stop-word", "red blue circle red blue circle red"),
+            "7 tokens, and a thinking is cut after 6",
+        ),
         (("--rounds", 2, "--look", "other"), "some would be drawn with none"),
         (("--rounds", 99), "--rounds = 99: it must be from 1 to 64"),
         (("--rounds", 2, "--stop-word", "</think>"), "need words"),
@@ -138,6 +142,12 @@ def test_options_that_cannot_work_are_refused(model, options, message, capsys, t
     words = ("generate", "a red circle", "--model", model, *FAST, "--out", tmp_path / "out.png")
     assert tiny_runs.unigrpo(*words, *options) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--rounds", 2), ("--num", 2), ("--size", "32x32"), ("--guidance", 2)])
+def test_an_answer_has_no_use_for_options_of_drawing(model, option, capsys):
+    assert tiny_runs.unigrpo("generate", "what is there", "--model", model, "--understand", *option) == 2
+    assert f"--understand answers in words and draws nothing: leave out {option[0]}" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_would_find_no_other_picture_is_refused(model, capsys, tmp_path):

@@ -18,7 +18,7 @@ from unigrpo.rewards.protocol import metadata_of
 from unigrpo.rollout.engine import Sampling, Slide
 from unigrpo.rollout.episode import Episode, rounds_of
 from unigrpo.rollout.guidance import Guidance
-from unigrpo.rollout.sample import check_others
+from unigrpo.rollout.sample import check_others, check_words
 from unigrpo.trajectory import Prompt
 
 EVALUATED_TOGETHER = 192
@@ -126,12 +126,11 @@ def check_episodes(recipe: Recipe, policy: Policy) -> None:
     for prompts, samples in ((e.limit, 1), (e.compare_limit, e.compare_samples)):
         check_others(evaluation_episode(recipe), prompts, samples, batch, "rollout.batch, or the prompts of eval")
     told = {"rollout.rethink": training_episode(recipe).told, "eval.rethink": evaluation_episode(recipe).told}
-    words = [(key, text) for key, text in told.items() if text]
-    for key, text in [*words, *(("rollout.stop_words", word) for word in recipe.rollout.stop_words)]:
-        try:
-            policy.encode_text(text)
-        except ValueError as error:
-            raise ConfigError(f"{key} = {text!r}: {error}") from error
+    for key, text in told.items():
+        if text:
+            check_words(policy, key, text)
+    for word in recipe.rollout.stop_words:
+        check_words(policy, "rollout.stop_words", word, recipe.rollout.max_think_tokens)
 
 
 def training_sampling(recipe: Recipe) -> Sampling:
