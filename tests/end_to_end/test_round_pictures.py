@@ -15,7 +15,8 @@ from unigrpo.ranges import ConfigError
 from unigrpo.reports import runlog
 from unigrpo.reports.pictures import pairs
 from unigrpo.rollout.episode import Episode
-from unigrpo.runs import eval_rounds
+from unigrpo.runs import comparing, eval_rounds
+from unigrpo.runs.comparing import Evaluated
 from unigrpo.training.sharing import light
 
 RED = f"{Path(toy_family.__file__)}:redness"
@@ -184,6 +185,12 @@ def test_a_report_shows_the_pictures_of_every_round(tmp_path):
     (sheet,) = (tmp_path / "run/samples").glob("*.png")
     with Image.open(sheet) as image:
         assert image.width > 6 * 168 * 1.4  # a first picture beside each
+
+
+def test_an_evaluation_of_one_round_is_compared_with_one_of_two():
+    settings = [{"seed": 0}, {"seed": 0, "rounds": 2, "look": "seen", "stop_words": []}]
+    found = [Evaluated(str(i), {"model": {"name": "a"}, "settings": some}, []) for i, some in enumerate(settings)]
+    assert comparing._differing(found)[0] == ["rounds", [1, 2]]
 
 
 def test_an_evaluation_in_python(model):

@@ -66,6 +66,7 @@ def page_content(result: Json, records: Sequence[Json], folder: Path) -> dict[st
             and name not in rounds.in_table(result)
         ],
         "rounds": rounds.table(result),
+        "planned": "plan_right" in result["figures"],
         "paper": beside(result["suite"].get("paper")),
         "average": AVERAGES[headline["average"]],
         "verdicts": _verdicts(result),
