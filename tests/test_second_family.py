@@ -70,6 +70,41 @@ def test_it_trains_what_the_method_trains(here, method):
     assert max(first["first_update"].values()) < 1e-5
 
 
+ROUNDS = ("--rollout.rounds", 2, "--rollout.stop", "said", "--rollout.stop_words", "[a]")
+
+
+@pytest.mark.parametrize("more", [(), ("--rollout.guidance", 2.0)])
+def test_it_looks_at_what_it_drew(here, more):
+    """Two rounds: the eyes learn, the first update's ratios are 1, and what an author must give is what it gives."""
+    words = (*ROUNDS[:2], *more, "--method.advantage.credit", "improvement")
+    assert command("train", "toys.yaml", *words, "--out", "run") == 0
+    start, end = toy_family.Toy().module.state_dict(), weights(checkpoint.complete(here / "run")[-1])
+    moved = {name.split(".")[0] for name, value in end.items() if not torch.equal(value, start[name])}
+    assert moved == {"embed", "cell", "words", "paint", "see"}
+    (first, *_) = runlog.read_metrics(here / "run")
+    assert first["rounds"] == 2 and max(first["first_update"].values()) < 1e-5
+
+
+def test_some_of_its_samples_stop(here):
+    """Contexts are taken apart where samples of one batch have different numbers of rounds, and a resumed run too."""
+    words = (*ROUNDS, "--data.group_size", 16, "--eval.rounds", 1)
+    assert command("train", "toys.yaml", *words, "--out", "whole") == 0
+    assert command("train", "toys.yaml", *words, "--out", "run", "--iterations", 1) == 0
+    assert command("train", "toys.yaml", *words, "--out", "run", "--resume", "--iterations", 3) == 0
+    ours, theirs = (weights(checkpoint.complete(here / name)[-1]) for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    lines = runlog.read_metrics(here / "run")
+    assert any(1 < line["rounds"] < 2 for line in lines)
+    assert max(lines[0]["first_update"].values()) < 1e-5
+
+
+def test_a_family_that_does_not_look_is_told(here, monkeypatch, capsys):
+    blind = (here / "toy_family.py").read_text().replace('"think", True', '"think", False')
+    (here / "toy_family.py").write_text(blind)
+    assert command("train", "toys.yaml", "--rollout.rounds", 2, "--out", "run") == 2
+    assert "cannot look at what it drew; set rounds to 1" in capsys.readouterr().err and not (here / "run").exists()
+
+
 def test_it_resumes_is_evaluated_and_draws(here, capsys):
     assert command("train", "toys.yaml", "--out", "run") == 0
     assert command("train", "toys.yaml", "--out", "run", "--resume", "--iterations", 4) == 0
@@ -82,6 +117,9 @@ def test_it_resumes_is_evaluated_and_draws(here, capsys):
     assert json.loads((here / "eval/result.json").read_text())["pictures"] == 12
     assert command("generate", "a red circle", "--model", trained, "--out", "a.png", "--size", "8x8") == 0
     assert Image.open(here / "a.png").size == (8, 8)
+    in_rounds = ("--rounds", 2, "--look", "other", "--model", trained)
+    assert command("eval", *in_rounds, "--suite", "prompts.txt", "--reward", REWARD, "--out", "two") == 0
+    assert len(list((here / "two").glob("*/rounds/*-1.png"))) == 12
     assert command("train", "toys.yaml", "--dry-run") == 0
     assert "a model of your own: what it costs is not known here" in capsys.readouterr().out
 
@@ -99,7 +137,12 @@ def test_paths_are_absolute_once_they_are_read(here):
         (["--model.path", f"{TOYS}@nowhere"], "there is no folder"),
         (["--model.lora", "{rank: 2}"], "set model.lora to null"),
         (["--rollout.image_size", "16"], "draws 8 x 8 pixels and nothing else"),
-        (["--data.prompts", "other.txt"], "the toy knows no pictures, and the words a red"),
+        (["--rollout.rounds", "2", "--rollout.rethink", "purple"], "rollout.rethink = 'purple': the toy reads no"),
+        (
+            ["--rollout.rounds", "2", "--rollout.stop", "said", "--rollout.stop_words", "[fine]"],
+            "'fine': the toy reads",
+        ),
+        (["--data.prompts", "other.txt"], "the toy reads no pictures in prompts, and the words a red"),
     ],
 )
 def test_what_cannot_work_is_said(here, capsys, words, said):

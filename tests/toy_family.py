@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unigrpo.policy import GenerationDefaults, Policy, PolicySpec, Replayed, UnknownWords
-from unigrpo.trajectory import Text
+from unigrpo.trajectory import Image, Text, in_context
 
 WORDS = ["<bos>", "<eos>", "a", "red", "green", "blue", "circle", "square", "think"]
 HIDDEN, SIDE, PATCH = 32, 8, 4
@@ -24,6 +24,9 @@ class Memory:
     def expand(self, repeats):
         return Memory(self.state.repeat_interleave(repeats, 0))
 
+    def take(self, rows):
+        return Memory(self.state[list(rows)])
+
 
 class Net(nn.Module):
     def __init__(self, seed):
@@ -33,12 +36,13 @@ class Net(nn.Module):
             self.embed, self.cell = nn.Embedding(len(WORDS), HIDDEN), nn.GRUCell(HIDDEN, HIDDEN)
             self.words = nn.Linear(HIDDEN, len(WORDS))
             self.paint = nn.Sequential(nn.Linear(3 * SIDE**2 + 1 + HIDDEN, 64), nn.Tanh(), nn.Linear(64, 3 * SIDE**2))
+            self.see = nn.Linear(3 * SIDE**2, HIDDEN)
 
 
 class Toy(Policy):
     spec, compute_dtype = PolicySpec((SIDE // PATCH,) * 2, 3 * PATCH**2, (SIDE, SIDE)), torch.float32
     defaults = GenerationDefaults(num_points=6, shift=1.0, max_think_tokens=5, batch=64)
-    words, image_size, thinks_after = frozenset(WORDS), (SIDE, SIDE), "think"
+    words, image_size, thinks_after, looks = frozenset(WORDS), (SIDE, SIDE), "think", True
 
     def __init__(self, seed=0):
         self.net = Net(seed)
@@ -52,7 +56,9 @@ class Toy(Policy):
 
     def read(self, text, pictures=0):
         if pictures or set(text.split()) - self.words:
-            raise UnknownWords(f"the toy knows no pictures, and the words {' '.join(WORDS[2:])}; not {text!r}")
+            raise UnknownWords(
+                f"the toy reads no pictures in prompts, and the words {' '.join(WORDS[2:])}; not {text!r}"
+            )
 
     def encode_text(self, text):
         self.read(text)
@@ -65,8 +71,18 @@ class Toy(Policy):
         given = Text(self.encode_text(prompt.text))
         return (Text(self.encode_text("think")), given) if think else (given,)
 
+    def look_segments(self, pictures):
+        return [(Image(latents, self.spec.grid),) for latents in self.encode_image(pictures / 255)]
+
     def step(self, state, ids):
         return self.net.cell(self.net.embed(ids), state)
+
+    def read_segment(self, state, segment):
+        if isinstance(segment, Image):  # one that was looked at
+            return self.net.cell(self.net.see(segment.latents.flatten()[None]), state)
+        for token in [0, *segment.ids.tolist(), 1]:
+            state = self.step(state, torch.tensor([token]))
+        return state
 
     def prefill(self, contexts):
         return self.extend(Memory(torch.zeros(len(contexts), HIDDEN)), contexts)
@@ -74,8 +90,8 @@ class Toy(Policy):
     def extend(self, context, additions):
         rows = []
         for row, segments in zip(context.state.split(1), additions, strict=True):
-            for token in (token for text in segments for token in [0, *text.ids.tolist(), 1]):
-                row = self.step(row, torch.tensor([token]))
+            for segment in segments:
+                row = self.read_segment(row, segment)
             rows.append(row)
         return Memory(torch.cat(rows))
 
@@ -113,7 +129,8 @@ class Toy(Policy):
                 for token, target in pairwise(targets):
                     state = self.step(state, torch.tensor([token]))
                     rows.append((self.log_probs(state, temperature)[0], target))
-            memory = self.extend(memory, [(segment,)]) if isinstance(segment, Text) else memory
+            if in_context(segment):  # all but its own drawings: of these, what a look gave back comes next
+                memory = self.extend(memory, [(segment,)])
         log_p = torch.stack([row for row, _ in rows]) if rows else torch.zeros(0, len(WORDS))
         chosen = log_p.gather(1, torch.tensor([target for _, target in rows], dtype=torch.int64)[:, None])[:, 0]
         entropy, spread = -(log_p.exp() * log_p).sum(1).detach(), (log_p.amax(1) - log_p.amin(1)).detach()
