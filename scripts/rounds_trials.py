@@ -15,8 +15,6 @@ BASE, BASE_RECIPE = "builtin:shapes-rounds", "shapes/rounds-sft"
 Keys = Mapping[str, str]
 SHORT = {"iterations": "40", "eval.every": "40", "eval.compare-samples": "1"}
 """Keys of all runs."""
-FURTHER = {"model.path": BASE, "eval.every": "1000"}
-"""Keys of bases that go on from the shipped one."""
 PAIR: Mapping[str, Keys] = {
     "two rounds": {"method.advantage.credit": "improvement"},
     "one round": {
@@ -30,8 +28,9 @@ PAIR: Mapping[str, Keys] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """base: keys that train another base (none: the shipped one); runs: keys of both runs, by their names in PAIR."""
+    """start: a shipped base; base: keys that train another one from it; runs: keys of both runs, by names in PAIR."""
 
+    start: str = BASE
     base: Keys = field(default_factory=dict)
     runs: Mapping[str, Keys] = field(default_factory=lambda: dict(PAIR))
 
@@ -52,20 +51,10 @@ def _words() -> dict[str, Keys]:
 
 TRIALS: dict[str, Trial] = {
     "better sight: a base trained for 8,000 iterations in place of 3,000": Trial(
-        base={**FURTHER, "iterations": "5000", "seed": "3"}
+        base={"iterations": "5000", "seed": "3", "eval.every": "1000"}
     ),
-    "more critiques: a base with 3,000 iterations more, half of them looks": Trial(
-        base={
-            **FURTHER,
-            "iterations": "3000",
-            "seed": "4",
-            "data.mix.look": "0.18",
-            "data.mix.look-only": "0.34",
-            "data.mix.look-edits": "0.35",
-            "data.mix.edit": "0.1",
-            "data.mix.question": "0.18",
-            "data.mix.plan-only": "0.1",
-        }
+    "more critiques: builtin:shapes-edits, 3,000 iterations more, half of them looks": Trial(
+        start="builtin:shapes-edits"
     ),
     "words alone: the drawing is not trained": Trial(runs=_words()),
 }
@@ -76,9 +65,9 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.split(":")[0])
 
 
-def base_of(work: Path, name: str) -> Path | None:
-    """Where the base of a trial is trained; None for the shipped one."""
-    return work / f"base-{slug(name)}" if TRIALS[name].base else None
+def base_of(work: Path, name: str) -> Path:
+    """Where the base of a trial is trained and measured."""
+    return work / f"base-{slug(name)}"
 
 
 def run_of(work: Path, name: str, side: str, seed: int) -> Path:
@@ -86,16 +75,20 @@ def run_of(work: Path, name: str, side: str, seed: int) -> Path:
     return work / f"trial-{slug(name)}--{slug(side)}-seed{seed}"
 
 
+def base_model(work: Path, name: str) -> str:
+    """What the runs of a trial begin from."""
+    return str(base_of(work, name)) if TRIALS[name].base else TRIALS[name].start
+
+
 def train_base(work: Path, name: str) -> None:
     """Train the base of a trial, where it has one of its own."""
-    if (run := base_of(work, name)) is not None:
-        keys = dict(TRIALS[name].base)
-        make(run, BASE_RECIPE, keys, int(keys.pop("seed")))
+    if keys := dict(TRIALS[name].base):
+        seed = int(keys.pop("seed"))
+        make(base_of(work, name), BASE_RECIPE, {"model.path": TRIALS[name].start, **keys}, seed)
 
 
 def train_one(work: Path, name: str, side: str, seed: int, recipe: str) -> Path:
     """Train one side of a trial with one seed; its folder."""
-    base, run = base_of(work, name), run_of(work, name, side, seed)
-    start = {"model.path": str(base)} if base is not None else {}
+    run, start = run_of(work, name, side, seed), {"model.path": base_model(work, name)}
     make(run, recipe, {**SHORT, **start, **TRIALS[name].runs[side]}, seed)
     return run

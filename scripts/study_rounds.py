@@ -99,8 +99,7 @@ def tried(work: Path, name: str, side: str, seed: int) -> None:
 def prepared(work: Path, name: str) -> None:
     """Train and measure the base of a trial."""
     rounds_trials.train_base(work, name)
-    if (base := rounds_trials.base_of(work, name)) is not None:
-        measure(str(base), base / MEASURED)
+    measure(rounds_trials.base_model(work, name), rounds_trials.base_of(work, name) / MEASURED)
 
 
 def folder(work: Path, variant: str, seed: int) -> Path:
@@ -234,8 +233,7 @@ def trials_of(work: Path, seeds: int) -> Sides:
     """What there is of every trial."""
     found: dict[str, dict[str, dict[int, Found]]] = {}
     for name, trial in TRIALS.items():
-        base = rounds_trials.base_of(work, name) or folder(work, UNTRAINED, 0)
-        places = {(BASED, 0): base}
+        places = {(BASED, 0): rounds_trials.base_of(work, name)}
         places |= {(s, n): rounds_trials.run_of(work, name, s, n) for s in trial.runs for n in range(seeds)}
         for (side, seed), run in places.items():
             if (run / MEASURED).is_file():
@@ -291,11 +289,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/study/rounds"))
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone (none: no variants)")
     parser.add_argument("--trials", nargs="*", choices=list(TRIALS), help="these alone (none: no trials)")
     parser.add_argument("--page", action="store_true", help="make nothing; write the page of what is there")
     asked = parser.parse_args(argv)
-    variants = [name for name in VARIANTS if not asked.variants or name in asked.variants]
+    variants = [name for name in VARIANTS if asked.variants is None or name in asked.variants]
     halves = (variants[:2], variants[2:])
     todo = [(UNTRAINED, 0), *((variant, s) for half in halves for s in range(asked.seeds) for variant in half)]
     some = [name for name in TRIALS if asked.trials is None or name in asked.trials]
