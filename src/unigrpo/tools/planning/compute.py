@@ -52,8 +52,7 @@ def counting(work: Workload) -> Counting:
 
 def _packed(work: Workload) -> Packed:
     """The packed replay of one micro-batch: its blocks, the scored tokens, the noisy images."""
-    views = (work.look.patches,) * (work.replayed_texts * work.looks) if work.look.patches else ()
-    return Packed(work.blocks(), work.scored, work.images, work.image_tokens, work.looked, views)
+    return Packed(work.blocks(), work.scored, work.images, work.image_tokens, work.looked, work.views)
 
 
 def replay_forward(work: Workload) -> float:
@@ -67,9 +66,14 @@ def replay_backward(work: Workload) -> float:
 
 
 def prefill(work: Workload) -> float:
-    """Every prompt once per group, or once per part of a group that is drawn together."""
-    tokens = work.prompts * -(-work.group // work.drawn) * work.prompt_tokens
-    return counting(work).prefill(tokens, work.prompt_tokens)
+    """Every prompt once per group, or once per part of a group that is drawn together; its pictures are encoded and
+    seen. A guided prompt's branch without its words reads them too."""
+    und, views = work.before - work.shown, tuple(look.patches for look in work.given if look.patches)
+    read, s = counting(work).look(0, und, work.shown, views), work.sizes
+    if work.given and work.branches > 1:
+        read += counting(work).look(0, und - work.prompt_tokens, work.shown, views)
+    encoded = sum(s.autoencoder.encode(look.pixels) for look in work.given) if s.autoencoder else 0.0
+    return work.prompts * work.parts * (read + encoded)
 
 
 def think_steps(work: Workload) -> int:
