@@ -47,16 +47,19 @@ class Rounds(Case):
     tower: bool = True
     rounds: int = ROUNDS
     edit: bool = False
+    each: int = 1
 
     def __str__(self):
-        kind = f"-edit{self.rounds}" if self.edit else ""
+        kind = f"-by{self.each}" if self.each > 1 else f"-edit{self.rounds}" if self.edit else ""
         return super().__str__() + ("-tower" if self.tower else "-latents") + kind
 
     @property
     def recipe(self):
         whole = super().recipe
         data = replace(whole.data, prompts="shapes:edit") if self.edit else whole.data
-        return replace(whole, rollout=replace(whole.rollout, rounds=self.rounds), data=data)
+        return replace(
+            whole, rollout=replace(whole.rollout, rounds=self.rounds, images_per_thinking=self.each), data=data
+        )
 
     @property
     def sizes(self):
@@ -210,13 +213,13 @@ def in_rounds(policy, monkeypatch, case, count=GROUP):
     """A rollout of the recipe's sizes whose thinkings never end."""
     favour(monkeypatch, policy, policy.config.eos_token_id, float("-inf"))
     monkeypatch.setattr(policy, "prompt_segments", lambda prompt, think: given_of(policy, case))
-    sampling = Sampling(9, 4.0, (0, 5), COPIES, 0.8, max_think_tokens=ACTIONS)
+    sampling = Sampling(9, 4.0, (0, 5), COPIES, 0.8, max_think_tokens=ACTIONS, images_per_thinking=case.each)
     return rollout(
         policy, rounds_of(case.rounds, think=True), [Prompt(0, "")], sampling, group_size=count, keys=RandomKeys(0, 0)
     )
 
 
-ROLLOUTS = [Rounds(tower=False), Rounds(), EDITS[0], Rounds(rounds=2, edit=True, tower=False)]
+ROLLOUTS = [Rounds(tower=False), Rounds(), EDITS[0], Rounds(rounds=2, edit=True, tower=False), Rounds(each=2)]
 
 
 @pytest.mark.parametrize("case", ROLLOUTS, ids=str)
@@ -225,9 +228,7 @@ def test_flops_and_trajectories_of_a_rollout(case, monkeypatch):
     with counted() as counter:
         rows = in_rounds(policy, monkeypatch, case)
     work, c = made.work, made.compute
-    decoded = (
-        work.rows * (case.rounds - 1) * work.sizes.autoencoder.flops(work.pixels)
-    )  # the last elsewhere
+    decoded = work.rows * (case.rounds - 1) * work.sizes.autoencoder.flops(work.pixels)  # the last elsewhere
     assert c.prefill + c.think + c.draw + c.look + decoded == counter.get_total_flops()
     assert c.draw == work.rows * work.steps * velocities(work) and c.look == work.rows * look(work)
     held = size_of([t for row in rows for t in tensors_of(row.segments)])

@@ -95,6 +95,7 @@ ROUNDS = {
     "flow": (True, {"method": "{name: flow_grpo, regulariser: {weight: 0.3}}"}),
     "text": (False, {"method": "{name: text_grpo}", "method__text__kl_weight": 0.1}),
     "told": (True, {"rollout__rethink": "red ring"}),
+    "shared": (True, {"rollout__images_per_thinking": 2, "data__group_size": 4, "method__text__kl_weight": 0.1}),
 }
 
 

@@ -108,7 +108,7 @@ def group_of(recipe: Recipe) -> int:
 
 
 def rounds_row(trajectory: Trajectory, recipe: Recipe) -> Row:
-    """A trajectory of several rounds."""
+    """A trajectory of several rounds; its first thinking may be shared."""
     given = read_of(trajectory.given)
     turns, drawings = turns_of(trajectory), trajectory.drawings
     copies = recipe.method.copies(recipe.rollout.window_size) * len(drawings)
@@ -121,7 +121,7 @@ def rounds_row(trajectory: Trajectory, recipe: Recipe) -> Row:
         scored=sum(turn.scored for turn in read),
         image_tokens=drawings[0].grid[0] * drawings[0].grid[1],
         copies=copies,
-        thought=(trajectory.prompt.position, trajectory.sample),
+        thought=(trajectory.prompt.position, trajectory.sample // recipe.rollout.images_per_thinking),
         shown=given.latents,
         seen=given.views,
         looked=sum(turn.latents for turn in read),
@@ -177,9 +177,16 @@ def drawn(recipe: Recipe, counts: Counting, rows: Sequence[Row]) -> float:
     total = float(sum(parts * counts.look(0, row.before, row.shown, row.seen) for row in prompts.values()))
     steps = recipe.rollout.num_points - 1
     if any(row.turns for row in rows):
-        return total + sum(of_turns(row.turns or one_round(row), row.prompt, counts, steps) for row in rows)
+        total += sum(of_turns(row.turns or one_round(row), row.prompt, counts, steps) for row in rows)
+        return total - sum(first_thinking(row, counts) for row in rows if thoughts.get(row.thought, row) is not row)
     total += sum(counts.think(1, row.prompt, row.after, row.scored) for row in thoughts.values())
     return total + steps * sum(counts.velocity(row.context, row.image_tokens) for row in rows)
+
+
+def first_thinking(row: Row, counts: Counting) -> float:
+    """FLOPs of the first thinking of a sample."""
+    turn = (row.turns or one_round(row))[0]
+    return counts.think(1, row.prompt, turn.und, turn.scored) if turn.scored else 0.0
 
 
 def one_round(row: Row) -> tuple[Turn, ...]:
@@ -199,7 +206,8 @@ def packed_of(rows: Sequence[Row], counts: Counting) -> Packed:
         pairs, pictures = sum(row.prompt**2 for row in shared.values()), shown > 0
         blocks.append(Block(und, shown, pairs, und + shown, learns or (pictures and draws), pictures, pictures))
     for number, row in enumerate(rows):
-        contexts.setdefault(number if apart or not row.scored else (row.told, row.thought), row)
+        alone = apart or not row.scored or bool(row.turns)
+        contexts.setdefault(number if alone else (row.told, row.thought), row)
     own = [(row.before * apart + row.after, row.looked + row.shown * apart, row.context) for row in contexts.values()]
     latents, clean = sum(gen for _, gen, _ in own), any(row.looked + row.shown for row in contexts.values())
     if read := sum(und for und, _, _ in own):

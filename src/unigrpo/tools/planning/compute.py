@@ -83,9 +83,13 @@ def think_steps(work: Workload) -> int:
 
 def think(work: Workload) -> float:
     """All rows decode together and each leaves when it has ended; every sampled word takes logits."""
-    sampled, counts, own = work.thoughts * work.actions, counting(work), work.think_tokens
-    before = (work.context_of(turn) - own for turn in range(1, work.rounds + 1))
-    return sum(counts.think(work.thoughts, length, own, sampled) for length in before)
+    return sum(work.thinking(turn) * thinking(work, turn) for turn in range(1, work.rounds + 1))
+
+
+def thinking(work: Workload, turn: int) -> float:
+    """One thinking of a round."""
+    own = work.think_tokens
+    return counting(work).think(1, work.context_of(turn) - own, own, work.actions)
 
 
 def velocity(work: Workload, turn: int = 1) -> float:
@@ -125,9 +129,8 @@ def bytes_per_step(work: Workload) -> float:
         per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4
     adapters = s.adapter(work.rank) * (4 + 2 * c if c < 4 else 4) if work.reasoning == "lora" else 0
-    each = (work.context_of(turn) - work.think_tokens / 2 for turn in range(1, work.rounds + 1))
-    length = sum(each) / work.rounds
-    keys = work.drawn / work.each * length * 2 * c * s.kv * s.layers
+    read = [work.thinking(n) * (work.context_of(n) - work.think_tokens / 2) for n in range(1, work.rounds + 1)]
+    keys = work.drawn / work.rows * sum(read) / work.rounds * 2 * c * s.kv * s.layers
     return s.layers * s.layer_parameters * per_weight + s.vocab * s.hidden * head + adapters + keys
 
 

@@ -13,7 +13,7 @@ from unigrpo.costs.sizes import EXPERTS, ModelSizes
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
-from unigrpo.tools.planning.compute import Compute, compute, look, think, velocities, velocity
+from unigrpo.tools.planning.compute import Compute, compute, look, thinking, velocities, velocity
 from unigrpo.tools.planning.look_memory import looking as looking_of
 from unigrpo.tools.planning.look_memory import reading
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
@@ -317,9 +317,9 @@ def _evaluation(recipe: Recipe, made: Estimate) -> float:
     w, e = made.work, recipe.eval
     branches = 2 if e.guidance > 1 else 1
     share = e.limit / w.gpus
-    thinking = think(w) / w.thoughts if e.think else 0.0
+    thoughts = sum(thinking(w, turn) for turn in range(1, w.rounds + 1)) if e.think else 0.0
     looks = look(w) if e.rounds is None else 0.0
     autoencoder = w.sizes.autoencoder
     pixels = autoencoder.flops(w.pixels) if autoencoder else 0.0
     rounds, each = w.rounds if e.rounds is None else 1, velocities(w) if e.rounds is None else velocity(w)
-    return share * (thinking + (e.num_points - 1) * branches * each + rounds * pixels + looks)
+    return share * (thoughts + (e.num_points - 1) * branches * each + rounds * pixels + looks)

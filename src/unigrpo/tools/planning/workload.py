@@ -119,10 +119,14 @@ class Workload:
         """Texts that are decoded."""
         return math.ceil(self.rows / self.each)
 
+    def thinking(self, turn: int) -> int:
+        """Thinkings of a round (from 1): the first one may be shared."""
+        return self.thoughts if turn == 1 else self.rows
+
     @property
     def replayed_texts(self) -> int:
-        """Texts of one replay: one for the rows that share it."""
-        return math.ceil(self.micro / self.each)
+        """Contexts of one replay: one for the rows that share their thinking, if they look at nothing of their own."""
+        return math.ceil(self.micro / self.each) if self.rounds == 1 else self.micro
 
     @property
     def think_tokens(self) -> int:
