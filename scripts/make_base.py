@@ -1,11 +1,11 @@
-"""Make the shipped base checkpoints again, from nothing (`make base`; about an hour and a quarter of one core).
+"""Make the shipped base checkpoints again, from nothing (`make base`; about an hour and three quarters of one core).
 
     python scripts/make_base.py [--work DIR] [--world shapes|words]
 
-For every world its autoencoder (scripts/train_autoencoder.py) and its recipes: shapes/pretrain, shapes/sft and
-shapes/rounds-sft, which is also measured in two rounds (scripts/measure_rounds.py), words/sft; for shapes also the
-preference model (scripts/train_preference.py). The folders go to src/unigrpo/assets. An interrupted run goes on where
-it was.
+For every world its autoencoder (scripts/train_autoencoder.py) and its recipes: shapes/pretrain, shapes/sft, and
+shapes/rounds-sft and shapes/edits-sft, which are also measured in two rounds (scripts/measure_rounds.py), words/sft;
+for shapes also the preference model (scripts/train_preference.py). The folders go to src/unigrpo/assets. An interrupted
+run goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "src" / "unigrpo" / "assets"
-STAGES = {"shapes": ("pretrain", "sft", "rounds-sft"), "words": ("sft",)}
-NAMES = {"shapes-rounds-sft": "shapes-rounds"}
-"""Checkpoints that are not called by their recipe."""
+STAGES = {"shapes": ("pretrain", "sft", "rounds-sft", "edits-sft"), "words": ("sft",)}
+NAMES = {"shapes-rounds-sft": "shapes-rounds", "shapes-edits-sft": "shapes-edits"}
+"""Checkpoints that are not called by their recipe: those that look."""
+EDITED = ("shapes-edits",)
+"""Those that are measured on edits, too."""
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "autoencoder.json", "ae.safetensors")
 
 
@@ -53,12 +56,21 @@ def ship(run: Path, name: str) -> None:
 
 def look(target: Path) -> None:
     """Measure a shipped checkpoint that looks, and add what was found to its figures."""
-    found = target.parent / "rounds.json"
-    call("scripts/measure_rounds.py", str(target), "--out", str(found))
-    told, more = (json.loads(path.read_text(encoding="utf-8")) for path in (target / "evaluation.json", found))
+    more = measured(target)
+    told = json.loads((target / "evaluation.json").read_text(encoding="utf-8"))
     told |= {"two_rounds": more["seen"]["look"], "understanding": more["understanding"]}
+    if target.name in EDITED:
+        told["edits"] = measured(target, "--suite", "shapes:edit-held-out")["seen"]["look"]
     (target / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(target: Path, *further: str) -> dict[str, Any]:
+    """What scripts/measure_rounds.py says of a checkpoint."""
+    found = target.parent / "rounds.json"
+    call("scripts/measure_rounds.py", str(target), "--out", str(found), *further)
+    told = json.loads(found.read_text(encoding="utf-8"))
     found.unlink()
+    return told
 
 
 def make(world: str, work: Path) -> None:

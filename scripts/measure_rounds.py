@@ -1,11 +1,11 @@
 """Measure a model of the shapes world that looks: two rounds on held-out prompts, and what it understands.
 
-    python scripts/measure_rounds.py [MODEL] [--limit 504] [--samples 4] [--questions 1000] [--controls] [--stop]
-        [--out FILE.json]
+    python scripts/measure_rounds.py [MODEL] [--suite shapes] [--limit 504] [--samples 4] [--questions 1000]
+        [--controls] [--stop] [--out FILE.json]
 
 Prints the figures of both pictures, of the critiques between them, and of the answers to questions as JSON. --controls:
 the same with looks that show a grey picture or another prompt's, with "fine" in place of the critique, and with no
-second thinking. --stop: a sample ends where it says "fine".
+second thinking. --stop: a sample ends where it says "fine". --suite shapes:edit-held-out: of edits.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ CONTROLS: dict[str, Episode] = {
 }
 
 
-def drawn(policy: Policy, episode: Episode, *, limit: int, samples: int) -> dict[str, Any]:
+def drawn(policy: Policy, episode: Episode, *, prompts: str, limit: int, samples: int) -> dict[str, Any]:
     """The figures of first and of last pictures, and of what lies between them."""
-    suite, sampling = build.suite("shapes"), Sampling(num_points=9, shift=4.0, max_think_tokens=LONGEST)
+    suite, sampling = build.suite(prompts), Sampling(num_points=9, shift=4.0, max_think_tokens=LONGEST)
     result = evaluate(policy, suite.prompts(limit), suite.judge, sampling, samples=samples, seed=0, episode=episode)
     first = [{**record, **record["rounds"][0]} for record in result.records]
     for record in first:
@@ -59,13 +59,16 @@ def says_fine(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def measured(
-    model: str, *, limit: int, samples: int, questions: int, controls: bool = False, stop: bool = False
+    model: str, prompts: str, *, limit: int, samples: int, questions: int, controls: bool = False, stop: bool = False
 ) -> dict[str, Any]:
     """The figures of a model."""
     policy = build.policy(Model(model))
     episodes = {"seen": rounds_of(2, think=True, stop_words=("fine",) if stop else ())}
     episodes |= CONTROLS if controls else {}
-    found = {name: drawn(policy, episode, limit=limit, samples=samples) for name, episode in episodes.items()}
+    found = {
+        name: drawn(policy, episode, prompts=prompts, limit=limit, samples=samples)
+        for name, episode in episodes.items()
+    }
     asked = build.questions("shapes:questions", questions)
     answered = understanding.records(asked, understanding.answers(policy, asked))
     return {**found, "understanding": understanding.summary(answered)}
@@ -75,6 +78,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="builtin:shapes-rounds")
+    parser.add_argument("--suite", default="shapes")
     parser.add_argument("--limit", type=int, default=504)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--questions", type=int, default=1000)
@@ -83,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     sizes = {"limit": args.limit, "samples": args.samples, "questions": args.questions}
-    found = json.dumps(measured(args.model, **sizes, controls=args.controls, stop=args.stop), indent=1)
+    found = json.dumps(measured(args.model, args.suite, **sizes, controls=args.controls, stop=args.stop), indent=1)
     print(found)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)

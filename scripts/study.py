@@ -93,10 +93,10 @@ STUDIES = {
                 "data.group-size": "6",
                 "rollout.rounds": "2",
                 "rollout.max-think-tokens": "48",
-                "method.advantage.credit": "per_picture",
+                "method.advantage.credit": "improvement",
             },
         },
-        common={"iterations": "60", "eval.every": "60", "eval.compare-samples": "2"},
+        common={"iterations": "40", "eval.every": "40", "eval.compare-samples": "2"},
         measures={
             "score": ("after", "score"),
             "changed": ("after", "changed"),

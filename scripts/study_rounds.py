@@ -1,11 +1,13 @@
 """Are two rounds worth it? Runs of shapes/rounds and of its controls, seed by seed, and the page of what came out.
 
-    python scripts/study_rounds.py [--seeds 4] [--jobs 2] [--work DIR] [--variants NAME ...] [--page]
+    python scripts/study_rounds.py [--seeds 4] [--jobs 2] [--work DIR] [--page]
+        [--variants NAME ...] [--trials NAME ...]
 
 Every variant starts from builtin:shapes-rounds and makes equally many pictures: one round has twice the rollouts. Each
 trained model is then measured on the same prompts with the same draws (scripts/measure_rounds.py): with its looks as
-they are, blinded, without critiques, and by questions about pictures. What is there is not made again; --page only
-writes docs/results/rounds.md and .json.
+they are, blinded, without critiques, and by questions about pictures. The trials (scripts/rounds_trials.py) are pairs
+of such runs, shorter, under other conditions. What is there is not made again; --page only writes
+docs/results/rounds.md and .json.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import rounds_trials
+from rounds_trials import BASE, TRIALS
 from study import RESULTS, make
 from unigrpo.files import write_json_atomic, write_text_atomic
 from unigrpo.reports import runlog
 from unigrpo.tools.paper.rows import mean_interval
 
-RECIPE, BASE = "shapes/rounds", "builtin:shapes-rounds"
+RECIPE = "shapes/rounds"
 MEASURE = Path(__file__).with_name("measure_rounds.py")
-MEASURING = ("--samples", "2", "--controls")
+MEASURING = ("--samples", "2")
 ONE = "one round, twice the rollouts"
 VARIANTS: dict[str, dict[str, str]] = {
     "two rounds, improvement": {"method.advantage.credit": "improvement"},
@@ -43,6 +47,10 @@ VARIANTS: dict[str, dict[str, str]] = {
         "method.advantage.credit": "improvement",
         "rollout.stop": "said",
         "rollout.stop-words": "[fine]",
+    },
+    "two rounds, improvement, two pictures a first thinking": {
+        "method.advantage.credit": "improvement",
+        "rollout.images-per-thinking": "2",
     },
 }
 """Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
@@ -62,11 +70,11 @@ Found = dict[str, Any]
 """Of one model: what scripts/measure_rounds.py says of it."""
 
 
-def measure(model: str, variant: str, out: Path) -> None:
+def measure(model: str, out: Path, *further: str) -> None:
     """Measure a model, unless that was done."""
     if out.is_file():
         return
-    words = [sys.executable, str(MEASURE), model, *MEASURING, *(["--stop"] if variant == SAID else [])]
+    words = [sys.executable, str(MEASURE), model, *MEASURING, *further]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_suffix(".log").open("w", encoding="utf-8") as log:
@@ -78,7 +86,20 @@ def made(work: Path, variant: str, seed: int) -> None:
     run = folder(work, variant, seed)
     if variant != UNTRAINED:
         make(run, RECIPE, {**QUICK, **VARIANTS[variant]}, seed)
-    measure(BASE if variant == UNTRAINED else str(run), variant, run / MEASURED)
+    how = ("--controls", *(("--stop",) if variant == SAID else ()))
+    measure(BASE if variant == UNTRAINED else str(run), run / MEASURED, *how)
+
+
+def tried(work: Path, name: str, side: str, seed: int) -> None:
+    """Train one side of a trial with one seed, and measure what came out."""
+    run = rounds_trials.train_one(work, name, side, seed, RECIPE)
+    measure(str(run), run / MEASURED)
+
+
+def prepared(work: Path, name: str) -> None:
+    """Train and measure the base of a trial."""
+    rounds_trials.train_base(work, name)
+    measure(rounds_trials.base_model(work, name), rounds_trials.base_of(work, name) / MEASURED)
 
 
 def folder(work: Path, variant: str, seed: int) -> Path:
@@ -203,13 +224,46 @@ def stops(runs: Runs) -> list[str]:
     return figures_of(runs, columns)
 
 
-def page(runs: Runs, command: str) -> str:
+Sides = Mapping[str, Mapping[str, Mapping[int, Found]]]
+"""Of every trial, the models of both sides by seed; its base under ``BASED``."""
+BASED = "base"
+
+
+def trials_of(work: Path, seeds: int) -> Sides:
+    """What there is of every trial."""
+    found: dict[str, dict[str, dict[int, Found]]] = {}
+    for name, trial in TRIALS.items():
+        places = {(BASED, 0): rounds_trials.base_of(work, name)}
+        places |= {(s, n): rounds_trials.run_of(work, name, s, n) for s in trial.runs for n in range(seeds)}
+        for (side, seed), run in places.items():
+            if (run / MEASURED).is_file():
+                found.setdefault(name, {}).setdefault(side, {})[seed] = read(run)
+    return {name: sides for name, sides in found.items() if len(sides) == 1 + len(TRIALS[name].runs)}
+
+
+def trials(found: Sides) -> list[str]:
+    """What was tried, a row each: two rounds against one, at equally many pictures."""
+    wrong = of("seen", "look", "critique_right_needed")
+    head = ["tried", "seeds", "before: first, last picture", "critique right of wrong pictures",
+            "two rounds: first, last", "one round: its picture", "last of two less it"]  # fmt: skip
+    rows = []
+    for name, sides in found.items():
+        two, one = sides["two rounds"], sides["one round"]
+        both = [", ".join(cell(sides[side], figure) for figure in (FIRST, LAST)) for side in (BASED, "two rounds")]
+        seeds = str(len(set(one) & set(two)))
+        less = gap(sides, "two rounds", "one round", LAST, FIRST)
+        rows.append([name, seeds, both[0], cell(sides[BASED], wrong), both[1], cell(one, FIRST), less])
+    return table(head, rows)
+
+
+def page(runs: Runs, found: Sides, command: str) -> str:
     """All tables, each after its question."""
     parts = {
         "Does a second round help, at equal numbers of pictures?": worth_it(runs),
         "Does the gain need the look, and the critique?": controls(runs),
         "Does understanding survive, and the first picture?": survives(runs),
         "Does the model learn when to stop?": stops(runs),
+        **({"When is two rounds of training more than one?": trials(found)} if found else {}),
     }
     seeds = sorted({seed for name, found in runs.items() if name != UNTRAINED for seed in found})
     keys = [f"* {name}: `{' '.join(f'--{k} {v}' for k, v in VARIANTS[name].items()) or 'as shipped'}`"
@@ -223,7 +277,8 @@ def page(runs: Runs, command: str) -> str:
         lines += [f"## {question}", "", *tables]
     common = " ".join(f"--{key} {value}" for key, value in QUICK.items())
     measuring = (
-        f"Each is measured by `python scripts/measure_rounds.py RUN {' '.join(MEASURING)}` (`--stop` after {SAID})."
+        f"Each is measured by `python scripts/measure_rounds.py RUN {' '.join(MEASURING)} --controls` (`--stop` after "
+        f"{SAID}; the trials without `--controls`). Keys of the trials are in scripts/rounds_trials.py."
     )
     return "\n".join([*lines, "## Keys", "", f"All with `{common}`.", "", *keys, "", measuring, ""])
 
@@ -234,24 +289,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/study/rounds"))
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone (none: no variants)")
+    parser.add_argument("--trials", nargs="*", choices=list(TRIALS), help="these alone (none: no trials)")
     parser.add_argument("--page", action="store_true", help="make nothing; write the page of what is there")
     asked = parser.parse_args(argv)
-    variants = [name for name in VARIANTS if not asked.variants or name in asked.variants]
+    variants = [name for name in VARIANTS if asked.variants is None or name in asked.variants]
     halves = (variants[:2], variants[2:])
     todo = [(UNTRAINED, 0), *((variant, s) for half in halves for s in range(asked.seeds) for variant in half)]
+    some = [name for name in TRIALS if asked.trials is None or name in asked.trials]
+    pairs = [(name, side, seed) for name in some for seed in range(asked.seeds) for side in TRIALS[name].runs]
     if not asked.page:
         with ThreadPoolExecutor(asked.jobs) as pool:
-            for future in [pool.submit(made, asked.work, *each) for each in todo]:
-                future.result()
+            every(pool, made, asked.work, todo)
+            every(pool, prepared, asked.work, [(name,) for name in some])
+            every(pool, tried, asked.work, pairs)
     runs: dict[str, dict[int, Found]] = {}
-    for variant, seed in todo:
+    for variant, seed in [(UNTRAINED, 0), *((v, s) for v in VARIANTS for s in range(asked.seeds))]:
         if (folder(asked.work, variant, seed) / MEASURED).is_file():
             runs.setdefault(variant, {})[seed] = read(folder(asked.work, variant, seed))
     command = f"python scripts/study_rounds.py --seeds {asked.seeds}"
-    write_json_atomic(RESULTS / "rounds.json", {"command": command, "runs": runs})
-    write_text_atomic(RESULTS / "rounds.md", page(runs, command))
+    found = trials_of(asked.work, asked.seeds)
+    write_json_atomic(RESULTS / "rounds.json", {"command": command, "runs": runs, "trials": found})
+    write_text_atomic(RESULTS / "rounds.md", page(runs, found, command))
     print(f"wrote {RESULTS / 'rounds.md'}")
+
+
+def every(pool: ThreadPoolExecutor, make_one: Callable[..., None], work: Path, each: Sequence[tuple[Any, ...]]) -> None:
+    """Make all of these."""
+    for future in [pool.submit(make_one, work, *one) for one in each]:
+        future.result()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The shipped checkpoints: they load, are small, and are as imperfect as the demo needs (figures of `make base`)."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from shutil import copy
 
 import pytest
 import torch
@@ -8,12 +11,12 @@ import torch
 from unigrpo import build
 from unigrpo.evaluation import understanding
 from unigrpo.evaluation.evaluator import evaluate, summarise
-from unigrpo.recipe import Model
+from unigrpo.recipe import Model, load_recipe
 from unigrpo.rollout.engine import Sampling
 from unigrpo.rollout.episode import rounds_of
 from unigrpo.worlds.shapes import revisions
 
-CHECKPOINTS = ("shapes-pretrain", "shapes-sft", "shapes-rounds", "words-sft")
+CHECKPOINTS = ("shapes-pretrain", "shapes-sft", "shapes-rounds", "shapes-edits", "words-sft")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -49,6 +52,28 @@ def test_the_base_that_looks_has_room_in_sight_critique_and_revision() -> None:
     assert 0.40 <= two["critique_right"] <= 0.80
     assert two["score_first"] + 0.05 <= two["score_second"] <= 0.85
     assert two["after_right"] >= two["after_wrong"] + 0.2
+
+
+def test_the_base_of_edits_has_room_in_edits_and_their_critiques() -> None:
+    figures = json.loads((build.builtin_folder("shapes-edits") / "evaluation.json").read_text())
+    assert figures["edits"]["n"] >= 2000
+    assert 0.25 <= figures["edits"]["score_first"] <= 0.50
+    assert figures["edits"]["critique_right"] <= 0.60
+    policy, suite = build.policy(Model("builtin:shapes-edits")), build.suite("shapes:edit-held-out")
+    sampling = Sampling(num_points=9, shift=4.0, max_think_tokens=48)
+    episode = rounds_of(2, think=True)
+    result = evaluate(policy, suite.prompts(120), suite.judge, sampling, samples=1, seed=3, episode=episode)
+    measured = revisions.figures(result.records)
+    for key in ("score_first", "score_second", "critique_right"):  # 120 samples: a standard error of 0.045
+        assert abs(measured[key] - figures["edits"][key]) < 0.18, key
+
+
+def test_the_base_of_edits_is_made_by_its_recipe(tmp_path: Path) -> None:
+    """It was trained before that had a name of its own: all else is the same."""
+    copy(build.builtin_folder("shapes-edits") / "recipe.yaml.txt", tmp_path / "made.yaml")
+    made = load_recipe(str(tmp_path / "made.yaml"), ())
+    recipe = load_recipe("shapes/edits-sft", ())
+    assert replace(made, name=recipe.name, description=recipe.description) == recipe
 
 
 def test_the_figures_of_the_base_that_looks_are_the_models() -> None:

@@ -1,15 +1,18 @@
-"""What the dry run says of several rounds, against real tensors and counted products (as test_scaling does of one)."""
+"""What the dry run says of several rounds and of given pictures, against real tensors and counted products (as
+test_scaling does of one round)."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from PIL import Image as Picture
 from torch.utils.flop_counter import FlopCounterMode
 
 from formulas import queries_of
 from small_models import favour, normal, randomise
 from test_scaling import ACTIONS, COPIES, GROUP, PROMPT, RANK, SIZES, Case, Live, counted, size_of, tensors_of
-from unigrpo.costs.sizes import BAGEL_7B, VisionSizes, flux_autoencoder, small_autoencoder
+from unigrpo.costs.sizes import BAGEL_7B, EXPERTS, VisionSizes, flux_autoencoder, small_autoencoder
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import VisionConfig
 from unigrpo.models.bagel.policy import is_denoising
@@ -22,7 +25,9 @@ from unigrpo.recipe import load_recipe
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import rounds_of
 from unigrpo.tools.planning.compute import look, replay_backward, replay_forward, velocities
-from unigrpo.tools.planning.looks import look_sizes
+from unigrpo.tools.planning.given import given_looks
+from unigrpo.tools.planning.look_memory import reading
+from unigrpo.tools.planning.looks import look_sizes, sizes_of
 from unigrpo.tools.planning.memory import logits, step_working
 from unigrpo.tools.planning.scaling import estimate, scaling_report
 from unigrpo.training.lora import Adapter
@@ -37,17 +42,24 @@ SEEING = replace(SIZES, vision=VisionSizes(64, 128, 2, 588, 16, 16), autoencoder
 
 @dataclass(frozen=True)
 class Rounds(Case):
-    """A small recipe of several rounds; the model sees with a tower, or by latents alone."""
+    """A small recipe of several rounds, or of edits; the model sees with a tower, or by latents alone."""
 
     tower: bool = True
+    rounds: int = ROUNDS
+    edit: bool = False
+    each: int = 1
 
     def __str__(self):
-        return super().__str__() + ("-tower" if self.tower else "-latents")
+        kind = f"-by{self.each}" if self.each > 1 else f"-edit{self.rounds}" if self.edit else ""
+        return super().__str__() + ("-tower" if self.tower else "-latents") + kind
 
     @property
     def recipe(self):
         whole = super().recipe
-        return replace(whole, rollout=replace(whole.rollout, rounds=ROUNDS))
+        data = replace(whole.data, prompts="shapes:edit") if self.edit else whole.data
+        return replace(
+            whole, rollout=replace(whole.rollout, rounds=self.rounds, images_per_thinking=self.each), data=data
+        )
 
     @property
     def sizes(self):
@@ -84,14 +96,20 @@ class Rounds(Case):
         return policy
 
 
+def given_of(policy, case):
+    """A prompt of the estimate's words, and for an edit a picture before them."""
+    shown = policy.look_segments(torch.zeros((1, 3, 32, 32), dtype=torch.uint8))[0] if case.edit else ()
+    return (*shown, Text(torch.arange(4, 2 + PROMPT)))
+
+
 def trajectories(policy, case, count=GROUP):
     """A group of rows of the very sizes that the estimate is asked for."""
     n, d = policy.spec.num_tokens, policy.spec.latent_dim
-    given, out = Text(torch.arange(4, 2 + PROMPT)), []
+    given, out = given_of(policy, case), []
     t = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)
     for row in range(count):
-        segments = [given]
-        for turn in range(ROUNDS):
+        segments = [*given]
+        for turn in range(case.rounds):
             if turn:
                 segments += policy.look_segments(torch.zeros((1, 3, *policy.spec.image_size), dtype=torch.uint8))[0]
             seed = 10 * row + turn
@@ -115,6 +133,13 @@ def items_of(policy, case):
     ]
 
 
+EDITS = [
+    Rounds(rounds=1, edit=True),
+    Rounds(rounds=1, edit=True, micro=4),
+    Rounds("flow_grpo", rounds=1, edit=True, micro=4),
+    Rounds("text_grpo", rounds=1, edit=True, micro=4, lora=True),
+    Rounds(lora=True, rounds=2, edit=True, micro=4, tower=False),
+]
 CASES = [
     Rounds(),
     Rounds(micro=4, tower=False),
@@ -122,6 +147,7 @@ CASES = [
     Rounds("flow_grpo", micro=2),
     Rounds("text_grpo", lora=True),
     Rounds(dtype="float32", micro=2),
+    *EDITS,
 ]
 
 
@@ -142,16 +168,16 @@ def test_what_a_replay_keeps_for_its_backward_pass(case):
     assert made.memory.activations + made.memory.casts + logits(made.work) == pytest.approx(kept, rel=0.1)
 
 
-@pytest.mark.parametrize("case", [replace(case, again=True) for case in CASES[1:4]], ids=str)
+@pytest.mark.parametrize("case", [replace(case, again=True) for case in [*CASES[1:4], EDITS[1]]], ids=str)
 def test_what_stays_of_a_replay_that_computes_its_layers_again(case):
     made, kept = case.estimate, kept_by(case)
     assert made.memory.activations + logits(made.work) == pytest.approx(kept, rel=0.1)
 
 
-@pytest.mark.parametrize("case", [Rounds(), Rounds(lora=True), Rounds(again=True)], ids=str)
+@pytest.mark.parametrize("case", [Rounds(), Rounds(lora=True), Rounds(again=True), EDITS[1]], ids=str)
 def test_peak_of_an_update(case):
     policy, made = case.policy, case.estimate
-    rows = trajectories(policy, case, 2)
+    rows = trajectories(policy, case, max(2, case.micro))
     batch = Batch(rows, [queries_of(case.objective, row, torch.Generator()) for row in rows])
     optimizer = ExpertOptimizer(policy, case.recipe.optimizer, 1)
     with Live() as live:
@@ -165,7 +191,7 @@ def test_peak_of_an_update(case):
     assert always + max(made.memory.update_peak - beside, step) == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("case", [*CASES[:5], replace(CASES[1], again=True)], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:5], *EDITS, replace(CASES[1], again=True)], ids=str)
 def test_flops_of_a_replay(case):
     policy, work = case.policy, case.estimate.work
     items, objective = items_of(policy, case), case.objective
@@ -183,34 +209,37 @@ def test_flops_of_a_replay(case):
     assert replay_backward(work) == pytest.approx(backward, rel=0.06)
 
 
-def in_rounds(policy, monkeypatch, count=GROUP):
+def in_rounds(policy, monkeypatch, case, count=GROUP):
     """A rollout of the recipe's sizes whose thinkings never end."""
     favour(monkeypatch, policy, policy.config.eos_token_id, float("-inf"))
-    monkeypatch.setattr(policy, "prompt_segments", lambda prompt, think: (Text(torch.arange(4, 2 + PROMPT)),))
-    sampling = Sampling(9, 4.0, (0, 5), COPIES, 0.8, max_think_tokens=ACTIONS)
+    monkeypatch.setattr(policy, "prompt_segments", lambda prompt, think: given_of(policy, case))
+    sampling = Sampling(9, 4.0, (0, 5), COPIES, 0.8, max_think_tokens=ACTIONS, images_per_thinking=case.each)
     return rollout(
-        policy, rounds_of(ROUNDS, think=True), [Prompt(0, "")], sampling, group_size=count, keys=RandomKeys(0, 0)
+        policy, rounds_of(case.rounds, think=True), [Prompt(0, "")], sampling, group_size=count, keys=RandomKeys(0, 0)
     )
 
 
-@pytest.mark.parametrize("tower", [False, True])
-def test_flops_and_trajectories_of_a_rollout(tower, monkeypatch):
-    case = Rounds(tower=tower)
+ROLLOUTS = [Rounds(tower=False), Rounds(), EDITS[0], Rounds(rounds=2, edit=True, tower=False), Rounds(each=2)]
+
+
+@pytest.mark.parametrize("case", ROLLOUTS, ids=str)
+def test_flops_and_trajectories_of_a_rollout(case, monkeypatch):
     policy, made = case.policy, case.estimate
     with counted() as counter:
-        rows = in_rounds(policy, monkeypatch)
+        rows = in_rounds(policy, monkeypatch, case)
     work, c = made.work, made.compute
-    decoded = work.rows * (ROUNDS - 1) * work.sizes.autoencoder.flops(work.pixels)  # the last by whoever looks at it
+    decoded = work.rows * (case.rounds - 1) * work.sizes.autoencoder.flops(work.pixels)  # the last elsewhere
     assert c.prefill + c.think + c.draw + c.look + decoded == counter.get_total_flops()
     assert c.draw == work.rows * work.steps * velocities(work) and c.look == work.rows * look(work)
     held = size_of([t for row in rows for t in tensors_of(row.segments)])
-    assert made.memory.trajectories == pytest.approx(held + extra_of(work), rel=0.02)
+    pixels = sum(3 * shown.pixels for shown in work.given)  # which a prompt has, and not its segments
+    assert made.memory.trajectories == pytest.approx(held + extra_of(work) + pixels, rel=0.02)
 
 
 def extra_of(work):
     """What annotating adds, which a rollout has not: a second mean and log-probs below fp32, and the reference's."""
     latent = 4 * work.image_tokens * work.sizes.latent_dim
-    return work.rows * ROUNDS * (work.reference + 1) * (work.copies * latent + 4 * work.actions)
+    return work.rows * work.rounds * (work.reference + 1) * (work.copies * latent + 4 * work.actions)
 
 
 @pytest.mark.parametrize("tower", [False, True])
@@ -228,7 +257,7 @@ def test_peak_of_a_look(tower, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(policy, "extend", watched)
-        in_rounds(policy, monkeypatch)
+        in_rounds(policy, monkeypatch, case)
     work, (peak, cache) = made.work, seen[-1]
     rooms = work.drawn * work.compute * 2 * work.sizes.kv * work.sizes.layers
     rooms *= work.context_of(work.looks) + work.image_tokens + 2
@@ -264,3 +293,42 @@ def test_one_round_costs_what_it_did_and_two_cost_more():
     lines = scaling_report(load_recipe(name, ["--rollout.rounds=2"]), BAGEL_7B, tflops=989.0, mfu=0.4)
     assert any("in 2 rounds (a look reads 1024 latents and 1369 patches)" in line for line in lines)
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("case", [EDITS[0], Rounds(rounds=1, edit=True, tower=False)], ids=str)
+def test_peak_of_reading_a_prompt_with_a_picture(case):
+    policy, work = case.policy, case.estimate.work
+    given = given_of(policy, case)
+    with torch.no_grad(), Live() as live:
+        cache = policy.prefill([given])
+        beside = live.peak - size_of([*cache.keys, *cache.values])
+    casts = work.compute * sum(SIZES.cast(expert) for expert in EXPERTS)
+    assert reading(work) + casts == pytest.approx(beside, rel=0.1)
+
+
+def test_the_dry_run_of_edits_counts_the_given_pictures():
+    """Beside the same recipe with prompts in words alone."""
+    recipe = load_recipe("bagel/unigrpo-edit-lora")
+    (look,) = given_looks(recipe, BAGEL_7B)
+    assert (look.latents, look.patches, look.tokens) == (1024, 37 * 37, 1024 + 37 * 37 + 4)
+    words = replace(recipe, data=replace(recipe.data, prompts="geneval:train"))
+    edits, plain = (estimate(each, BAGEL_7B) for each in (recipe, words))
+    assert edits.work.context_tokens - plain.work.context_tokens == look.tokens
+    for name in ("prefill", "think", "draw", "score", "update"):
+        assert getattr(edits.compute, name) > getattr(plain.compute, name)
+    for name in ("activations", "cache", "drawing", "trajectories"):
+        assert getattr(edits.memory, name) > getattr(plain.memory, name)
+    lines = scaling_report(recipe, BAGEL_7B, tflops=989.0, mfu=0.4)
+    assert any("every prompt with a picture: 1024 latents and 1369 patches to read" in line for line in lines)
+    assert max(map(len, lines)) <= 120
+
+
+def test_given_pictures_of_a_file_are_measured_and_the_most_is_taken(tmp_path):
+    rows = [{"prompt": "w1"}, {"prompt": "w2", "images": ["low.png"]}, {"prompt": "w3", "images": ["low.png"] * 2}]
+    Picture.new("RGB", (1024, 256)).save(tmp_path / "low.png")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = load_recipe("bagel/unigrpo-edit-lora", [f"--data.prompts={tmp_path / 'rows.jsonl'}"])
+    assert given_looks(recipe, BAGEL_7B) == (sizes_of(BAGEL_7B, 256, 1024),) * 2
+    assert sizes_of(BAGEL_7B, 256, 1024).patches != look_sizes(BAGEL_7B, 512).patches
+    absent = replace(recipe, data=replace(recipe.data, prompts="hf:nobody/nothing"))
+    assert given_looks(absent, BAGEL_7B) == ()

@@ -1,6 +1,11 @@
 """Editing from end to end: a given picture first, then everything as ever; and what a run shows of it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +16,13 @@ from PIL import Image
 import rank_runs
 import rank_worker
 import tiny_runs
+import unigrpo
 from unigrpo import build
 from unigrpo.models.bagel_files.opening import Opened
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import read_tiles
 from unigrpo.reports.html import write_report
+from unigrpo.runs import training
 from unigrpo.training import checkpoint
 from unigrpo.trajectory import Image as Picture
 from unigrpo.trajectory import View
@@ -166,3 +173,26 @@ def test_generate_draws_edits_and_shows_what_they_were_made_of(tmp_path):
     assert tiny_runs.unigrpo("generate", source.text, *words, "--out", alone, "--num", "2") == 0
     assert all(tile.verdict is None for tile in read_tiles(alone))
     assert torch.tensor(tiles[0].picture).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_of_edits_goes_on(finished, tmp_path, monkeypatch, rounds):
+    """By SIGKILL, after its first checkpoint; the whole run and the one that goes on are of this process."""
+    monkeypatch.setattr(training, "write_report", lambda run_dir: run_dir / runlog.REPORT)
+    words = tiny_runs.overrides(tiny_runs.EDIT, **PLAIN, **({"rollout__rounds": rounds} if rounds > 1 else {}))
+    whole, run_dir = finished if rounds == 1 else tmp_path / "whole", tmp_path / "run"
+    if rounds > 1:
+        assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--out", whole, *words) == 0
+        assert {line["rounds"] for line in runlog.read_metrics(whole)} == {rounds}
+    command = [sys.executable, "-m", "unigrpo", "train", tiny_runs.EDIT, "--out", str(run_dir), *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(unigrpo.__file__).parents[1])}
+    environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # other threads, other sums
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.folder_of(run_dir, 1).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert len(runlog.read_metrics(run_dir)) < PLAIN["iterations"]
+    assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--out", run_dir, "--resume") == 0
+    tiny_runs.assert_same_run(run_dir, whole)

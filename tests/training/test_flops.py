@@ -95,6 +95,7 @@ ROUNDS = {
     "flow": (True, {"method": "{name: flow_grpo, regulariser: {weight: 0.3}}"}),
     "text": (False, {"method": "{name: text_grpo}", "method__text__kl_weight": 0.1}),
     "told": (True, {"rollout__rethink": "red ring"}),
+    "shared": (True, {"rollout__images_per_thinking": 2, "data__group_size": 4, "method__text__kl_weight": 0.1}),
 }
 
 
@@ -171,9 +172,10 @@ def test_what_cannot_be_counted_has_no_figures(tmp_path):
     guided = replace(recipe, rollout=replace(recipe.rollout, guidance=2.0))
     assert iteration_flops(guided, sizes, collected) is None
     first = collected.samples[0]
-    for given in (View(torch.zeros(1, 12), (1, 1)), Image(torch.zeros(1, 4), (1, 1))):
-        seen = replace(first, segments=(given, *first.segments))
-        assert iteration_flops(recipe, sizes, replace(collected, samples=[seen])) is None
+    learned, seen = Image(torch.zeros(1, 4), (1, 1), target=True), View(torch.zeros(1, 12), (1, 1))
+    for segments in ((learned, *first.segments), (*first.segments[:-1], seen, first.segments[-1])):
+        other = replace(first, segments=segments)
+        assert iteration_flops(recipe, sizes, replace(collected, samples=[other])) is None
     seconds = {"rollout": 1.0, "update": 1.0}
     assert Effort(recipe, None, None, 1).of(collected, seconds) == {} == Effort(recipe, None, None, 1).facts
     peak = Peak(1e9, "measured", "CPU", "float32")

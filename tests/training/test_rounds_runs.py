@@ -15,12 +15,17 @@ import rank_runs
 import tiny_runs
 import toy_family
 import unigrpo
+from unigrpo import build
+from unigrpo.build.sampling import check_shares
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import load_stages
 from unigrpo.reports import runlog
 from unigrpo.rollout.episode import Episode
+from unigrpo.rollout.looking import others
 from unigrpo.runs import training
 from unigrpo.training import checkpoint
+from unigrpo.training.parallel import World
+from unigrpo.training.sharing import portions_of
 from unigrpo.worlds.shapes import vocabulary
 
 RED = f"{Path(toy_family.__file__)}:redness"
@@ -209,3 +214,32 @@ def test_words_that_nobody_could_say_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="has 4 tokens, and a thinking is cut after 3"):
         tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red blue red blue"]')
     tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red <think> blue </think> red"]')  # marks need not be
+
+
+OTHER = {"rollout__rounds": 2, "rollout__look": "other", "reward__train": f"[{{name: '{RED}'}}]"}
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [
+        (2, {}, "of 2 prompts x 3 samples over 2 ranks some would be drawn with no other prompt: .* to 4, or"),
+        (2, {"data__prompts_per_iteration": 3}, "to 4, or change the number of ranks"),
+        (1, {"data__prompts_per_iteration": 3, "rollout__batch": 6}, r"6 at a time \(rollout.batch\).* to 4, or"),
+        (4, {"data__prompts_per_iteration": 8, "eval__limit": 6}, "or the prompts of eval .each of 4 ranks"),
+        (1, {"rollout__rounds": 3, "rollout__stop": "said", "rollout__stop_words": "[over]"}, "or stop to never"),
+    ],
+)
+def test_a_rank_that_would_draw_a_prompt_alone_is_refused_at_the_start(tmp_path, size, options, message):
+    """Where a look shows another prompt's picture; whichever rank it is."""
+    recipe = tiny_runs.tiny_recipe(**{**OTHER, **options})
+    for rank in range(size):
+        with pytest.raises(ConfigError, match=message):
+            build.parts(recipe, World(rank, size))
+
+
+def test_ranks_with_two_prompts_each_look_at_other_pictures(tmp_path):
+    recipe = tiny_runs.tiny_recipe(**OTHER, data__prompts_per_iteration=4, data__group_size=2)
+    for rank in range(2):
+        check_shares(recipe, World(rank, 2))
+        for portion in portions_of(World(rank, 2), 4, 2):
+            assert len(others(list(portion.prompts))) == 2  # as a rollout asks for them

@@ -134,7 +134,7 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
-    check_episodes(recipe, made.policy)
+    check_episodes(recipe, made.policy, world)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
     return RunComponents(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -12,13 +12,15 @@ from unigrpo.objectives.advantage import Share
 from unigrpo.objectives.image_terms import LatentReward
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
-from unigrpo.recipe import Recipe
+from unigrpo.recipe import PromptData, Recipe
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import metadata_of
 from unigrpo.rollout.engine import Sampling, Slide
 from unigrpo.rollout.episode import Episode, rounds_of
 from unigrpo.rollout.guidance import Guidance
-from unigrpo.rollout.sample import check_others, check_words
+from unigrpo.rollout.sample import check_others, check_words, portions
+from unigrpo.training.parallel import ONE_PROCESS, World
+from unigrpo.training.sharing import portions_of, share_of
 from unigrpo.trajectory import Prompt
 
 EVALUATED_TOGETHER = 192
@@ -113,8 +115,9 @@ def evaluation_episode(recipe: Recipe) -> Episode:
     )
 
 
-def check_episodes(recipe: Recipe, policy: Policy) -> None:
-    """ConfigError where a model cannot go through the rounds of a recipe, or does not know its words."""
+def check_episodes(recipe: Recipe, policy: Policy, world: World = ONE_PROCESS) -> None:
+    """ConfigError where a model cannot go through the rounds of a recipe, or does not know its words; or a rank would
+    look for another prompt's picture where it draws one prompt alone."""
     if max(training_episode(recipe).rounds, evaluation_episode(recipe).rounds) == 1:
         return
     if not policy.looks:
@@ -122,15 +125,52 @@ def check_episodes(recipe: Recipe, policy: Policy) -> None:
             f"rollout.rounds (or eval.rounds) above 1: the model {recipe.model.path} cannot look at what it drew; set "
             "rounds to 1"
         )
-    e, batch = recipe.eval, recipe.rollout.batch or EVALUATED_TOGETHER
-    for prompts, samples in ((e.limit, 1), (e.compare_limit, e.compare_samples)):
-        check_others(evaluation_episode(recipe), prompts, samples, batch, "rollout.batch, or the prompts of eval")
+    check_shares(recipe, world)
     told = {"rollout.rethink": training_episode(recipe).told, "eval.rethink": evaluation_episode(recipe).told}
     for key, text in told.items():
         if text:
             check_words(policy, key, text)
     for word in recipe.rollout.stop_words:
         check_words(policy, "rollout.stop_words", word, recipe.rollout.max_think_tokens)
+
+
+def check_shares(recipe: Recipe, world: World) -> None:
+    """ConfigError where ``look: other`` would find no other prompt among those that a rank draws together."""
+    for key, episode in (("rollout", training_episode(recipe)), ("eval", evaluation_episode(recipe))):
+        if episode.look == "other" and episode.stop_words and episode.rounds > 2:
+            raise ConfigError(
+                f"{key}.look = other with rollout.stop = said and {episode.rounds} rounds: where all samples of the "
+                "other prompts have stopped, there is no picture to show; set rounds to 2, or stop to never"
+            )
+    e, batch = recipe.eval, recipe.rollout.batch or EVALUATED_TOGETHER
+    ranks = [replace(world, rank=rank) for rank in range(world.size)]
+    what = "rollout.batch, or the prompts of eval" + (f" (each of {world.size} ranks has a share)" * world.many)
+    for prompts, samples in ((e.limit, 1), (e.compare_limit, e.compare_samples)):
+        for rank in ranks:
+            own = share_of(rank, prompts)
+            check_others(evaluation_episode(recipe), own.stop - own.start, samples, batch, what)
+    data, episode = recipe.data, training_episode(recipe)
+    if episode.look != "other" or episode.rounds == 1 or not isinstance(data, PromptData):
+        return
+    wanted = data.prompts_per_iteration
+    if any(_alone(recipe, data, rank, wanted) for rank in ranks):
+        more = range(wanted + 1, 2 * (wanted + 2 * world.size * recipe.optimizer.minibatches))
+        fitting = next((n for n in more if not any(_alone(recipe, data, rank, n) for rank in ranks)), None)
+        over = f" over {world.size} ranks" * world.many
+        at_once = "" if recipe.rollout.batch is None else f", at most {recipe.rollout.batch} at a time (rollout.batch)"
+        change = f"set data.prompts_per_iteration to {fitting}, or " if fitting else ""
+        raise ConfigError(
+            f"rollout.look = other shows another prompt's picture of those that are drawn together, and of {wanted} "
+            f"prompts x {data.group_size} samples{over}{at_once} some would be drawn with no other prompt: {change}"
+            f"change {'the number of ranks, ' * world.many}rollout.batch or data.group_size"
+        )
+
+
+def _alone(recipe: Recipe, data: PromptData, rank: World, prompts: int) -> bool:
+    """Whether a rank would draw samples of one prompt alone, of so many prompts an iteration."""
+    shares = portions_of(rank, prompts, data.group_size, minibatches=recipe.optimizer.minibatches)
+    stand_ins = [([Prompt(place, "") for place in share.prompts], share.count) for share in shares]
+    return any(len(some) < 2 for own, count in stand_ins for some, _, _ in portions(own, count, recipe.rollout.batch))
 
 
 def training_sampling(recipe: Recipe) -> Sampling:

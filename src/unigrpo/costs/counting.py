@@ -17,7 +17,9 @@ FUSED_BACKWARD = 2.5  # a fused attention computes the scores again: five produc
 class Block:
     """A block of the packed replay: ``und`` and ``gen`` tokens, query-key ``pairs`` and ``keys`` over all rows.
 
-    flows: whether gradients pass through it. clean: its gen tokens are pictures that were looked at, and no noisy ones.
+    flows: whether gradients pass through it. clean: its gen tokens are pictures that were looked at, and no noisy ones,
+    or such pictures stand in the block before it. given: it is such a beginning, that later blocks continue and nothing
+    is asked of: of its last layer keys and values are all that is used.
     """
 
     und: int
@@ -26,6 +28,7 @@ class Block:
     keys: int
     flows: bool
     clean: bool = False
+    given: bool = False
 
     @property
     def tokens(self) -> int:
@@ -104,15 +107,22 @@ class Counting:
         for learning in self.passes(block):
             each = self._layer_backward(block, learning)
             total += s.layers * each
-            keys = 4 * s.hidden * s.kv
-            first = 2 * s.hidden * s.hidden + keys
-            last = keys * block.gen * (1 + (self.denoising == "full" and "denoising" in learning))
-            if block.clean and learning == ("denoising",):
-                total += last + keys * block.und - each - block.und * first
-            elif block.clean:
-                total += last - block.gen * self._token_backward("denoising", learning)
-                total -= block.gen * first * ("denoising" not in learning)
+            if block.clean:
+                total -= self._unused(block, learning, each)
         return total
+
+    def _unused(self, block: Block, learning: tuple[Expert, ...], each: float) -> float:
+        """What a clean block does not need of a layer's ``each`` in the last one, and of the first projections."""
+        s = self.sizes
+        keys = 4 * s.hidden * s.kv
+        first = 2 * s.hidden * s.hidden + keys
+        last = keys * block.gen * (1 + (self.denoising == "full" and "denoising" in learning))
+        if learning == ("denoising",):
+            return each + block.und * first - last - keys * block.und
+        constant = block.gen * first * ("denoising" not in learning)
+        if block.given:
+            return each + constant - last - keys * block.und * (1 + (self.reasoning == "full"))
+        return constant + block.gen * self._token_backward("denoising", learning) - last
 
     def _token_backward(self, expert: Expert, learning: tuple[Expert, ...]) -> float:
         base = 2 * self.sizes.layer_matrices
@@ -131,7 +141,7 @@ class Counting:
         images belong to, and denoising weights to the text's. Pictures that were looked at are read with denoising
         weights: where these are trained, the image's loss comes through such a block too.
         """
-        if not block.gen:
+        if not block.clean and not block.gen:
             return [("reasoning",)]
         if not block.clean:
             return [("reasoning", "denoising") if self.through_context else ("denoising",)]

@@ -44,6 +44,7 @@ BUILTIN_MODELS = (
     "builtin:shapes-pretrain",
     "builtin:words-sft",
     "builtin:shapes-rounds",
+    "builtin:shapes-edits",
     "init:micro",
     "init:micro-words",
     "init:micro-rounds",

@@ -41,8 +41,8 @@ def rollout(
 ) -> list[Trajectory]:
     """Sample ``group_size`` trajectories per prompt; result [len(prompts) * group_size], groups adjacent.
 
-    With K = ``images_per_thinking`` above 1, K neighbours share the thinking of the first round, read once and continued
-    K times; in later rounds each looks at its own picture, and thinks for itself.
+    With K = ``images_per_thinking`` above 1, K neighbours share the thinking of the first round, read once and
+    continued K times; in later rounds each looks at its own picture, and thinks for itself.
     ``on_phase`` is told "prefill", "think", "draw", "look" as each begins (for timing). ``first_sample`` numbers the
     samples. ValueError where K does not divide both ``group_size`` and ``first_sample``.
     """

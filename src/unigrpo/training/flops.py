@@ -19,9 +19,9 @@ from unigrpo.recipe.sections import PromptData
 from unigrpo.training.components import RunComponents
 from unigrpo.training.peak import SIDES, Peak, peak_of
 from unigrpo.training.replay import Batch, minibatches
-from unigrpo.training.round_flops import Turn, of_turns, turns_of
+from unigrpo.training.round_flops import Turn, of_turns, read_of, turns_of
 from unigrpo.training.sources import RolloutBatch
-from unigrpo.trajectory import Image, Text, Trajectory
+from unigrpo.trajectory import Image, Segment, Text, Trajectory
 
 PHASES = ("rollout", "annotate", "update")
 """The seconds in which the counted products happen."""
@@ -32,76 +32,102 @@ class Row:
     """A trajectory in numbers: what it is told (its ids, and how many tokens), the tokens from its first own text on,
     which of them are scored, its picture's tokens, how many noisy copies are asked for, and whose thinking it has.
 
+    Of a prompt with pictures: shown, their latent tokens, and seen, the patches of each as it is seen (which ``before``
+    has as well, with the markers of both).
+
     Of several rounds: looked, the latent tokens of what was looked at, views, the patches of each such picture as seen
     (beside ``after``, which has the other tokens of a look), and turns, what was done after the prompt, in order.
     """
 
-    told: tuple[tuple[int, ...], ...]
+    told: tuple[Hashable, ...]
     before: int
     after: int
     scored: int
     image_tokens: int
     copies: int
     thought: tuple[int, int]
+    shown: int = 0
+    seen: tuple[int, ...] = ()
     looked: int = 0
     views: tuple[int, ...] = ()
     turns: tuple[Turn, ...] = ()
 
     @property
+    def prompt(self) -> int:
+        """All tokens of what it is told and shown."""
+        return self.before + self.shown
+
+    @property
     def context(self) -> int:
         """All tokens that a noisy copy continues."""
-        return self.before + self.after + self.looked
+        return self.prompt + self.after + self.looked
 
 
 def row_of(trajectory: Trajectory, recipe: Recipe) -> Row | None:
-    """A trajectory of words and at most one picture, which is the last, or of several rounds; None for any other."""
+    """A trajectory of words, given pictures before them and one to draw or learn, the last, or of several rounds; None
+    for any other."""
     if len(trajectory.rounds) > 1:
         return rounds_row(trajectory, recipe)
-    *texts, last = trajectory.segments
-    picture = last if isinstance(last, Image) else None
-    words = [text for text in (texts if picture is not None else trajectory.segments) if isinstance(text, Text)]
-    if len(words) + (picture is not None) < len(trajectory.segments):
+    segments = trajectory.segments
+    picture = segments[-1] if isinstance(segments[-1], Image) else None
+    context = segments if picture is None else segments[:-1]
+    first = next((i for i, s in enumerate(context) if isinstance(s, Text) and s.scored), len(context))
+    words = [text for text in context[first:] if isinstance(text, Text)]
+    learned = any(isinstance(s, Image) and s.target for s in context)
+    if learned or len(words) < len(context) - first:
         return None
-    first = next((i for i, text in enumerate(words) if text.scored), len(words))
     asked = picture is not None and (picture.target or picture.drawn or picture.path is not None)
     each = recipe.rollout.images_per_thinking
+    given = read_of(context[:first])
     return Row(
-        told=tuple(tuple(text.ids.tolist()) for text in words[:first]),
-        before=_tokens(words[:first]),
-        after=_tokens(words[first:]),
+        told=told_of(context[:first], trajectory, recipe),
+        before=given.und,
+        after=read_of(words).und,
         scored=sum(text.num_actions for text in words if text.scored),
         image_tokens=picture.grid[0] * picture.grid[1] if picture is not None else 0,
         copies=recipe.method.copies(recipe.rollout.window_size) if asked else 0,
         thought=(trajectory.prompt.position, trajectory.sample // each),
+        shown=given.latents,
+        seen=given.views,
     )
 
 
-def rounds_row(trajectory: Trajectory, recipe: Recipe) -> Row | None:
-    """A trajectory of several rounds; None where its prompt has pictures."""
-    given = [segment for segment in trajectory.given if isinstance(segment, Text)]
-    if len(given) < len(trajectory.given):
-        return None
+def told_of(given: Sequence[Segment], trajectory: Trajectory, recipe: Recipe) -> tuple[Hashable, ...]:
+    """What tells a beginning from others in a replay: ids of words; pictures by their prompt and place, and by the part
+    of a group that was drawn together, which had them read anew."""
+    batch, position = recipe.rollout.batch, trajectory.prompt.position
+    part = trajectory.sample // batch if batch is not None and batch < group_of(recipe) else 0
+    return tuple(
+        tuple(s.ids.tolist()) if isinstance(s, Text) else (position, part, place) for place, s in enumerate(given)
+    )
+
+
+def group_of(recipe: Recipe) -> int:
+    """Samples of a prompt."""
+    return recipe.data.group_size if isinstance(recipe.data, PromptData) else 1
+
+
+def rounds_row(trajectory: Trajectory, recipe: Recipe) -> Row:
+    """A trajectory of several rounds; its first thinking may be shared."""
+    given = read_of(trajectory.given)
     turns, drawings = turns_of(trajectory), trajectory.drawings
     copies = recipe.method.copies(recipe.rollout.window_size) * len(drawings)
     ends = [n for n, turn in enumerate(turns) if turn.written or (turn.drawn and copies)]
     read = [turn for turn in turns[: max(ends, default=-1) + 1] if not turn.drawn]
     return Row(
-        told=tuple(tuple(text.ids.tolist()) for text in given),
-        before=_tokens(given),
+        told=told_of(trajectory.given, trajectory, recipe),
+        before=given.und,
         after=sum(turn.und for turn in read),
         scored=sum(turn.scored for turn in read),
         image_tokens=drawings[0].grid[0] * drawings[0].grid[1],
         copies=copies,
-        thought=(trajectory.prompt.position, trajectory.sample),
+        thought=(trajectory.prompt.position, trajectory.sample // recipe.rollout.images_per_thinking),
+        shown=given.latents,
+        seen=given.views,
         looked=sum(turn.latents for turn in read),
         views=tuple(view for turn in read for view in turn.views),
         turns=turns,
     )
-
-
-def _tokens(texts: Sequence[Text]) -> int:
-    """Tokens of some texts, with bos and eos."""
-    return sum(len(text.ids) + 2 for text in texts)
 
 
 def counting_of(recipe: Recipe, sizes: ModelSizes) -> Counting:
@@ -117,7 +143,7 @@ def counting_of(recipe: Recipe, sizes: ModelSizes) -> Counting:
 
 
 def iteration_flops(recipe: Recipe, sizes: ModelSizes, collected: RolloutBatch) -> float | None:
-    """FLOPs of an iteration; None where prompts have pictures or the training's pictures are guided."""
+    """FLOPs of an iteration; None where the training's pictures are guided, or what is learned has several."""
     samples = collected.samples or collected.trajectories
     trained = [t for t in samples if t.failure is None]
     rows = {id(t): row_of(t, recipe) for t in samples}
@@ -144,16 +170,23 @@ def replays_before(recipe: Recipe) -> int:
 
 def drawn(recipe: Recipe, counts: Counting, rows: Sequence[Row]) -> float:
     """FLOPs of a rollout: each prompt once per group (or part of one), each thought once, each step of each picture."""
-    data, batch = recipe.data, recipe.rollout.batch
-    parts = -(-data.group_size // batch) if isinstance(data, PromptData) and batch is not None else 1
-    prompts = {row.thought[0]: row.before for row in rows}
+    batch = recipe.rollout.batch
+    parts = 1 if batch is None else -(-group_of(recipe) // batch)
+    prompts = {row.thought[0]: row for row in rows}
     thoughts = {row.thought: row for row in rows if row.scored}
-    total = float(sum(parts * counts.prefill(tokens, tokens) for tokens in prompts.values()))
+    total = float(sum(parts * counts.look(0, row.before, row.shown, row.seen) for row in prompts.values()))
     steps = recipe.rollout.num_points - 1
     if any(row.turns for row in rows):
-        return total + sum(of_turns(row.turns or one_round(row), row.before, counts, steps) for row in rows)
-    total += sum(counts.think(1, row.before, row.after, row.scored) for row in thoughts.values())
-    return total + steps * sum(counts.velocity(row.before + row.after, row.image_tokens) for row in rows)
+        total += sum(of_turns(row.turns or one_round(row), row.prompt, counts, steps) for row in rows)
+        return total - sum(first_thinking(row, counts) for row in rows if thoughts.get(row.thought, row) is not row)
+    total += sum(counts.think(1, row.prompt, row.after, row.scored) for row in thoughts.values())
+    return total + steps * sum(counts.velocity(row.context, row.image_tokens) for row in rows)
+
+
+def first_thinking(row: Row, counts: Counting) -> float:
+    """FLOPs of the first thinking of a sample."""
+    turn = (row.turns or one_round(row))[0]
+    return counts.think(1, row.prompt, turn.und, turn.scored) if turn.scored else 0.0
 
 
 def one_round(row: Row) -> tuple[Turn, ...]:
@@ -163,22 +196,23 @@ def one_round(row: Row) -> tuple[Turn, ...]:
 
 def packed_of(rows: Sequence[Row], counts: Counting) -> Packed:
     """A micro-batch as the packed replay computes it: what is shared is read once, and a picture's copies follow."""
-    shared = {row.told: row.before for row in rows}
-    apart = len(shared) == len(rows) or not any(shared.values())
-    learns = counts.reasoning != "frozen"
+    shared = {row.told: row for row in rows}
+    apart = len(shared) == len(rows) or not any(row.prompt for row in shared.values())
+    learns, draws = counts.reasoning != "frozen", counts.denoising != "frozen"
     blocks: list[Block] = []
     contexts: dict[Hashable, Row] = {}
     if not apart:
-        tokens = sum(shared.values())
-        blocks.append(Block(tokens, 0, sum(n * n for n in shared.values()), tokens, learns))
+        und, shown = sum(row.before for row in shared.values()), sum(row.shown for row in shared.values())
+        pairs, pictures = sum(row.prompt**2 for row in shared.values()), shown > 0
+        blocks.append(Block(und, shown, pairs, und + shown, learns or (pictures and draws), pictures, pictures))
     for number, row in enumerate(rows):
-        contexts.setdefault(number if apart or not row.scored else (row.told, row.thought), row)
-    own = [(row.before * apart + row.after, row.context) for row in contexts.values()]
-    looked = sum(row.looked for row in contexts.values())
-    if read := sum(tokens for tokens, _ in own):
-        pairs = sum((row.before * apart + row.after + row.looked) * row.context for row in contexts.values())
-        learned = learns or (looked > 0 and counts.denoising != "frozen")
-        blocks.append(Block(read, looked, pairs, sum(keys for _, keys in own), learned, looked > 0))
+        alone = apart or not row.scored or bool(row.turns)
+        contexts.setdefault(number if alone else (row.told, row.thought), row)
+    own = [(row.before * apart + row.after, row.looked + row.shown * apart, row.context) for row in contexts.values()]
+    latents, clean = sum(gen for _, gen, _ in own), any(row.looked + row.shown for row in contexts.values())
+    if read := sum(und for und, _, _ in own):
+        pairs, keys = sum((und + gen) * context for und, gen, context in own), sum(context for *_, context in own)
+        blocks.append(Block(read, latents, pairs, keys, learns or (clean and draws), clean))
     drawn = [(row.copies, row.image_tokens, row.context) for row in rows if row.copies]
     images, tokens = sum(k for k, *_ in drawn), sum(k * n for k, n, _ in drawn)
     if images:
@@ -186,7 +220,9 @@ def packed_of(rows: Sequence[Row], counts: Counting) -> Packed:
         pairs = sum(k * (n + 2) * (context + n + 2) for k, n, context in drawn)
         blocks.append(Block(2 * images, tokens, pairs, keys, True))
     scored = sum(row.scored for row in contexts.values())
-    views = [view for row in contexts.values() for view in row.views]
+    reading = contexts.values() if apart else shared.values()
+    views = [view for row in reading for view in row.seen] + [view for row in contexts.values() for view in row.views]
+    looked = latents + sum(row.shown for row in shared.values()) * (not apart)
     return Packed(blocks, scored, images, tokens // images if images else 0, looked, views)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unigrpo.costs.counting import MARKERS, Counting
-from unigrpo.trajectory import Image, Text, Trajectory, View, is_drawing
+from unigrpo.trajectory import Image, Segment, Text, Trajectory, View, is_drawing
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,22 @@ def turns_of(trajectory: Trajectory) -> tuple[Turn, ...]:
             last = found.pop()
             found.append(Turn(last.und + patches + MARKERS, last.latents, views=(patches,)))
     return tuple(found)
+
+
+def read_of(segments: Sequence[Segment]) -> Turn:
+    """What reading given segments is: words (bos and eos included), pictures as latents and as seen."""
+    und, latents, views = 0, 0, []
+    for segment in segments:
+        if isinstance(segment, Text):
+            und += len(segment.ids) + 2
+            continue
+        und += MARKERS
+        if isinstance(segment, View):
+            views.append(_of_grid(segment.grid))
+            und += views[-1]
+        else:
+            latents += _of_grid(segment.grid)
+    return Turn(und, latents, views=tuple(views))
 
 
 def _of_grid(grid: tuple[int, int]) -> int:

@@ -52,8 +52,7 @@ def counting(work: Workload) -> Counting:
 
 def _packed(work: Workload) -> Packed:
     """The packed replay of one micro-batch: its blocks, the scored tokens, the noisy images."""
-    views = (work.look.patches,) * (work.replayed_texts * work.looks) if work.look.patches else ()
-    return Packed(work.blocks(), work.scored, work.images, work.image_tokens, work.looked, views)
+    return Packed(work.blocks(), work.scored, work.images, work.image_tokens, work.looked, work.views)
 
 
 def replay_forward(work: Workload) -> float:
@@ -67,9 +66,14 @@ def replay_backward(work: Workload) -> float:
 
 
 def prefill(work: Workload) -> float:
-    """Every prompt once per group, or once per part of a group that is drawn together."""
-    tokens = work.prompts * -(-work.group // work.drawn) * work.prompt_tokens
-    return counting(work).prefill(tokens, work.prompt_tokens)
+    """Every prompt once per group, or once per part of a group that is drawn together; its pictures are encoded and
+    seen. A guided prompt's branch without its words reads them too."""
+    und, views = work.before - work.shown, tuple(look.patches for look in work.given if look.patches)
+    read, s = counting(work).look(0, und, work.shown, views), work.sizes
+    if work.given and work.branches > 1:
+        read += counting(work).look(0, und - work.prompt_tokens, work.shown, views)
+    encoded = sum(s.autoencoder.encode(look.pixels) for look in work.given) if s.autoencoder else 0.0
+    return work.prompts * work.parts * (read + encoded)
 
 
 def think_steps(work: Workload) -> int:
@@ -79,9 +83,13 @@ def think_steps(work: Workload) -> int:
 
 def think(work: Workload) -> float:
     """All rows decode together and each leaves when it has ended; every sampled word takes logits."""
-    sampled, counts, own = work.thoughts * work.actions, counting(work), work.think_tokens
-    before = (work.context_of(turn) - own for turn in range(1, work.rounds + 1))
-    return sum(counts.think(work.thoughts, length, own, sampled) for length in before)
+    return sum(work.thinking(turn) * thinking(work, turn) for turn in range(1, work.rounds + 1))
+
+
+def thinking(work: Workload, turn: int) -> float:
+    """One thinking of a round."""
+    own = work.think_tokens
+    return counting(work).think(1, work.context_of(turn) - own, own, work.actions)
 
 
 def velocity(work: Workload, turn: int = 1) -> float:
@@ -121,9 +129,8 @@ def bytes_per_step(work: Workload) -> float:
         per_weight = 2 * c
     head = 4 if work.reasoning == "full" or c == 4 else c + 4 + 4
     adapters = s.adapter(work.rank) * (4 + 2 * c if c < 4 else 4) if work.reasoning == "lora" else 0
-    each = (work.context_of(turn) - work.think_tokens / 2 for turn in range(1, work.rounds + 1))
-    length = sum(each) / work.rounds
-    keys = work.drawn / work.each * length * 2 * c * s.kv * s.layers
+    read = [work.thinking(n) * (work.context_of(n) - work.think_tokens / 2) for n in range(1, work.rounds + 1)]
+    keys = work.drawn / work.rows * sum(read) / work.rounds * 2 * c * s.kv * s.layers
     return s.layers * s.layer_parameters * per_weight + s.vocab * s.hidden * head + adapters + keys
 
 

@@ -35,7 +35,11 @@ NO_LOOK = LookSizes()
 
 def look_sizes(sizes: ModelSizes, side: int | None) -> LookSizes:
     """Of a square picture of ``side`` pixels (None: the model's own size), resized as given pictures are."""
-    height, width = (side, side) if side is not None else sizes.image_size
+    return sizes_of(sizes, *((side, side) if side is not None else sizes.image_size))
+
+
+def sizes_of(sizes: ModelSizes, height: int, width: int) -> LookSizes:
+    """Of a picture of so many pixels, resized as given pictures are."""
     stride = sizes.pixels_per_token
     width, height = target_size(width, height, cut(VAE_LIMITS, stride, sizes.max_latent_size))
     latents, patches = (height // stride) * (width // stride), 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from unigrpo.costs.sizes import EXPERTS, FREQUENCIES, Expert
 from unigrpo.models.bagel.config import AT_ONCE
-from unigrpo.tools.planning.look_memory import looked_at
+from unigrpo.tools.planning.look_memory import given, looked_at
 from unigrpo.tools.planning.workload import Block, Training, Workload
 
 FP32, INT64 = 4, 8
@@ -148,12 +148,14 @@ def token_bytes(work: Workload, training: Training) -> float:
 def layer_bytes(work: Workload, block: Block) -> float:
     """What one layer keeps of a block: its tokens by expert, and the keys and values that its attention saw.
 
-    Noisy copies keep their own keys and values alone, unless the layer is computed again as a whole.
+    Noisy copies keep their own keys and values alone, unless the layer is computed again as a whole; so does a text
+    that continues a shared prompt and has no noisy copies after it.
     """
     if not block.flows:
         return 0.0
     und, gen = token_bytes(work, work.reasoning), token_bytes(work, work.denoising)
-    keys = block.tokens if block.gen and not block.clean and not work.checkpointing else block.keys
+    noisy = block.gen and not block.clean and not work.checkpointing
+    keys = block.tokens if noisy or not work.images else block.keys
     return block.und * und + block.gen * gen + 2 * work.compute * work.sizes.kv * keys
 
 
@@ -182,7 +184,7 @@ def ends(work: Workload) -> float:
         if work.checkpointing and c < FP32:  # the casts outside the layers stay
             total += c * (s.cast("denoising") - s.layers * s.layer_matrices)
     if work.text_flows:
-        own = work.context_tokens - work.looks * work.look.latents - work.prompt_tokens * (work.shared > 0)
+        own = work.context_tokens - work.looks * work.look.latents - (work.before if work.shared else work.shown)
         total += work.replayed_texts * own * s.hidden * c
         total += work.scored * FP32 * s.hidden * (work.reasoning == "full")
     return total
@@ -200,10 +202,13 @@ def activations(work: Workload) -> float:
 
 
 def unused(work: Workload) -> float:
-    """What the last layer makes of pictures that were looked at, and nobody asks for: all but keys and values."""
+    """What the last layer makes of pictures that were looked at, and nobody asks for: all but keys and values.
+
+    Of a shared beginning with pictures so are its words.
+    """
     s, c = work.sizes, work.compute
-    own = token_bytes(work, work.denoising) - c * (2 * s.hidden + 2 * s.kv)
-    return sum(block.gen * own for block in work.blocks() if block.clean and block.flows)
+    und, gen = (token_bytes(work, how) - c * (2 * s.hidden + 2 * s.kv) for how in (work.reasoning, work.denoising))
+    return sum(b.gen * gen + b.und * und * b.given for b in work.blocks() if b.clean and b.flows)
 
 
 def casts(work: Workload) -> float:
@@ -300,7 +305,7 @@ def trajectories(work: Workload) -> float:
     per_step = latent * (3 + again + known) + 2 * INT64 + 2 * FP32
     text = work.actions * (INT64 + FP32 * (1 + again + known))
     each = work.rounds * (text + latent + work.copies * per_step) + work.looks * looked_at(work)
-    return work.rows * each + INT64 * work.prompts * work.prompt_tokens
+    return work.rows * each + work.prompts * (INT64 * work.prompt_tokens + given(work))
 
 
 def drawing(work: Workload) -> float:

@@ -13,8 +13,9 @@ from unigrpo.costs.sizes import EXPERTS, ModelSizes
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
-from unigrpo.tools.planning.compute import Compute, compute, look, think, velocities, velocity
+from unigrpo.tools.planning.compute import Compute, compute, look, thinking, velocities, velocity
 from unigrpo.tools.planning.look_memory import looking as looking_of
+from unigrpo.tools.planning.look_memory import reading
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 64, 512)
@@ -115,7 +116,7 @@ def memory_of(recipe: Recipe, work: Workload) -> Memory:
     casts, cache = memory.casts(work), memory.cache(work)
     drawing, decoding = memory.drawing(work), memory.decoding(work, recipe.model.autoencoder)
     replica = memory.replica(work)
-    looking = looking_of(work, decoding)
+    looking = max(looking_of(work, decoding), reading(work))
     drawn = replica + max(cache + memory.drawn_casts(work) + max(drawing, looking), decoding)
     always = weights + reference + average + moments + trajectories
     return Memory(
@@ -199,6 +200,7 @@ def _iteration(one: Estimate, bandwidth: float) -> list[str]:
     lines = [
         f"an iteration: {w.rows} rows of {w.image_tokens} latent tokens{_rounds(w)}",
         f"  assumed: {w.prompt_tokens} tokens of every prompt (the system prompt included){thinking}",
+        *_given(w),
     ]
     if not w.supervised:
         together = f"{w.drawn} rows at a time" if w.drawn < w.rows else "all rows together"
@@ -213,6 +215,16 @@ def _iteration(one: Estimate, bandwidth: float) -> list[str]:
     unit, name = _unit(c.total, FLOPS)
     shares = [f"{label} {_number(getattr(c, phase) / unit)}" for phase, label in PHASES if getattr(c, phase)]
     return [*lines, f"  {name}: {_number(c.total / unit)} = {' + '.join(shares)}"]
+
+
+def _given(work: Workload) -> list[str]:
+    """What the pictures of a prompt are to read, where it has any."""
+    if not work.given:
+        return []
+    pictures, patches = len(work.given), sum(look.patches for look in work.given)
+    seen = f" and {patches} patches" if patches else ""
+    many = "a picture" if pictures == 1 else f"{pictures} pictures"
+    return [f"  every prompt with {many}: {work.shown} latents{seen} to read (the most of the first prompts)"]
 
 
 def _rounds(work: Workload) -> str:
@@ -305,9 +317,9 @@ def _evaluation(recipe: Recipe, made: Estimate) -> float:
     w, e = made.work, recipe.eval
     branches = 2 if e.guidance > 1 else 1
     share = e.limit / w.gpus
-    thinking = think(w) / w.thoughts if e.think else 0.0
+    thoughts = sum(thinking(w, turn) for turn in range(1, w.rounds + 1)) if e.think else 0.0
     looks = look(w) if e.rounds is None else 0.0
     autoencoder = w.sizes.autoencoder
     pixels = autoencoder.flops(w.pixels) if autoencoder else 0.0
     rounds, each = w.rounds if e.rounds is None else 1, velocities(w) if e.rounds is None else velocity(w)
-    return share * (thinking + (e.num_points - 1) * branches * each + rounds * pixels + looks)
+    return share * (thoughts + (e.num_points - 1) * branches * each + rounds * pixels + looks)

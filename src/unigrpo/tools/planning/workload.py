@@ -10,6 +10,7 @@ from unigrpo.costs.counting import Block, Training
 from unigrpo.costs.sizes import Expert, ModelSizes
 from unigrpo.recipe.schema import Recipe, how_trained
 from unigrpo.recipe.sections import PromptData
+from unigrpo.tools.planning.given import given_looks
 from unigrpo.tools.planning.looks import NO_LOOK, LookSizes, look_sizes
 
 PROMPT_TOKENS = 128  # assumed where nothing else is said: BAGEL's system prompt is about half of it
@@ -48,12 +49,13 @@ class Workload:
     """One iteration on one of the GPUs of a layout.
 
     rows: trajectories (or demonstrations), of ``prompts`` prompts; drawn: those that are drawn together; micro: those
-    of one replay; each: rows that share a thinking. prompt_tokens: all that is given, with bos and eos; actions:
+    of one replay; each: rows that share a thinking. prompt_tokens: all words that are given (bos, eos); actions:
     sampled (or learned) tokens of a text, taken to end at the cap; copies: noisy images per row in a replay; steps:
     denoising steps per picture, of ``branches`` forwards each (guidance). compute: bytes of the computation's dtype.
     rescored: replays before the update for old log-probs (below fp32) and old velocities; through_decoder: gradients
     pass through it (ReFL). quantized: the matrices under adapters are held in 4 bits. rounds:
-    pictures of a row, none of which stops before; look: what a look at one gives it to read.
+    pictures of a row, none of which stops before; look: what a look at one gives it to read; given: the same of the
+    pictures that come with a prompt.
     """
 
     sizes: ModelSizes
@@ -86,6 +88,7 @@ class Workload:
     quantized: bool = False
     rounds: int = 1
     look: LookSizes = NO_LOOK
+    given: tuple[LookSizes, ...] = ()
 
     @property
     def gpus(self) -> int:
@@ -116,15 +119,39 @@ class Workload:
         """Texts that are decoded."""
         return math.ceil(self.rows / self.each)
 
+    def thinking(self, turn: int) -> int:
+        """Thinkings of a round (from 1): the first one may be shared."""
+        return self.thoughts if turn == 1 else self.rows
+
     @property
     def replayed_texts(self) -> int:
-        """Texts of one replay: one for the rows that share it."""
-        return math.ceil(self.micro / self.each)
+        """Contexts of one replay: one for the rows that share their thinking, if they look at nothing of their own."""
+        return math.ceil(self.micro / self.each) if self.rounds == 1 else self.micro
 
     @property
     def think_tokens(self) -> int:
         """Tokens of the thinking in the context: bos, the sampled ones, eos."""
         return self.actions + 2 if self.actions else 0
+
+    @property
+    def shown(self) -> int:
+        """Latent tokens of the pictures of a prompt."""
+        return sum(look.latents for look in self.given)
+
+    @property
+    def before(self) -> int:
+        """All tokens of a prompt: its words and its pictures."""
+        return self.prompt_tokens + sum(look.tokens for look in self.given)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a group that are drawn one after the other, and read their prompt each."""
+        return -(-min(self.group, self.rows) // self.drawn)
+
+    @property
+    def prompts_read(self) -> int:
+        """Prompts that one replay reads: shared ones once, else each row its own."""
+        return self.shared or self.replayed_texts
 
     @property
     def context_tokens(self) -> int:
@@ -133,7 +160,7 @@ class Workload:
 
     def context_of(self, turn: int) -> int:
         """Tokens that the picture of a round (from 1) is drawn from."""
-        return self.prompt_tokens + turn * self.think_tokens + (turn - 1) * self.look.tokens
+        return self.before + turn * self.think_tokens + (turn - 1) * self.look.tokens
 
     @property
     def looks(self) -> int:
@@ -152,8 +179,14 @@ class Workload:
 
     @property
     def looked(self) -> int:
-        """Latent tokens of one replay that are looked at."""
-        return self.replayed_texts * self.looks * self.look.latents
+        """Latent tokens of one replay that are looked at, those of given pictures among them."""
+        return self.replayed_texts * self.looks * self.look.latents + self.prompts_read * self.shown
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The patches of each picture that one replay sees."""
+        looks = (self.look,) * (self.replayed_texts * self.looks) + self.given * self.prompts_read
+        return tuple(look.patches for look in looks if look.patches)
 
     @property
     def shared(self) -> int:
@@ -169,13 +202,14 @@ class Workload:
     def blocks(self) -> list[Block]:
         """The replay of one micro-batch as [shared prompts | rest of the context | noisy images]."""
         context, rows, out = self.context_tokens, self.replayed_texts, []
-        before = self.prompt_tokens if self.shared else 0
+        before, clean = self.before if self.shared else 0, self.looked > 0
         if self.shared:
-            tokens = self.shared * before
-            out.append(Block(tokens, 0, tokens * before, tokens, self.text_trains))
+            tokens, shown = self.shared * before, self.shared * self.shown
+            flows = self.text_flows if shown else self.text_trains
+            out.append(Block(tokens - shown, shown, tokens * before, tokens, flows, shown > 0, shown > 0))
         if tokens := rows * (context - before):
-            und, looks = tokens - self.looked, self.looked > 0
-            out.append(Block(und, self.looked, tokens * context, rows * context, self.text_flows, looks))
+            gen = self.looked - self.shared * self.shown
+            out.append(Block(tokens - gen, gen, tokens * context, rows * context, self.text_flows, clean))
         if images := self.images:
             own = self.image_tokens + 2
             pairs, keys = images * own * (context + own), images * (context + own)
@@ -232,6 +266,7 @@ def workload(
         quantized=model.quantize != "none",
         rounds=rollout.rounds if rl else 1,
         look=look_sizes(sizes, rollout.image_size) if rl and rollout.rounds > 1 else NO_LOOK,
+        given=given_looks(recipe, sizes),
     )
 
 
