@@ -14,11 +14,11 @@ OF_ROUNDS = {
 }
 """The figures of an evaluation in rounds: name, and what it is."""
 OF_CRITIQUES = {
-    "n": ("samples with a second picture", "those whose critiques are judged below"),
+    "n": ("samples with a second picture", "all below is of them: a critique that ended its sample is not judged"),
     "score_second": ("score of second pictures", ""),
-    "said": ("critique can be read", "of all"),
+    "said": ("critique can be read", "of these samples"),
     "needed": ("first picture has a fault", "it lacks something that was asked for, or has more"),
-    "fine": ("picture called fine", "of all"),
+    "fine": ("picture called fine", "of these samples"),
     "critique_right": ("critique right", "all that it says is true, and the picture so changed is what was asked for"),
     "critique_right_needed": ("critique right, with a fault", "of first pictures with a fault"),
     "critique_right_fine": ("critique right, without a fault", "of first pictures without one: called fine"),
