@@ -225,9 +225,7 @@ def test_flops_and_trajectories_of_a_rollout(case, monkeypatch):
     with counted() as counter:
         rows = in_rounds(policy, monkeypatch, case)
     work, c = made.work, made.compute
-    decoded = (
-        work.rows * (case.rounds - 1) * work.sizes.autoencoder.flops(work.pixels)
-    )  # the last elsewhere
+    decoded = work.rows * (case.rounds - 1) * work.sizes.autoencoder.flops(work.pixels)  # the last elsewhere
     assert c.prefill + c.think + c.draw + c.look + decoded == counter.get_total_flops()
     assert c.draw == work.rows * work.steps * velocities(work) and c.look == work.rows * look(work)
     held = size_of([t for row in rows for t in tensors_of(row.segments)])
