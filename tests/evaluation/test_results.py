@@ -96,7 +96,7 @@ def test_differences_are_paired_over_the_prompts_of_both():
 def test_answers_of_examiners_are_checked():
     good = answer("a", correct=True)
     assert checked([good], 1, "it") == [good]
-    with pytest.raises(ValueError, match="it gave 0 records for 1 pictures"):
+    with pytest.raises(ValueError, match="it gave 0 records for 1 picture:"):
         checked([], 1, "it")
     with pytest.raises(ValueError, match="a record without exam"):
         checked([{k: v for k, v in good.items() if k != "exam"}], 1, "it")

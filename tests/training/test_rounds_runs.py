@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 
 import rank_runs
 import tiny_runs
@@ -136,8 +137,13 @@ def test_two_ranks_do_what_one_process_does(tmp_path):
         **{"optimizer.micro_batch": 2, "rollout.num_points": 6, "rollout.window": [0, 4], "rollout.batch": 4, **WORDS},
     }
     alone, pair = (
-        rank_runs.worker(tmp_path, f"of-{size}", size, iterations=2, seconds=300, **options) for size in (1, 2)
+        rank_runs.worker(tmp_path, f"of-{size}", size, iterations=2, seconds=300, sheet=True, **options)
+        for size in (1, 2)
     )
+    one, two = (Image.open(tmp_path / f"of-{size}/samples/iteration-000002.png") for size in (1, 2))
+    assert one.size == two.size and one.width > 6 * 168  # earlier pictures stand beside the last ones
+    apart = ImageChops.difference(one.convert("RGB"), two.convert("RGB"))
+    assert torch.tensor(list(apart.tobytes()), dtype=torch.uint8).max() <= 2
     assert any(1.0 < line["rounds"] < 2.0 for line in alone["lines"])
     rank_runs.assert_alike(pair, alone)
 
