@@ -1,6 +1,8 @@
 """Rounds by the command line and in Python: pictures of every round, evaluations and their controls, and reports."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from unigrpo.ranges import ConfigError
 from unigrpo.reports import runlog
 from unigrpo.reports.pictures import pairs
 from unigrpo.rollout.episode import Episode
-from unigrpo.runs import eval_rounds
+from unigrpo.runs import comparing, eval_rounds
+from unigrpo.runs.comparing import Evaluated
 from unigrpo.training.sharing import light
 
 RED = f"{Path(toy_family.__file__)}:redness"
@@ -91,7 +94,20 @@ def test_an_evaluation_examines_every_round(tmp_path, model, ending):
                              "--out", tmp_path / "again") == 0  # fmt: skip
     assert rows(tmp_path / "again/records.jsonl") == records
     page = (tmp_path / "out/report.html").read_text()
-    assert "Round 1:" in page and "(and drew no more)" in page
+    for record, count in zip(records, drawn, strict=True):  # what it thought in the order in which it thought it
+        first, second = (html.escape(one["thinking"]) for one in record["rounds"])
+        end = "" if count == 2 else r' <span class="faint">\(and drew no more\)</span>'
+        said = r"Round {} thought:</span> {}"
+        both = (
+            said.format(1, re.escape(first)) + r"</p>\s*<p><span class=\"faint\">" + said.format(2, re.escape(second))
+        )
+        assert re.search(both + end + "</p>", page), (record["rounds"], count)
+    # every first picture that was looked at stands before the one that counts
+    assert len(re.findall(r'round 1</span><img[^>]*></div>\s*<span class="faint">round 2</span>\s*<img', page)) == (
+        drawn.count(2)
+    )
+    assert len(re.findall(r'<span class="faint">round 1</span>\s*<img[^>]*>\s*<p><strong>', page)) == drawn.count(1)
+    assert f"<td>pictures of a sample</td><td>{sum(drawn) / 6:.3f}</td>" in page and "gained by looking" in page
 
 
 @pytest.mark.parametrize(
@@ -113,7 +129,11 @@ def test_controls_change_what_follows_a_look_alone(tmp_path, model, options, sam
     [
         (("--look", "grey"), "--look is about what follows a picture: add --rounds 2"),
         (("--rounds", 2, "--stop-word", "over", "--no-think"), "leave out --no-think"),
-        (("--rounds", 2, "--rethink", "xyzzy"), "--rethink xyzzy: the model does not know"),
+        (("--rounds", 2, "--rethink", "xyzzy"), "--rethink = 'xyzzy': the model does not know"),
+        (
+            ("--rounds", 2, "--stop-word", "red blue circle red blue circle red"),
+            "7 tokens, and a thinking is cut after 6",
+        ),
         (("--rounds", 2, "--look", "other"), "some would be drawn with none"),
         (("--rounds", 99), "--rounds = 99: it must be from 1 to 64"),
         (("--rounds", 2, "--stop-word", "</think>"), "need words"),
@@ -125,6 +145,12 @@ def test_options_that_cannot_work_are_refused(model, options, message, capsys, t
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [("--rounds", 2), ("--num", 2), ("--size", "32x32"), ("--guidance", 2)])
+def test_an_answer_has_no_use_for_options_of_drawing(model, option, capsys):
+    assert tiny_runs.unigrpo("generate", "what is there", "--model", model, "--understand", *option) == 2
+    assert f"--understand answers in words and draws nothing: leave out {option[0]}" in capsys.readouterr().err
+
+
 def test_an_evaluation_that_would_find_no_other_picture_is_refused(model, capsys, tmp_path):
     words = ("eval", "--model", model, "--rounds", 2, "--look", "other", *FAST, "--limit", 3, "--samples", 2)
     assert tiny_runs.unigrpo(*words, "--batch", 4, "--out", tmp_path / "out") == 2
@@ -134,7 +160,9 @@ def test_an_evaluation_that_would_find_no_other_picture_is_refused(model, capsys
 
 
 def test_a_model_that_cannot_look_is_refused(tmp_path):
-    options = {"model__path": f"{Path(toy_family.__file__)}:Toys", "rollout__rounds": 2, "eval__prompts": "toys.txt"}
+    blind = Path(toy_family.__file__).read_text().replace('"think", True', '"think", False')
+    (tmp_path / "blind.py").write_text(blind)
+    options = {"model__path": f"{tmp_path}/blind.py:Toys", "rollout__rounds": 2, "eval__prompts": "toys.txt"}
     (tmp_path / "toys.txt").write_text("red left\nblue\n")
     options |= {"eval__prompts": tmp_path / "toys.txt", "data__prompts": tmp_path / "toys.txt"}
     options |= {"reward__train": f"[{{name: '{RED}'}}]", "reward__validation": f"[{{name: '{RED}'}}]"}
@@ -143,18 +171,26 @@ def test_a_model_that_cannot_look_is_refused(tmp_path):
 
 
 def test_a_report_shows_the_pictures_of_every_round(tmp_path):
-    options = {"rollout__rounds": 2, "iterations": 2}
-    assert (
-        tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", *tiny_runs.overrides(**options)) == 0
-    )
+    words = tiny_runs.overrides(rollout__rounds=2, iterations=2)
+    assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", tmp_path / "run", *words) == 0
     shown = pairs(tmp_path / "run")
     assert shown and all(len(pair[when]["earlier"]) == 1 for pair in shown for when in ("before", "after"))
-    assert all(pair["before"]["thinking"].startswith("1: ") and " 2: " in pair["before"]["thinking"] for pair in shown)
+    said = [[one["who"] for one in pair[when]["thoughts"]] for pair in shown for when in ("before", "after")]
+    assert said == [["Round 1 thought:", "Round 2 thought:"]] * 2 * len(shown)
     page = (tmp_path / "run" / runlog.REPORT).read_text()
-    assert page.count("drawn before") == 2 * len(shown)
+    order = r'round 1</span><img[^>]*></div>\s*<span class="faint">round 2</span>\s*<img'
+    assert len(re.findall(order, page)) == 2 * len(shown)
+    for words in ("reward of first pictures", "gained by looking", "Validation score of first and last pictures"):
+        assert words in page
     (sheet,) = (tmp_path / "run/samples").glob("*.png")
     with Image.open(sheet) as image:
         assert image.width > 6 * 168 * 1.4  # a first picture beside each
+
+
+def test_an_evaluation_of_one_round_is_compared_with_one_of_two():
+    settings = [{"seed": 0}, {"seed": 0, "rounds": 2, "look": "seen", "stop_words": []}]
+    found = [Evaluated(str(i), {"model": {"name": "a"}, "settings": some}, []) for i, some in enumerate(settings)]
+    assert comparing._differing(found)[0] == ["rounds", [1, 2]]
 
 
 def test_an_evaluation_in_python(model):

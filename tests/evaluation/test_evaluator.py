@@ -258,3 +258,10 @@ def test_what_rounding_alone_spreads_is_no_interval():
     before = [plain(i, 0.1 + i / 7) for i in range(40)]
     entry = compare(before, [{**r, "reward": r["reward"] + 0.024} for r in before])["reward"]
     assert entry["difference"] == pytest.approx(0.024) and entry["low"] is None and "no spread" in entry["why"]
+
+
+def test_a_run_in_rounds_says_what_its_first_pictures_were_worth():
+    first, last = plain(0, 1.0), plain(0, 3.0)
+    record = {**last, "rounds": [first, last]}
+    said = describe_summary(summarise([record]))
+    assert said == "reward 3.000, 1 pictures, each the last of 2.00 on average; reward of the first ones 1.000"

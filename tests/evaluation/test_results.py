@@ -93,6 +93,13 @@ def test_differences_are_paired_over_the_prompts_of_both():
     assert differences(left, [right(i, True) | {"prompt": "x"} for i in range(40)], "correct", "pictures") == {}
 
 
+def test_a_difference_counts_the_prompts_of_which_both_sides_know_the_figure():
+    left = [right(i, i % 2 == 0) | {"values": {"plan": 1.0}} for i in range(40)]
+    theirs = [one | {"values": {"plan": None if i % 4 else 0.0}} for i, one in enumerate(left)]
+    found = differences(left, theirs, "correct", "pictures")
+    assert (found["correct"]["prompts"], found["plan"]["prompts"]) == (40, 10)
+
+
 def test_answers_of_examiners_are_checked():
     good = answer("a", correct=True)
     assert checked([good], 1, "it") == [good]

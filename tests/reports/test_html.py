@@ -15,7 +15,7 @@ from PIL import Image
 from unigrpo.files import write_json_atomic, write_records_atomic
 from unigrpo.reports import grids, html, runlog
 
-VOID = {"meta", "img", "br", "link", "use", "path"}
+VOID = {"meta", "img", "br", "link", "use", "path", "wbr"}
 
 
 class Structure(HTMLParser):
@@ -180,7 +180,7 @@ def test_records_that_do_not_belong_to_the_sheet_give_no_details(make_run: Calla
     records = shown[:1] if change == "fewer" else [shown[0], shown[1] | changed[change]]
     write_evaluation(run_dir, shown, records)
     pictures = [pair["before"] for pair in html.report_content(run_dir)["pairs"]]
-    assert [(p["thinking"], p["verdict"], p["halves"], p["missed"]) for p in pictures] == [
+    assert [(p["thoughts"][0]["words"], p["verdict"], p["halves"], p["missed"]) for p in pictures] == [
         ("a ring a1", False, "", []),
         ("a ring a1", False, "", []),
     ]

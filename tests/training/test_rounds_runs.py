@@ -187,6 +187,7 @@ def test_a_stage_of_one_round_and_one_of_two(tmp_path, monkeypatch):
         ({"rollout__rounds": 1, "rollout__look": "grey"}, "rollout.look = grey with one round"),
         ({"rollout__rounds": 1, "eval__rethink": "fine"}, "eval.rethink = fine with one round"),
         ({"rollout__stop": "said"}, "rollout.stop_words is empty"),
+        ({"rollout__stop": "said", "rollout__stop_words": "fine"}, r"is not a list: write it as \[a, b\]"),
         ({"rollout__stop_words": "[fine]"}, "set stop to said, or leave them out"),
         ({"rollout__stop": "said", "rollout__stop_words": "['<think> </think>']"}, "would end every empty thinking"),
         (
@@ -241,3 +242,10 @@ def test_ranks_with_two_prompts_each_look_at_other_pictures(tmp_path):
         check_shares(recipe, World(rank, 2))
         for portion in portions_of(World(rank, 2), 4, 2):
             assert len(others(list(portion.prompts))) == 2  # as a rollout asks for them
+
+
+def test_words_that_nobody_could_say_are_refused(tmp_path):
+    stop = {"rollout__rounds": 2, "rollout__stop": "said", "rollout__max_think_tokens": 3}
+    with pytest.raises(ConfigError, match="has 4 tokens, and a thinking is cut after 3"):
+        tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red blue red blue"]')
+    tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red <think> blue </think> red"]')  # marks need not be

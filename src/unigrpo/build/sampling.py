@@ -19,7 +19,7 @@ from unigrpo.rewards.protocol import metadata_of
 from unigrpo.rollout.engine import Sampling, Slide
 from unigrpo.rollout.episode import Episode, rounds_of
 from unigrpo.rollout.guidance import Guidance
-from unigrpo.rollout.sample import check_others, portions
+from unigrpo.rollout.sample import check_others, check_words, portions
 from unigrpo.training.parallel import ONE_PROCESS, World
 from unigrpo.training.sharing import portions_of, share_of
 from unigrpo.trajectory import Prompt
@@ -128,12 +128,11 @@ def check_episodes(recipe: Recipe, policy: Policy, world: World = ONE_PROCESS) -
         )
     check_shares(recipe, world)
     told = {"rollout.rethink": training_episode(recipe).told, "eval.rethink": evaluation_episode(recipe).told}
-    words = [(key, text) for key, text in told.items() if text]
-    for key, text in [*words, *(("rollout.stop_words", word) for word in recipe.rollout.stop_words)]:
-        try:
-            policy.encode_text(text)
-        except ValueError as error:
-            raise ConfigError(f"{key} = {text!r}: {error}") from error
+    for key, text in told.items():
+        if text:
+            check_words(policy, key, text)
+    for word in recipe.rollout.stop_words:
+        check_words(policy, "rollout.stop_words", word, recipe.rollout.max_think_tokens)
 
 
 def check_shares(recipe: Recipe, world: World) -> None:

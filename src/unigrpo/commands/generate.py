@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def run(verb: options.Generate) -> int:
     check_guidance(verb.guidance)
     check_numbers(num=verb.num)
     if verb.understand:
+        _refuse_drawing(verb)
         return answer(verb, asking)
     out = verb.out or Path("generated" if verb.prompts else "generated.png")
     if out.suffix.lower() != ".png":
@@ -92,6 +93,19 @@ def generate_folder(verb: options.Generate, asking: Asked, out: Path) -> int:
     wrote = f"wrote {counted(len(plan) - kept, 'picture')} and results.jsonl to {out}"
     output.result(wrote, wrote=str(out), pictures=len(plan), drawn=len(plan) - kept)
     return 0
+
+
+OF_DRAWING = ("rounds", "num", "size", "steps", "guidance", "image_guidance", "renorm", "interval")
+"""Options that an answer in words has no use for."""
+
+
+def _refuse_drawing(verb: options.Generate) -> None:
+    """ConfigError where an option of drawing is set, and nothing is drawn."""
+    for field in fields(verb):
+        if field.name in OF_DRAWING and vars(verb)[field.name] != field.default:
+            raise ConfigError(
+                f"--understand answers in words and draws nothing: leave out --{field.name.replace('_', '-')}"
+            )
 
 
 def check_calls(planned: Sequence[Call], verb: options.Generate, policy: Policy) -> None:

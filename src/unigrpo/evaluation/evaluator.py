@@ -240,10 +240,20 @@ def _by_category(records: Sequence[dict[str, Any]], key: str) -> dict[str, float
 
 
 def describe_summary(summary: Mapping[str, Any]) -> str:
-    """One line of plain words for an evaluation: what is known of it; the reward where there is no score."""
+    """One line of plain words for an evaluation: what is known of it; the reward where there is no score.
+
+    Of several rounds it is of the last pictures; what the first ones were worth stands beside it.
+    """
     named = MEASURES if summary.get("score") is not None else {"reward": "reward", **MEASURES}
     parts = [f"{name} {summary[key]:.3f}" for key, name in named.items() if summary.get(key) is not None]
-    return ", ".join([*parts, f"{counted(summary['n'], 'picture')}"])
+    parts.append(counted(summary["n"], "picture"))
+    key = "score_first" if summary.get("score_first") is not None else "reward_first"
+    if summary.get(key) is not None:
+        name = key.removesuffix("_first")
+        parts.append(
+            f"each the last of {summary['rounds']:.2f} on average; {name} of the first ones {summary[key]:.3f}"
+        )
+    return ", ".join(parts)
 
 
 def describe_comparison(summary: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,8 @@ def _by_category(measure: Measure, records: Records) -> dict[str, Any]:
 def differences(before: Records, after: Records, headline: str, average: Average) -> dict[str, dict[str, Any]]:
     """after - before of every figure that both sides have, paired by prompt and sample, over the pictures of both.
 
-    Each with its 95 % interval over prompts, or why there is none. {} where they share no prompt.
+    Each with its 95 % interval over prompts, or why there is none; prompts: those of which both sides know it. {} where
+    they share no prompt.
     """
     theirs = {_identity(r): r for r in after}
     pairs = [(r, theirs[_identity(r)]) for r in before if _identity(r) in theirs]
@@ -120,7 +121,9 @@ def differences(before: Records, after: Records, headline: str, average: Average
         if any(np.isnan(side).all() for side in sides):
             continue
         paired = judged_difference(*sides, clusters, strata=measure.strata(left))
-        found[measure.key] = {"name": measure.name, "prompts": len(set(clusters)), "pictures": len(pairs), **paired}
+        known = [{c for c, value in zip(clusters, side, strict=True) if not np.isnan(value)} for side in sides]
+        counts = {"prompts": len(known[0] & known[1]), "pictures": len(pairs)}
+        found[measure.key] = {"name": measure.name, **counts, **paired}
     return found
 
 

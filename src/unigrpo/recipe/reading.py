@@ -133,7 +133,7 @@ def _sequence(kinds: tuple[Any, ...], written: Any, where: str) -> tuple[Any, ..
         written = [word.strip() for word in written.split(",")]
     if not isinstance(written, list) or (not repeated and len(written) != len(kinds)):
         shape = "a list" if repeated else f"a list of {len(kinds)} numbers"
-        example = "[{name: shapes/verifier}]" if repeated and not words else "[a, b]"
+        example = "[{name: shapes/verifier}]" if is_dataclass(kinds[0]) else "[a, b]"
         raise ConfigError(f"{where} = {shown(written)} is not {shape}: write it as {example}")
     if len(written) > MOST_ITEMS:
         raise ConfigError(f"{where} lists {len(written)} items: {MOST_ITEMS} are the most")

@@ -19,6 +19,7 @@ from unigrpo.reports import curves, pictures, runlog
 from unigrpo.reports.captions import smooth
 from unigrpo.reports.differences import interval_of, trusted, why_none
 from unigrpo.reports.rendering import CYCLE, Chart, svg
+from unigrpo.reports.rounds import OF_ROUNDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,11 @@ CURVES = (
     ("Validation: reward", "validation.reward"),
     ("Validation: plan right", "validation.plan_right"),
     ("Validation: picture follows plan", "validation.follow"),
+    ("Training reward of first pictures", "score_first"),
+    ("Training reward: last pictures less first ones", "revision"),
+    ("Validation: score of first pictures", "validation.score_first"),
+    ("Validation: gained by looking", "validation.revision"),
+    ("Pictures of a sample", "rounds"),
     ("Entropy of the thinking", "text.entropy"),
     ("Tokens of a thinking", "text.think_length"),
     ("Share of clipped tokens", "text.clip_fraction"),
@@ -42,7 +48,13 @@ CURVES = (
     ("Loss of the pictures", "loss.flow_matching"),
     ("Samples per second", "samples_per_second"),
 )
-MEASURES = (("score", "score"), ("reward", "reward"), ("plan_right", "plan right"), ("follow", "follows plan"))
+MEASURES = (
+    ("score", "score"),
+    ("reward", "reward"),
+    ("plan_right", "plan right"),
+    ("follow", "follows plan"),
+    *((key, name) for key, (name, _) in OF_ROUNDS.items()),
+)
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,30 @@ def _progress(lines: Lines) -> list[Chart]:
                 name="edits", section=section, title="The two halves of an edit: changing and keeping",
                 healthy="What must change does, and what must stay does not pay for it.",
                 unit="mean over validation pictures", dots=True, share=True),
+        *_rounds(lines, section),
         *_categories(lines, section),
         *common_chart(lines, {label: f"loss.{key}" for key, label in LOSSES.items()},
                 name="supervised", section=section, title="Supervised losses",
                 healthy="Both fall, then flatten.", unit="loss"),
+    ]  # fmt: skip
+
+
+def _rounds(lines: Lines, section: str) -> list[Chart]:
+    """First pictures against last ones, in training and in validations; how many pictures samples have."""
+    measure = "score" if keys(lines, "validation.by_category") else "reward"
+    sides = {"first pictures": f"validation.{measure}_first", "last pictures": f"validation.{measure}"}
+    first = series(lines, f"validation.{measure}_first")[0]
+    drawn = series(lines, "rounds")[1]
+    return [
+        *common_chart(lines, {"first pictures": "score_first", "last pictures": "score_last"},
+                name="rounds", section=section, title="Training reward of first and last pictures",
+                healthy="Both rise, and the last stay above the first.", unit="reward"),
+        *common_chart(lines if len(first) else [], sides, name="rounds-validation", section=section,
+                title=f"Validation {measure} of first and last pictures",
+                healthy="Both rise, and the last stay above the first.", unit=measure, dots=True),
+        *common_chart(lines if len(set(drawn.tolist())) > 1 else [], {"pictures": "rounds"}, name="pictures",
+                section=section, title="Pictures of a sample", healthy="Falls only where first pictures are right.",
+                unit="pictures, mean"),
     ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from unigrpo.files import write_text_atomic
 from unigrpo.plurals import counted
+from unigrpo.reports import rounds
 from unigrpo.reports.paper_rows import beside
 from unigrpo.reports.pictures import PIXELATED, thumbnail
 
@@ -63,7 +64,10 @@ def page_content(result: Json, records: Sequence[Json], folder: Path) -> dict[st
             (name.replace("_", " "), _plain(value))
             for name, value in result["further"].items()
             if name not in (*result["figures"], *result["categories"], *COUNTED)  # where they have an interval
+            and name not in rounds.in_table(result)
         ],
+        "rounds": rounds.table(result),
+        "planned": "plan_right" in result["figures"],
         "paper": beside(result["suite"].get("paper")),
         "average": AVERAGES[headline["average"]],
         "verdicts": _verdicts(result),
@@ -162,22 +166,21 @@ def _card(record: Json, folder: Path) -> dict[str, Any]:
         "verdict": record["correct"],
         "marks": ", ".join(marks),
         "reasons": [record["failed"]] if record["failed"] else record["reasons"],
-        "thinking": record["thinking"] or "",
-        "rounds": _rounds(record, folder),
+        "thoughts": rounds.thoughts(record),
+        "earlier": _earlier(record, folder),
+        "turn": rounds.last_turn(record),
         "who": f"prompt {record['position']}, sample {record['sample']}",
     }
 
 
-def _rounds(record: Json, folder: Path) -> list[dict[str, Any]]:
-    """The rounds beside that of the picture: what was thought, and what was drawn where there is a picture."""
+def _earlier(record: Json, folder: Path) -> list[dict[str, Any]]:
+    """The pictures before the one that stands, with the number of their round, as far as they can be read."""
     found = []
     for turn, one in enumerate(record.get("rounds") or (), start=1):
-        if one.get("picture") == record["picture"]:
+        if one.get("picture") in (None, record["picture"]):
             continue
-        image, side = _picture(folder / one["picture"]) if one.get("picture") else ("", 0)
-        found.append(
-            {"turn": turn, "image": image, "pixelated": side <= PIXELATED, "thinking": one.get("thinking") or ""}
-        )
+        image, side = _picture(folder / one["picture"])
+        found += [{"turn": turn, "image": image, "pixelated": side <= PIXELATED}] if image else []
     return found
 
 

@@ -88,7 +88,7 @@ def _without(rows: Any) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    text = "-" if value is None or value == [] else f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:16]}…"
 
 

@@ -18,6 +18,7 @@ from unigrpo.files import write_text_atomic
 from unigrpo.reports import alarms, curves, pictures, runlog
 from unigrpo.reports.differences import interval_of, trusted, why_none
 from unigrpo.reports.headline import headline, status
+from unigrpo.reports.rounds import OF_ROUNDS
 
 MEASURES = (
     ("score", "score"),
@@ -28,6 +29,7 @@ MEASURES = (
     ("parsable", "parsable share"),
     ("changed", "change done"),
     ("kept", "rest kept"),
+    *((key, name) for key, (name, _) in OF_ROUNDS.items()),
 )
 
 Json = Mapping[str, Any]
@@ -98,6 +100,7 @@ def report_content(run_dir: Path) -> dict[str, Any]:
         "phases": _phases(lines),
         "first_update": _first_update(lines),
         "samples": pictures.samples(run_dir),
+        "in_rounds": any("rounds" in found for found in (before, after, *lines)),
         "recipe": recipe_text,
         "environment": _environment(run_dir),
     }

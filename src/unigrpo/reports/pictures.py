@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unigrpo.reports import runlog
+from unigrpo.reports import rounds, runlog
 from unigrpo.reports.grids import LARGEST, Tile, png_bytes, read_tiles, reward_note, thinking_of
 from unigrpo.reports.source_pictures import IMAGES
 
@@ -74,8 +74,9 @@ def _picture(run_dir: Path, tile: Tile, record: Json) -> dict[str, Any]:
     return {
         "image": thumbnail(tile.picture),
         "pixelated": max(tile.picture.shape[:2]) <= PIXELATED,
-        "thinking": tile.thinking,
+        "thoughts": rounds.thoughts(record or {"thinking": tile.thinking}),
         "earlier": _files(run_dir, [one.get("picture") for one in (record.get("rounds") or ())]),
+        "turn": rounds.last_turn(record),
         "verdict": tile.verdict,
         "note": reward_note(record),
         "halves": ", ".join(halves),

@@ -13,7 +13,7 @@ from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
-from unigrpo.rollout.episode import Episode
+from unigrpo.rollout.episode import Episode, bare
 from unigrpo.rollout.looking import decoded
 from unigrpo.trajectory import Prompt, Text, Trajectory
 
@@ -107,6 +107,22 @@ def check_others(episode: Episode, prompts: int, samples: int, batch: int | None
             f"look: other shows the picture of another prompt, and of {counted(prompts, 'prompt')} with "
             f"{counted(samples, 'sample')} each, "
             f"{'all' if batch is None else batch} together, some would be drawn with none: change {raise_what}"
+        )
+
+
+def check_words(policy: Policy, key: str, text: str, most: int | None = None) -> None:
+    """ConfigError where a model does not know the words of a key, or could never say them.
+
+    ``most``: of words that end a sample, how many tokens a thinking may have.
+    """
+    try:
+        policy.encode_text(text)
+    except ValueError as error:
+        raise ConfigError(f"{key} = {text!r}: {error}") from error
+    if most is not None and (length := len(policy.encode_text(bare(text)))) > most:
+        raise ConfigError(
+            f"{key} = {text!r} has {length} tokens, and a thinking is cut after {most} (max_think_tokens): nobody "
+            "could say it; name fewer words, or allow more tokens"
         )
 
 

@@ -132,7 +132,8 @@ def _row(one: Evaluated) -> dict[str, Any]:
 
 def _differing(found: Sequence[Evaluated]) -> list[list[Any]]:
     """The settings that are not the same everywhere: [key, values in the order of the evaluations]."""
-    flat = [dict(leaves({"model": one.result["model"], **(one.result["settings"] or {})})) for one in found]
+    said = [{"rounds": 1, **one.result["settings"]} if one.result["settings"] else {} for one in found]
+    flat = [dict(leaves({"model": one.result["model"], **settings})) for one, settings in zip(found, said, strict=True)]
     rows = [[key, [one.get(key) for one in flat]] for key in dict.fromkeys(key for one in flat for key in one)]
     return [[key, values] for key, values in rows if any(value != values[0] for value in values)]
 

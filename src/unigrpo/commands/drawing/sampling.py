@@ -11,6 +11,7 @@ from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import Sampling
 from unigrpo.rollout.episode import NONE, OWN, Episode, bare, rounds_of
 from unigrpo.rollout.generate import COLDEST, MOST, STRONGEST, Defaults, check_rounds, how_to_draw
+from unigrpo.rollout.sample import check_words
 from unigrpo.runs import threads
 from unigrpo.runs.models import loaded
 
@@ -79,12 +80,10 @@ def load(verb: options.Drawing) -> Policy:
 def turns(policy: Policy, verb: options.Drawing) -> Episode:
     """The turns that the options ask for; ConfigError where the model cannot take them."""
     check_rounds(policy, verb.rounds, "--rounds")
-    for option, text in (("--rethink", verb.rethink), *(("--stop-word", word) for word in verb.stop_word)):
-        if text not in (OWN, NONE):
-            try:
-                policy.encode_text(text)
-            except ValueError as error:
-                raise ConfigError(f"{option} {text}: {error}") from error
+    if verb.rethink not in (OWN, NONE):
+        check_words(policy, "--rethink", verb.rethink)
+    for word in verb.stop_word:
+        check_words(policy, "--stop-word", word, verb.max_think_tokens or policy.defaults.max_think_tokens)
     return rounds_of(
         verb.rounds, think=not verb.no_think, stop_words=verb.stop_word, look=verb.look, rethink=verb.rethink
     )
