@@ -98,10 +98,10 @@ WORKER = Path(__file__).with_name("rank_worker.py")
 def worker(folder, name, size, mode="replicate", **keys):
     """A small run (rank_worker.py) of ``size`` ranks: lines, weights and what was drawn; one rank runs right here.
 
-    keys: of the recipe, and recipe, iterations (3), seconds (of the watchdog, 60), stretch (rank: tokens).
+    keys: of the recipe, and recipe, iterations (3), seconds (of the watchdog, 60), stretch (rank: tokens), sheet.
     """
     recipe, iterations = keys.pop("recipe", tiny_runs.UNIGRPO), keys.pop("iterations", 3)
-    seconds, stretch = keys.pop("seconds", 60), keys.pop("stretch", None)
+    seconds, stretch, sheet = keys.pop("seconds", 60), keys.pop("stretch", None), keys.pop("sheet", False)
     out = Path(folder) / f"{name}.pt"
     overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}
     spec = {
@@ -111,6 +111,7 @@ def worker(folder, name, size, mode="replicate", **keys):
         "mode": mode,
         "out": str(out),
         "stretch": stretch or {},
+        "sheet": sheet,
     }
     if size == 1:
         rank_worker.main(spec)

@@ -1,7 +1,8 @@
 """One rank of a small run without evaluations or files: ``python rank_worker.py SPEC.json``, started by rank_runs.
 
 spec: recipe, overrides, iterations, mode ("replicate" or "shard"), out (rank 0 leaves lines, weights and trajectories
-there), stretch ({rank: tokens}: the thinking of that rank never ends before so many).
+there), stretch ({rank: tokens}: the thinking of that rank never ends before so many), sheet (whether rank 0 leaves the
+last iteration's sample sheet there).
 """
 
 import contextlib
@@ -16,6 +17,8 @@ import torch
 from unigrpo import build
 from unigrpo.recipe import load_recipe
 from unigrpo.training.parallel import joined, whole
+from unigrpo.training.recorder import Recorder, gathered
+from unigrpo.training.sources import RolloutBatch
 from unigrpo.training.trainer import Stop, Trainer
 
 
@@ -27,7 +30,8 @@ def main(spec):
         )
         parts = build.parts(recipe, world)
         seen = []
-        parts = replace(parts, source=Watched(parts.source, seen))
+        source = Watched(parts.source, seen)
+        parts = replace(parts, source=source)
         trainer = Trainer(recipe, parts, Path(spec["out"]).parent / "none", Stop())
         stretched = stretch(parts, spec.get("stretch", {}).get(str(world.rank)))
         with stretched:
@@ -36,6 +40,10 @@ def main(spec):
             n: whole(p.detach()).clone() for named in parts.policy.parameter_groups().values() for n, p in named.items()
         }
         drawn = [row for rows in world.gather(seen) for row in rows]
+        if spec.get("sheet"):
+            shown = gathered(world, source.last)
+            if world.first:
+                Recorder(Path(spec["out"]).with_suffix("")).samples(parts.policy, shown, spec["iterations"] - 1)
         if world.first:
             drawn.sort(key=lambda row: row[0])
             torch.save({"lines": lines, "weights": trained, "drawn": drawn}, spec["out"])
@@ -50,7 +58,7 @@ class Watched:
     """A source that notes what it drew: (iteration, position, sample), ids, latents, advantages, of this rank."""
 
     def __init__(self, source, seen):
-        self.source, self.seen = source, seen
+        self.source, self.seen, self.last = source, seen, RolloutBatch([])
 
     def collect(self, policy, iteration, clock):
         made = self.source.collect(policy, iteration, clock)
@@ -58,6 +66,7 @@ class Watched:
             ids = [text.ids.tolist() for text in t.sampled_texts]
             latents = t.drawings[-1].latents.clone()
             self.seen.append(((iteration, t.prompt.position, t.sample), ids, latents, t.advantage))
+        self.last = made
         return made
 
 

@@ -419,7 +419,7 @@ def test_ctrl_c_in_the_middle_of_a_stage(whole, tmp_path, monkeypatch, quick, ca
     with monkeypatch.context() as patch:
         patch.setattr(training, "Progress", interrupt(stage, 0))
         assert tiny_runs.unigrpo("train", recipe_file(tmp_path), "--out", run_dir) == 130
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved after 1 iterations")]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved after 1 iteration;")]
     assert str(run_dir) in said and FOLDERS[0] not in said and FOLDERS[1] not in said
     del loaded[:]
     assert go_on(said) == 0

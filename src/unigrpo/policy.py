@@ -302,6 +302,10 @@ class Loading:
     seed: int
 
 
+class SeesNothing(ValueError):
+    """A prompt has pictures, and the model cannot look at any."""
+
+
 class UnknownWords(ValueError):
     """A text has words that are not in the closed vocabulary of a small model."""
 

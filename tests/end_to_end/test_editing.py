@@ -17,7 +17,8 @@ import rank_runs
 import rank_worker
 import tiny_runs
 import unigrpo
-from unigrpo import build
+from unigrpo import build, flow
+from unigrpo.build import worlds
 from unigrpo.models.bagel_files.opening import Opened
 from unigrpo.reports import runlog
 from unigrpo.reports.grids import read_tiles
@@ -26,6 +27,7 @@ from unigrpo.runs import training
 from unigrpo.training import checkpoint
 from unigrpo.trajectory import Image as Picture
 from unigrpo.trajectory import View
+from unigrpo.worlds.shapes import vocabulary
 from unigrpo.worlds.shapes.edit_prompts import EditStream, fixed_edits
 
 PLAIN = {"iterations": 3, "checkpoint__every": 1, "eval__every": 2}
@@ -131,7 +133,17 @@ def test_an_evaluation_keeps_the_given_pictures_and_its_page_shows_them(tmp_path
 def test_a_model_that_sees_nothing_is_refused_before_it_is_loaded(capsys):
     words = tiny_runs.overrides(tiny_runs.EDIT, model__path=tiny_runs.model_folder())
     assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--dry-run", *words) == 2
-    assert "it has pictures, but the model cannot see any" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "it has pictures, but the model cannot see any" in told and "the model: builtin:shapes-rounds" in told
+    assert tiny_runs.unigrpo("eval", "--suite", "shapes:edit-held-out", "--model", tiny_runs.model_folder()) == 2
+    assert "the model: builtin:shapes-rounds" in capsys.readouterr().err
+
+
+def test_who_can_see_is_named_where_a_world_has_somebody():
+    words = frozenset(vocabulary())
+    assert worlds.seeing("mine.jsonl, line 1", words) == "builtin:shapes-rounds" == worlds.seeing("shapes:edit", None)
+    assert not worlds.seeing("mine.jsonl, line 1", None) and not worlds.seeing("shapes:edit-large", None)
+    assert not worlds.seeing("words:train", frozenset(worlds.WORDS.vocabulary()))
 
 
 def test_a_model_that_lacks_the_words_of_edits_is_told_them(capsys, monkeypatch):
@@ -196,3 +208,49 @@ def test_a_killed_run_of_edits_goes_on(finished, tmp_path, monkeypatch, rounds):
     assert len(runlog.read_metrics(run_dir)) < PLAIN["iterations"]
     assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--out", run_dir, "--resume") == 0
     tiny_runs.assert_same_run(run_dir, whole)
+
+
+GUIDED = {"eval__guidance": 4.0, "eval__image_guidance": 2.0, "eval__renorm": "text_channel", "eval__compare_limit": 2}
+
+
+def test_evaluations_guide_on_the_given_picture_as_eval_does(tmp_path, monkeypatch):
+    """Each of a run's evaluations; and by the same arguments as unigrpo eval --image-guidance 2."""
+    asked, plain = [], flow.guided_velocity
+
+    def spy(*velocities, **how):
+        asked.append((how["text_scale"], how["image_scale"], how["renorm"], velocities[2] is not None))
+        return plain(*velocities, **how)
+
+    monkeypatch.setattr(flow, "guided_velocity", spy)
+    drawn = []
+    for options in (GUIDED, {**GUIDED, "eval__image_guidance": 1.0}):
+        parts = build.parts(tiny_runs.tiny_recipe(tiny_runs.EDIT, eval__limit=2, **options))
+        asked.clear()
+        drawn.append(parts.evaluator.compare(parts.policy).pictures)
+        parts.evaluator.validate(parts.policy)
+        assert set(asked) == {(4.0, options["eval__image_guidance"], "text_channel", len(drawn) == 1)}
+    assert not torch.equal(*drawn)
+    asked.clear()
+    words = ["--model", tiny_runs.seeing_folder(), "--suite", "shapes:edit-held-out", "--limit", "2", "--samples", "1"]
+    words += ["--guidance", "4", "--image-guidance", "2", "--renorm", "text_channel", "--steps", "9"]
+    assert tiny_runs.unigrpo("eval", *words, "--max-think-tokens", "8", "--out", tmp_path / "out") == 0
+    assert set(asked) == {(4.0, 2.0, "text_channel", True)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval__guidance": 1.0}, "eval.image_guidance = 2 with eval.guidance = 1"),
+        ({"eval__prompts": "shapes:held-out", "reward__validation": "[{name: shapes/verifier}]"}, "with no picture"),
+        ({"eval__image_guidance": 0.5}, "eval.image_guidance"),
+    ],
+)
+def test_guidance_on_pictures_that_cannot_be_is_refused_at_the_start(capsys, options, message):
+    words = tiny_runs.overrides(tiny_runs.EDIT, **{**GUIDED, **options})
+    assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--dry-run", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_dry_run_counts_the_forward_of_guidance_on_pictures(capsys):
+    assert tiny_runs.unigrpo("train", "bagel/unigrpo-edit-lora", "--dry-run") == 0
+    assert "147 forwards (49 steps x 3 for guidance 4 and image guidance 2)" in capsys.readouterr().out

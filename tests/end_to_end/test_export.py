@@ -60,7 +60,7 @@ def test_the_card_is_of_this_model(home, tmp_path, kind):
     card = (tmp_path / "mine" / "README.md").read_text()
     assert card.startswith("---\n") and "# mine\n" in card and "random BAGEL" not in card
     assert front(card)["license"] == "apache-2.0" and front(card)["pipeline_tag"] == "text-to-image"
-    for said in ("| base | tiny |", "`bagel/unigrpo`, method `unigrpo`, seed 0", "1 of 1 iterations", "geneval:train",
+    for said in ("| base | tiny |", "`bagel/unigrpo`, method `unigrpo`, seed 0", "1 of 1 iteration", "geneval:train",
                  "`image/jpeg-compressibility` (weight 1)", "unigrpo generate"):  # fmt: skip
         assert said in card, said
     assert ("LoRA of rank 4" in card) == (kind != "full") and ("PeftModel" in card) == (kind == "adapter")

@@ -155,7 +155,7 @@ def test_an_evaluation_that_would_find_no_other_picture_is_refused(model, capsys
     words = ("eval", "--model", model, "--rounds", 2, "--look", "other", *FAST, "--limit", 3, "--samples", 2)
     assert tiny_runs.unigrpo(*words, "--batch", 4, "--out", tmp_path / "out") == 2
     assert "of 3 prompts with 2 samples each, 4 together, some would be drawn with none" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="of 1 prompts with 1 samples each, 192 together"):
+    with pytest.raises(ConfigError, match="of 1 prompt with 1 sample each, 192 together"):
         tiny_runs.trainer_of(tmp_path, rollout__rounds=2, eval__look="other", eval__compare_limit=1)
 
 

@@ -203,7 +203,7 @@ def test_without_a_judge_the_reward_takes_the_place_of_the_score():
     assert describe_summary(figures) == "reward 3.000, 4 pictures"
     assert "reward_by_category" not in summarise([plain(0, 1.0), plain(1, 2.0)])  # one category says nothing new
     assert "reward_by_category" not in summarise(RECORDS)
-    assert describe_summary(summarise([plain(0, None)])) == "1 pictures"
+    assert describe_summary(summarise([plain(0, None)])) == "1 picture"
 
 
 def test_rewards_are_compared_with_an_interval():

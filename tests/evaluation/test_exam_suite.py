@@ -153,7 +153,7 @@ def test_what_cannot_work_is_said(args, said):
 
 def test_every_picture_needs_its_prompt_and_three_channels():
     examiner = exam.ExamExaminer(judge={**NOWHERE, "model": "x"})
-    with pytest.raises(ValueError, match="1 pictures and 2 prompts"):
+    with pytest.raises(ValueError, match="1 picture and 2 prompts"):
         examiner([picture(RED)], [PROMPT] * 2, [None] * 2)
     with pytest.raises(ValueError, match=r"torch\.float32"):
         examiner([picture(RED).float()], [PROMPT], [None])

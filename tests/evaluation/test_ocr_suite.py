@@ -66,5 +66,5 @@ def test_words_among_others_are_contained_but_not_exact(examiner, monkeypatch):
 def test_wrong_arguments_are_refused():
     with pytest.raises(ConfigError, match="upscale"):
         ocr.OcrExaminer(upscale=0.5)
-    with pytest.raises(ValueError, match="0 pictures and 1 prompts"):
+    with pytest.raises(ValueError, match="0 pictures and 1 prompt:"):
         ocr.OcrExaminer(detect=False)([], [Prompt(0, "x", {"category": "x"})], [None])

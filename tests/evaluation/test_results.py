@@ -103,7 +103,7 @@ def test_a_difference_counts_the_prompts_of_which_both_sides_know_the_figure():
 def test_answers_of_examiners_are_checked():
     good = answer("a", correct=True)
     assert checked([good], 1, "it") == [good]
-    with pytest.raises(ValueError, match="it gave 0 records for 1 pictures"):
+    with pytest.raises(ValueError, match="it gave 0 records for 1 picture:"):
         checked([], 1, "it")
     with pytest.raises(ValueError, match="a record without exam"):
         checked([{k: v for k, v in good.items() if k != "exam"}], 1, "it")

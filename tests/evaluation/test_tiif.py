@@ -108,7 +108,7 @@ def test_a_row_without_questions_or_answers_is_refused_and_named(folder, missing
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"yn_answer_list": ["yes", "no"]}, "line 2 has 1 questions and 2 answers"),
+        ({"yn_answer_list": ["yes", "no"]}, "line 2 has 1 question and 2 answers"),
         ({"yn_answer_list": ["maybe"]}, "line 2: the answer 'maybe'"),
         ({"yn_question_list": [3]}, "line 2: 3 is no question"),
         ({"type": NEGATION}, "line 2: type 'negation' for a prompt of type '2d_spatial_relation'"),

@@ -81,7 +81,7 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     (
-        (("first",), f"1 runs: name 2 to {MOST}"),
+        (("first",), f"1 run: name 2 to {MOST}"),
         (("first", "./first"), "a run is named twice"),
         (("first", "nowhere"), "nowhere is not the folder of a run"),
         (("first", "begun"), "begun has no finished iteration yet"),

@@ -20,7 +20,7 @@ import yaml
 from judge_asked import BLUE, EXAM, MOSTLY_RED, QUICK, RED, SHARES, ask, exam, pictures, question, quickly  # noqa: F401
 from PIL import Image
 
-from unigrpo.build.checks import metadata_check
+from unigrpo.build.row_checks import metadata_check
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Scorer
 from unigrpo.rewards import judge, registry

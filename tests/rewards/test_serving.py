@@ -133,11 +133,11 @@ MALFORMED = {
     "no list of pictures": (400, with_(images="x"), "images must be a list with one entry a picture, and is 'x'"),
     "nothing": (400, {}, "the body has no images"),
     "no prompts": (400, {"images": GOOD["images"]}, "the body has no prompts"),
-    "too few prompts": (400, with_(prompts=[]), "prompts has 0 entries for 1 pictures"),
+    "too few prompts": (400, with_(prompts=[]), "prompts has 0 entries for 1 picture"),
     "prompt": (400, with_(prompts=[3]), "prompts[0] must be a text, and is 3"),
     "half a letter": (400, with_(prompts=["\ud800"]), "prompts[0] must be a text, and is '\\ud800'"),
     "metadata": (400, with_(metadata=["x"]), "metadata[0] must be an object, and is 'x'"),
-    "metadata of another length": (400, with_(metadata=[{}, {}]), "metadata has 2 entries for 1 pictures"),
+    "metadata of another length": (400, with_(metadata=[{}, {}]), "metadata has 2 entries for 1 picture"),
     "thinking": (400, with_(thinking=[1]), "thinking[0] must be a text or null, and is 1"),
     "sources": (400, with_(sources=["x"]), "sources[0] must be a list of pictures, and is 'x'"),
     "a source": (400, with_(sources=[["eA=="]]), "sources[0][0] is no PNG"),
@@ -232,9 +232,9 @@ def test_a_token():
 
 FAULTS = {
     "raised ZeroDivisionError": lambda *given: 1 / 0,
-    "reward 'r' gave 2 values for 1 pictures": lambda *given: [1.0, 2.0],
+    "reward 'r' gave 2 values for 1 picture": lambda *given: [1.0, 2.0],
     "gave nothing (None; is a return missing?)": lambda *given: None,
-    "gave 2 values for 1 pictures": lambda *given: {"a": [1.0, 2.0], "b": [2.0]},
+    "gave 2 values for 1 picture": lambda *given: {"a": [1.0, 2.0], "b": [2.0]},
     "did not answer within 0.2 s": lambda *given: time.sleep(1),
 }
 

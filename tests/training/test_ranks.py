@@ -17,6 +17,7 @@ import rank_runs
 import rank_traps
 import rank_worker
 import tiny_runs
+from unigrpo.plurals import counted
 from unigrpo.reports.runlog import read_metrics
 from unigrpo.training import checkpoint
 
@@ -220,7 +221,7 @@ def test_a_signal_stops_all_ranks_and_saves(tmp_path, number, code):
         out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == code, err
     done = checkpoint.finished(tmp_path / "run")
-    assert f"saved after {done} iterations" in out and "--nproc 2" in out
+    assert f"saved after {counted(done, 'iteration')}" in out and "--nproc 2" in out
     assert len(read_metrics(tmp_path / "run")) == done
 
 

@@ -14,6 +14,7 @@ import torch
 
 import tiny_runs
 import unigrpo
+from unigrpo.plurals import counted
 from unigrpo.reports import runlog
 from unigrpo.runs import training as train_command
 from unigrpo.training import checkpoint
@@ -297,6 +298,7 @@ def test_an_interrupted_process_goes_on(tmp_path, quick):
     assert "Traceback" not in err
     done = checkpoint.load(checkpoint.complete(run_dir)[-1]).done
     assert 1 <= done < tiny_runs.ITERATIONS and len(runlog.read_metrics(run_dir)) == done
-    assert f"saved after {done} iterations; to go on: unigrpo train {tiny_runs.UNIGRPO} --out {run_dir} --resume" in out
+    saved = f"saved after {counted(done, 'iteration')}; to go on"
+    assert f"{saved}: unigrpo train {tiny_runs.UNIGRPO} --out {run_dir} --resume" in out
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume") == 0
     tiny_runs.assert_same_run(run_dir, tiny_runs.finished_run())

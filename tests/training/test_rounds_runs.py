@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 
 import rank_runs
 import tiny_runs
@@ -136,8 +137,13 @@ def test_two_ranks_do_what_one_process_does(tmp_path):
         **{"optimizer.micro_batch": 2, "rollout.num_points": 6, "rollout.window": [0, 4], "rollout.batch": 4, **WORDS},
     }
     alone, pair = (
-        rank_runs.worker(tmp_path, f"of-{size}", size, iterations=2, seconds=300, **options) for size in (1, 2)
+        rank_runs.worker(tmp_path, f"of-{size}", size, iterations=2, seconds=300, sheet=True, **options)
+        for size in (1, 2)
     )
+    one, two = (Image.open(tmp_path / f"of-{size}/samples/iteration-000002.png") for size in (1, 2))
+    assert one.size == two.size and one.width > 6 * 168  # earlier pictures stand beside the last ones
+    apart = ImageChops.difference(one.convert("RGB"), two.convert("RGB"))
+    assert torch.tensor(list(apart.tobytes()), dtype=torch.uint8).max() <= 2
     assert any(1.0 < line["rounds"] < 2.0 for line in alone["lines"])
     rank_runs.assert_alike(pair, alone)
 
@@ -209,13 +215,6 @@ def test_words_that_a_model_does_not_know_are_refused(tmp_path):
         tiny_runs.trainer_of(tmp_path, rollout__rounds=2, eval__rethink="xyzzy")
 
 
-def test_words_that_nobody_could_say_are_refused(tmp_path):
-    stop = {"rollout__rounds": 2, "rollout__stop": "said", "rollout__max_think_tokens": 3}
-    with pytest.raises(ConfigError, match="has 4 tokens, and a thinking is cut after 3"):
-        tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red blue red blue"]')
-    tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red <think> blue </think> red"]')  # marks need not be
-
-
 OTHER = {"rollout__rounds": 2, "rollout__look": "other", "reward__train": f"[{{name: '{RED}'}}]"}
 
 
@@ -243,3 +242,10 @@ def test_ranks_with_two_prompts_each_look_at_other_pictures(tmp_path):
         check_shares(recipe, World(rank, 2))
         for portion in portions_of(World(rank, 2), 4, 2):
             assert len(others(list(portion.prompts))) == 2  # as a rollout asks for them
+
+
+def test_words_that_nobody_could_say_are_refused(tmp_path):
+    stop = {"rollout__rounds": 2, "rollout__stop": "said", "rollout__max_think_tokens": 3}
+    with pytest.raises(ConfigError, match="has 4 tokens, and a thinking is cut after 3"):
+        tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red blue red blue"]')
+    tiny_runs.trainer_of(tmp_path, **stop, rollout__stop_words='["red <think> blue </think> red"]')  # marks need not be

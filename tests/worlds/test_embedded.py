@@ -7,7 +7,8 @@ import torch
 
 from unigrpo import build, data_names
 from unigrpo.build import data, models
-from unigrpo.build.checks import check_data, metadata_check, opened
+from unigrpo.build.checks import check_data, opened
+from unigrpo.build.row_checks import metadata_check
 from unigrpo.build.worlds import EMBEDDED, SHAPES, WORDS, judging, named, speaking, started_by
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, Model, Scorer, load_recipe

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unigrpo.api.models import load
 from unigrpo.api.training import go_on
 from unigrpo.evaluation.evaluator import describe_comparison
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, load_experiment, stage_folders
 from unigrpo.reports import runlog
@@ -128,7 +129,7 @@ class Run:
     def _state(self) -> str:
         asked = self.recipe
         count = sum(r.iterations for r in (asked.stages if isinstance(asked, StagedRecipe) else (asked,)))
-        parts = [f"{self.iterations} of {count} iterations", *(["finished"] if self.finished else [])]
+        parts = [f"{self.iterations} of {counted(count, 'iteration')}", *(["finished"] if self.finished else [])]
         rewards = [line["reward_mean"] for _, lines in self._lines() for line in lines if "reward_mean" in line]
         known = [reward for reward in rewards if reward is not None]
         return ", ".join([*parts, *([f"training reward {known[0]:.3f} -> {known[-1]:.3f}"] if known else [])])

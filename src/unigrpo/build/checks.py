@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from unigrpo import plurals
 from unigrpo.build import data, families, models, worlds
 from unigrpo.build.grown import grown_by
+from unigrpo.build.row_checks import Shown, any_metadata, metadata_check
 from unigrpo.data_names import HUB, split_name
 from unigrpo.models.bagel_files.checkpoint import load_autoencoder
 from unigrpo.models.bagel_files.opening import Opened, open_folder
 from unigrpo.models.bagel_files.public import HUB_ID, cached
 from unigrpo.models.micro import micro_config, micro_tokenizer
-from unigrpo.policy import Reads, UnknownWords
+from unigrpo.policy import Reads, SeesNothing, UnknownWords
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import DemonstrationData, PromptData, Recipe, Scorer
-from unigrpo.rewards.judge_points import EXAM, check_points
 from unigrpo.training.lora import CONFIG as ADAPTER
 from unigrpo.training.lora import Adapter
 from unigrpo.training.sinks import openers
@@ -116,32 +116,6 @@ def read_row(model: Reads, row: Row) -> None:
     model.read(row.text, len(row.pictures))
 
 
-def any_metadata(row: Row) -> None:
-    """Most rewards read no metadata."""
-
-
-def metadata_check(scorers: Sequence[Scorer]) -> Callable[[Row], None]:
-    """What some rewards ask of the metadata of every row: a function that raises ConfigError."""
-    judged = [world.rewards[s.name] for s in scorers if (world := worlds.judging(s.name)) is not None]
-    asked = tuple(dict.fromkeys(required for required in judged if required is not None))
-    asked += (check_points,) if any(s.name == EXAM for s in scorers) else ()
-    return _Metadata(asked) if asked else any_metadata
-
-
-@dataclass(frozen=True)
-class _Metadata:
-    """The rewards of a world read the metadata of its own prompts; equal for the same worlds."""
-
-    asked: tuple[Callable[[Mapping[str, Any]], object], ...]
-
-    def __call__(self, row: Row) -> None:
-        for required in self.asked:
-            try:
-                required(row.metadata)
-            except ValueError as error:
-                raise ConfigError(f"{row.where}: {error}") from error
-
-
 @dataclass
 class Looked:
     """What a model (None: it is not here) is to read; each file is looked at once, whoever names it."""
@@ -170,6 +144,7 @@ class Looked:
                     ("pairs", words_alone), given.demonstrations, partial(self._pairs, recipe, given, words_alone)
                 )
             limit, judge = max(recipe.eval.limit, recipe.eval.compare_limit), metadata_check(recipe.reward.validation)
+            judge = judge if recipe.eval.image_guidance == 1 else Shown(judge, recipe.eval.image_guidance)
             look = partial(self.suite, recipe.eval.prompts, limit, judge)
             self._once(("suite", limit, judge), recipe.eval.prompts, look)
 
@@ -248,7 +223,9 @@ class Looked:
             self.read(self.model, row)
         except ValueError as error:
             self.unknown |= isinstance(error, UnknownWords)
-            raise ConfigError(f"{row.where}: {error}") from error
+            shipped = worlds.seeing(row.where, self.model.words) if isinstance(error, SeesNothing) else ""
+            change = f"; name one that can as the model: {shipped}" if shipped else ""
+            raise ConfigError(f"{row.where}: {error}{change}") from error
 
     @contextmanager
     def _words(self) -> Iterator[None]:
@@ -275,7 +252,7 @@ def counted(name: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    print(f"checking {total:,} row{'s' * (total != 1)} of {name} ...", file=sys.stderr, flush=True)
+    print(f"checking {plurals.counted(total, 'row', ',')} of {name} ...", file=sys.stderr, flush=True)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("checking", total=total)

@@ -10,6 +10,7 @@ from torch import Tensor
 from unigrpo.build import rewards
 from unigrpo.objectives.advantage import Share
 from unigrpo.objectives.image_terms import LatentReward
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import PromptData, Recipe
@@ -156,7 +157,7 @@ def check_shares(recipe: Recipe, world: World) -> None:
     if any(_alone(recipe, data, rank, wanted) for rank in ranks):
         more = range(wanted + 1, 2 * (wanted + 2 * world.size * recipe.optimizer.minibatches))
         fitting = next((n for n in more if not any(_alone(recipe, data, rank, n) for rank in ranks)), None)
-        over = f" over {world.size} ranks" * world.many
+        over = f" over {counted(world.size, 'rank')}" * world.many
         at_once = "" if recipe.rollout.batch is None else f", at most {recipe.rollout.batch} at a time (rollout.batch)"
         change = f"set data.prompts_per_iteration to {fitting}, or " if fitting else ""
         raise ConfigError(
@@ -201,5 +202,5 @@ def evaluation_sampling(recipe: Recipe) -> Sampling:
         num_points=e.num_points,
         shift=recipe.rollout.shift,
         max_think_tokens=recipe.rollout.max_think_tokens,
-        guidance=Guidance(text_scale=e.guidance, interval=e.interval, renorm=e.renorm),
+        guidance=Guidance(e.guidance, e.image_guidance, e.interval, e.renorm),
     )

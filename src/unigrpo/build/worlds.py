@@ -47,7 +47,7 @@ class EmbeddedWorld:
     none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
     looking_words: further words of demonstrations that look at pictures; further: more figures of an evaluation, from
     its records; understand_edit: an instruction and the picture that it is about, read as ``understand`` does (None:
-    nothing is edited).
+    nothing is edited); seeing: the shipped model that looks at pictures ("": there is none).
     """
 
     name: str
@@ -70,6 +70,7 @@ class EmbeddedWorld:
     looking_words: Callable[[], tuple[str, ...]] = tuple
     understand_edit: Callable[[str, Tensor], tuple[str, Mapping[str, Any]]] | None = None
     further: Figures | None = None
+    seeing: str = ""
 
     @property
     def can_judge(self) -> bool:
@@ -172,6 +173,7 @@ SHAPES = EmbeddedWorld(
     looking_words=shapes_looking.further_words,
     understand_edit=_shapes_edit_understood,
     further=revisions.further,
+    seeing="builtin:shapes-rounds",
 )
 WORDS = EmbeddedWorld(
     name="words",
@@ -230,6 +232,12 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
     if words is None:
         return None
     return next((world for world in EMBEDDED.values() if words >= set(world.vocabulary())), None)
+
+
+def seeing(name: str, words: frozenset[str] | None) -> str:
+    """The shipped model that can look at pictures, of the world of a prompt set or of a model's words; "" if none."""
+    world = speaking(words) or (None if is_scaled(name) else named(name))
+    return "" if world is None else world.seeing
 
 
 def known_of(reward: str, prompt: str, given: Sequence[Tensor] = ()) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unigrpo import options, output
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.reports.comparison import differing, figures, read, write_comparison
 from unigrpo.reports.evaluations_compared import lines_of
@@ -32,7 +33,7 @@ def _evaluations(verb: options.Compare) -> int:
     found = comparing.read(verb.runs)
     try_file(verb.out)
     table = comparing.compare(found)
-    written = comparing.write_page(verb.out, f"{len(found)} evaluations compared", table)
+    written = comparing.write_page(verb.out, f"{counted(len(found), 'evaluation')} compared", table)
     print("\n".join(lines_of(table)))
     output.result(f"wrote {written}", wrote=str(written), table=table)
     return 0

@@ -24,6 +24,7 @@ from unigrpo.commands.drawing.sampling import (
     turns,
 )
 from unigrpo.files import write_records_atomic
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.reports.grids import contact_sheet, save_png_atomic
@@ -83,13 +84,13 @@ def generate_folder(verb: options.Generate, asking: Asked, out: Path) -> int:
     say_how(planned, verb)
     check_calls(planned, verb, policy)
     if kept:
-        print(f"{kept} of {len(plan)} pictures are there")
+        print(f"{kept} of {counted(len(plan), 'picture')} are there")
     for call in planned:
         if not folder.has(call.names):
             made = draw(policy, call, verb)
             folder.write(made)
             tell(made)
-    wrote = f"wrote {len(plan) - kept} pictures and results.jsonl to {out}"
+    wrote = f"wrote {counted(len(plan) - kept, 'picture')} and results.jsonl to {out}"
     output.result(wrote, wrote=str(out), pictures=len(plan), drawn=len(plan) - kept)
     return 0
 

@@ -9,6 +9,7 @@ from unigrpo import build, options, output
 from unigrpo.commands.drawing.sampling import batch_size, load
 from unigrpo.evaluation import understanding
 from unigrpo.files import write_json_atomic, write_records_atomic
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.reports.evaluation_page import in_words
@@ -34,7 +35,7 @@ def run(verb: options.Eval) -> int:
     except ValueError as error:
         raise ConfigError(f"--model {verb.model} cannot answer --suite {verb.suite}: {error}") from error
     result = {"model": evaluating.weights_of(verb.model), "suite": verb.suite, **understanding.summary(made)}
-    lines = [f"{verb.model} on {verb.suite}: {result['n']} questions"]
+    lines = [f"{verb.model} on {verb.suite}: {counted(result['n'], 'question')}"]
     lines += [f"  {kind:14} {value:.3f}" for kind, value in result["by_kind"].items()]
     lines.append(f"accuracy {result['accuracy']['value']:.3f}, {in_words(result['accuracy'])}")
     output.result("\n".join(lines), result=result)

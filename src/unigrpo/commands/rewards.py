@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unigrpo import build, options, output
 from unigrpo.pictures import read_picture
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError, how_to_install, shown
 from unigrpo.recipe import Scorer
 from unigrpo.recipe.notation import parse
@@ -78,7 +79,7 @@ def attempt(asked: options.TryReward) -> int:
     ]
     said = {"reward": asked.name, "values": scored.values, "parts": parts, "seconds": seconds}
     output.result("\n".join(lines), **said, gradient=not reward.black_boxes)
-    print(f"{asked.name} took {seconds:.2f} s for {count} picture{'s' * (count != 1)}; {_gradient(reward)}")
+    print(f"{asked.name} took {seconds:.2f} s for {counted(count, 'picture')}; {_gradient(reward)}")
     return 0
 
 

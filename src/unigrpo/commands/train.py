@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unigrpo import build, options, output
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, keys_figures, keys_listing, load_experiment
 from unigrpo.reports import runlog
@@ -110,7 +111,7 @@ def in_its_mode(world: World, recipe: Recipe, *, cuda: bool) -> World:
 
     smallest = min(world.gather(torch.cuda.get_device_properties().total_memory)) if cuda else None
     taken = chosen(recipe, world.size, smallest)
-    print(f"{world.size} ranks, parallel.mode {taken.mode}: {taken.reason}")
+    print(f"{counted(world.size, 'rank')}, parallel.mode {taken.mode}: {taken.reason}")
     return replace(world, sharded=taken.mode == "shard")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from unigrpo import doing
 from unigrpo.evaluation.statistics import judged_difference, mean
 from unigrpo.evaluation.suites import category_of as category_of
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.rewards.composite import CompositeReward
 from unigrpo.rewards.protocol import RewardInput, metadata_of
@@ -164,7 +165,7 @@ def _told(drawing: Iterator[Drawn], total: int) -> Iterator[Drawn]:
     """The same, saying how many pictures there are already while the next ones are drawn."""
     done = 0
     while True:
-        with doing.within(f"evaluating, {done:,} of {total:,} pictures"):
+        with doing.within(f"evaluating, {done:,} of {counted(total, 'picture', ',')}"):
             drawn = next(drawing, None)
         if drawn is None:
             return
@@ -245,7 +246,7 @@ def describe_summary(summary: Mapping[str, Any]) -> str:
     """
     named = MEASURES if summary.get("score") is not None else {"reward": "reward", **MEASURES}
     parts = [f"{name} {summary[key]:.3f}" for key, name in named.items() if summary.get(key) is not None]
-    parts.append(f"{summary['n']} pictures")
+    parts.append(counted(summary["n"], "picture"))
     key = "score_first" if summary.get("score_first") is not None else "reward_first"
     if summary.get(key) is not None:
         name = key.removesuffix("_first")

@@ -27,6 +27,7 @@ from unigrpo.evaluation.judged import (
 )
 from unigrpo.evaluation.official import Row, digests, lines_of, script
 from unigrpo.evaluation.statistics import mean
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.rewards.judge import JudgeReader
 from unigrpo.rewards.judge_asking import Chat, Picture
@@ -216,7 +217,7 @@ def _record(prompt: Prompt, answers: Sequence[list[float] | NoAnswer]) -> dict[s
     }
     missing = [(pair[0], a) for pair, a in zip(pairs, answers, strict=True) if isinstance(a, NoAnswer)]
     if missing:
-        (question, why), count = missing[0], f"{len(missing)} of {len(pairs)} questions have no answer"
+        (question, why), count = missing[0], f"{len(missing)} of {counted(len(pairs), 'question')} have no answer"
         failed = f"{count}; {question!r}: {why}"
         return record(prompt, correct=None, exam=None, values=values, failed=failed, detail=detail)
     said = [answer for answer in answers if not isinstance(answer, NoAnswer)]

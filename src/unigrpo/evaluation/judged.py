@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unigrpo import version as versions
 from unigrpo.evaluation.suites import answer, no_answer
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError, did_you_mean, shown
 from unigrpo.rewards.awaiting import wait_for
 from unigrpo.rewards.judge import Judge
@@ -133,7 +134,10 @@ class Judged(ABC):
     ) -> list[dict[str, Any]]:
         """One record for each picture uint8 [3, H, W], which may differ in size and are looked at batch by batch."""
         if len(pictures) != len(prompts):
-            raise ValueError(f"{len(pictures)} pictures and {len(prompts)} prompts: every picture needs its own")
+            raise ValueError(
+                f"{counted(len(pictures), 'picture')} and {counted(len(prompts), 'prompt')}: "
+                "every picture needs its own"
+            )
         self._check(prompts)
         records: list[dict[str, Any]] = []
         for start in range(0, len(prompts), self.batch):

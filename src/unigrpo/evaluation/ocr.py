@@ -16,6 +16,7 @@ from unigrpo import version as versions
 from unigrpo.evaluation.judged import record, version_of
 from unigrpo.evaluation.statistics import mean
 from unigrpo.files import parse_json_object
+from unigrpo.plurals import counted
 from unigrpo.rewards.ocr import PACKAGES, OcrText, closeness, plain, wanted_word
 from unigrpo.trajectory import Prompt
 
@@ -69,7 +70,10 @@ class OcrExaminer:
     ) -> list[dict[str, Any]]:
         """One record for each picture uint8 [3, H, W]."""
         if len(pictures) != len(prompts):
-            raise ValueError(f"{len(pictures)} pictures and {len(prompts)} prompts: every picture needs its own")
+            raise ValueError(
+                f"{counted(len(pictures), 'picture')} and {counted(len(prompts), 'prompt')}: "
+                "every picture needs its own"
+            )
         return [self._record(pictures[place], prompt) for place, prompt in enumerate(prompts)]
 
     def _record(self, picture: Tensor, prompt: Prompt) -> dict[str, Any]:

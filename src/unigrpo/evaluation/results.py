@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unigrpo.evaluation.statistics import judged_difference, judged_interval
 from unigrpo.evaluation.suites import UNSEEN, Average, Figures
+from unigrpo.plurals import counted
 
 MAX_FAILED_SHARE = 0.2
 """Share of pictures without an answer above which there is no headline: the rest may be the easy ones."""
@@ -70,7 +71,8 @@ def figures(
     quoted = {"name": first.name, "key": headline, "average": average, **_interval(first, records)}
     if asked and lacking > MAX_FAILED_SHARE * asked:
         share = (
-            f"{lacking} of {asked} pictures have no answer ({lacking / asked:.0%}), more than {MAX_FAILED_SHARE:.0%}"
+            f"{lacking} of {counted(asked, 'picture')} have no answer ({lacking / asked:.0%}), "
+            f"more than {MAX_FAILED_SHARE:.0%}"
         )
         quoted |= {"value": None, "low": None, "high": None, "why": f"no headline: {share}"}
     return {

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from unigrpo.plurals import counted
 from unigrpo.trajectory import Prompt
 
 Record = dict[str, Any]
@@ -138,7 +139,10 @@ def checked(records: Sequence[Record], pictures: int, who: str) -> list[Record]:
     A figure that is not finite is a failed answer, which is never counted as 0.
     """
     if len(records) != pictures:
-        raise ValueError(f"{who} gave {len(records)} records for {pictures} pictures: it must give one for each")
+        raise ValueError(
+            f"{who} gave {counted(len(records), 'record')} for {counted(pictures, 'picture')}: it must give "
+            "one for each"
+        )
     return [_checked(record, who) for record in records]
 
 

@@ -26,6 +26,7 @@ from unigrpo.evaluation.judged import (
 )
 from unigrpo.evaluation.official import Row, lines_of, script
 from unigrpo.evaluation.statistics import mean
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.rewards.judge import JudgeReader
 from unigrpo.rewards.judge_asking import Chat, Picture
@@ -129,7 +130,8 @@ def _metadata(row: Row, exam: Row) -> dict[str, Any]:
     answers = exam.several("yn_answer_list", "its questions have no right answers")
     if len(questions) != len(answers):
         raise ConfigError(
-            f"{exam.where} has {len(questions)} questions and {len(answers)} answers: get the official file"
+            f"{exam.where} has {counted(len(questions), 'question')} and {counted(len(answers), 'answer')}: get the "
+            "official file"
         )
     if wrong := [q for q in questions if not isinstance(q, str) or not q.strip()]:
         raise ConfigError(f"{exam.where}: {shown(wrong[0])} is no question: get the official file")

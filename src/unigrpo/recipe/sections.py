@@ -338,6 +338,8 @@ class Eval:
     """Points of the timestep grid; M points are M - 1 forwards (Table 3)."""
     guidance: Guidance = 1.0
     """Scale of classifier-free guidance; 1 is none."""
+    image_guidance: Guidance = 1.0
+    """Scale of guidance on the pictures that prompts come with (edits), beside that on the words; 1 is none."""
     interval: tuple[Probability, Probability] = (0.0, 1.0)
     """Guidance is on where low < t <= high."""
     renorm: Literal["global", "channel", "text_channel"] = "global"
@@ -355,6 +357,11 @@ class Eval:
         if not self.interval[0] < self.interval[1]:
             raise ConfigError(
                 f"eval.interval = {list(self.interval)}: guidance is on where low < t <= high; set low below high"
+            )
+        if self.image_guidance > 1 and self.guidance == 1:
+            raise ConfigError(
+                f"eval.image_guidance = {self.image_guidance:g} with eval.guidance = 1: pictures are guided on at the "
+                "steps at which words are, and here at none; set eval.guidance above 1, or eval.image_guidance to 1"
             )
 
 

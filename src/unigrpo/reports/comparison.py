@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unigrpo.files import write_text_atomic
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import parse, stage_folders
 from unigrpo.reports import curves, pictures, runlog
@@ -72,7 +73,8 @@ def read(folders: Sequence[Path]) -> list[Compared]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("a run is named twice: name different ones")
     if not 2 <= len(folders) <= MOST:
-        raise ConfigError(f"{len(folders)} runs: name 2 to {MOST} of them, as many as there are colours to tell apart")
+        many = counted(len(folders), "run")
+        raise ConfigError(f"{many}: name 2 to {MOST} of them, as many as there are colours to tell apart")
     return [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 

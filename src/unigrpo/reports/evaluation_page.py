@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unigrpo.files import write_text_atomic
+from unigrpo.plurals import counted
 from unigrpo.reports import rounds
 from unigrpo.reports.paper_rows import beside
 from unigrpo.reports.pictures import PIXELATED, thumbnail
@@ -100,7 +101,7 @@ def in_words(entry: Json) -> str:
 def status(result: Json) -> str:
     """How much was examined."""
     pictures, prompts = result["pictures"], result["prompts"]
-    return f"{pictures:,} picture{'s' * (pictures != 1)} of {prompts:,} prompt{'s' * (prompts != 1)}."
+    return f"{counted(pictures, 'picture', ',')} of {counted(prompts, 'prompt', ',')}."
 
 
 def notices(result: Json) -> list[str]:
@@ -111,12 +112,13 @@ def notices(result: Json) -> list[str]:
         reason, count = failed["reasons"][0]
         often = f"; most often ({count} times)" if count > 1 else "; for example" if failed["count"] > 1 else ""
         found.append(
-            f"{failed['count']} of {result['pictures']} pictures have no answer and count nowhere{often}: {reason}."
+            f"{failed['count']} of {counted(result['pictures'], 'picture')} have no answer and count nowhere"
+            f"{often}: {reason}."
         )
     if missing:
-        found.append(f"{missing} of {missing + result['pictures']} pictures are missing and count nowhere.")
+        found.append(f"{missing} of {counted(missing + result['pictures'], 'picture')} are missing and count nowhere.")
     if odd:
-        found.append(f"{len(odd)} other file{'s' * (len(odd) != 1)} beside the pictures ({odd[0]}) are left out.")
+        found.append(f"{counted(len(odd), 'other file')} beside the pictures ({odd[0]}) are left out.")
     if result["suite"]["variant"] != "as written":
         found.append(f"Prompts: {result['suite']['variant']}.")
     if result["settings"] is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unigrpo.plurals import counted
 from unigrpo.reports import curves
 from unigrpo.reports.alarms import Raised, sentence
 from unigrpo.reports.differences import COLLAPSED, MEANING, interval_of, verdict, why_none
@@ -57,7 +58,8 @@ def collapse(before: Json, after: Json, paired: Json, alarms: Sequence[Raised], 
 def _stopped(stopped: Json | None) -> str:
     if not stopped:
         return ""
-    return f"It was stopped by an error after {stopped.get('iterations', 0)} iterations: {stopped.get('why', '')}."
+    done = counted(stopped.get("iterations", 0), "iteration")
+    return f"It was stopped by an error after {done}: {stopped.get('why', '')}."
 
 
 def _measured(before: Json, after: Json) -> tuple[str, str]:
@@ -106,7 +108,7 @@ def _failures(lines: Sequence[Json]) -> str:
 
 def status(done: int, total: Any, before: Json, after: bool, lines: Sequence[Json]) -> str:
     """Say how far the run is, and what is missing of it."""
-    length = f"{done} of {total} iterations" if isinstance(total, int) else f"{done} iterations"
+    length = f"{done} of {counted(total, 'iteration')}" if isinstance(total, int) else f"{counted(done, 'iteration')}"
     if after:
         return f"{length}, finished."
     missing = "the evaluation after training" if before else "the evaluations before and after training"

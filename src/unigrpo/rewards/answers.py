@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from unigrpo.plurals import counted
+
 ALLOWED = (
     "a list, a NumPy array or a tensor of one number per picture, a dict of such lists by name, or "
     "RewardOutput(values, parts)"
@@ -60,7 +62,7 @@ def read_numbers(what: str, answer: Any, count: int) -> tuple[list[float], dict[
     """
     values = _sequence(what, answer)
     if len(values) != count:
-        raise RewardFault(f"{what} gave {len(values)} values for {count} pictures")
+        raise RewardFault(f"{what} gave {counted(len(values), 'value')} for {counted(count, 'picture')}")
     numbers = [_number(value) for value in values]
     return numbers, {i: _fault(values[i]) for i, number in enumerate(numbers) if not math.isfinite(number)}
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from unigrpo.plurals import counted
 from unigrpo.rewards.answers import RewardFault, commonest
 from unigrpo.rewards.protocol import (
     TIMEOUT,
@@ -118,6 +119,7 @@ class CompositeReward:
             ((message, count),) = commonest(failed, 1)
             times = "once" if count == 1 else f"{count} times"
             raise RewardFault(
-                f"{len(failed)} of {len(failures)} pictures could not be scored ({len(failed) / len(failures):.0%}), "
+                f"{len(failed)} of {counted(len(failures), 'picture')} could not be scored "
+                f"({len(failed) / len(failures):.0%}), "
                 f"more than reward.max_failed_share = {self.max_failed_share:g}; most often ({times}): {message}"
             )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError, lacking, shown
 from unigrpo.rewards.retrying import Breaker, backoff, retry_after
 
@@ -160,7 +161,7 @@ class Endpoint:
             except _Again as fault:
                 batch.last = str(fault)
                 if attempt == batch.retries:
-                    raise NoAnswer(f"{fault} ({attempt + 1} tries)") from None
+                    raise NoAnswer(f"{fault} ({counted(attempt + 1, 'try')})") from None
                 wait = fault.wait + backoff(attempt)
                 if now() + wait > batch.deadline:
                     raise NoAnswer(

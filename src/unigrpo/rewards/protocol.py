@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unigrpo import memory
 from unigrpo.frames import explain
+from unigrpo.plurals import counted
 from unigrpo.ranges import did_you_mean
 from unigrpo.rewards.answers import SOME_PICTURE, one_each, read_numbers
 from unigrpo.rewards.answers import RewardFault as RewardFault
@@ -143,7 +144,7 @@ def _told(name: str, errors: Mapping[int, str], prompts: Sequence[str]) -> str:
     where = f"picture {index} ({prompts[index]!r})"
     if SOME_PICTURE in message:
         return f"reward {name!r} {message.replace(SOME_PICTURE, f'for {where}')}"
-    return f"reward {name!r} failed on {len(errors)} of {len(prompts)} pictures; {where}: {message}"
+    return f"reward {name!r} failed on {len(errors)} of {counted(len(prompts), 'picture')}; {where}: {message}"
 
 
 def _named(name: str, answer: Any, value: str | None) -> RewardOutput:
@@ -180,7 +181,8 @@ def call_with_gradients(
         # the gradient goes through the clone
         scores = one_each(function.score(images.clone(), list(prompts), [copy.deepcopy(m) for m in metadata]))
     if scores.shape != (len(prompts),):
-        raise RewardFault(f"reward {name!r} gave a tensor of shape {list(scores.shape)} for {len(prompts)} pictures")
+        many = counted(len(prompts), "picture")
+        raise RewardFault(f"reward {name!r} gave a tensor of shape {list(scores.shape)} for {many}")
     return scores
 
 

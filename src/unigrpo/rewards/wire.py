@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unigrpo.plurals import counted
 from unigrpo.ranges import shown
 from unigrpo.rewards.png import as_bytes, as_floats, as_png
 from unigrpo.rewards.protocol import SOURCES, RewardInput, RewardOutput
@@ -123,7 +124,8 @@ def read_request(body: bytes, served: str, limits: Limits) -> RewardInput:
     count = len(images)
     if not 0 < count <= limits.max_pictures:
         raise Refused(
-            413 if count else 400, f"images has {count} pictures: send 1 to {limits.max_pictures} in one request"
+            413 if count else 400,
+            f"images has {counted(count, 'picture')}: send 1 to {limits.max_pictures} in one request",
         )
     prompts, metadata, thinking, sources = (
         _list(fields, key, count, fill)
@@ -171,7 +173,7 @@ def _list(fields: Mapping[str, Any], key: str, count: int | None = None, fill: A
     if not isinstance(found := fields[key], list):
         raise Refused(400, f"{key} must be a list with one entry a picture, and is {shown(found)}")
     if count is not None and len(found) != count:
-        raise Refused(400, f"{key} has {len(found)} entries for {count} pictures")
+        raise Refused(400, f"{key} has {len(found)} entries for {counted(count, 'picture')}")
     return found
 
 
@@ -263,7 +265,9 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
     errors, parts = said["errors"], said["parts"]
     places = {str(index) for index in range(count)}
     if not isinstance(errors, dict) or not set(errors) <= places or not all(map(_is_message, errors.values())):
-        raise WrongAnswer(f"it answered the errors {shown(errors)}, which are no messages of {count} pictures")
+        raise WrongAnswer(
+            f"it answered the errors {shown(errors)}, which are no messages of {counted(count, 'picture')}"
+        )
     if not isinstance(parts, dict):
         raise WrongAnswer(f"it answered the parts {shown(parts)}, which are no object")
     failed = {int(index): message for index, message in errors.items()}

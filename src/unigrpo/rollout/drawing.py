@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import doing, flow
+from unigrpo.plurals import counted
 from unigrpo.policy import Context, Policy
 from unigrpo.rollout.guidance import GuidanceContexts, guided
 from unigrpo.rollout.sampling import RandomKeys, Rows, Sampling
@@ -57,7 +58,7 @@ def draw(
     path = _Path(_initial_noise(policy, rows, sampling, keys))
     times, is_guided = grid.tolist(), _guided_steps(sampling)
     for k, (t, t_next) in enumerate(pairwise(times)):
-        doing.say(f"drawing {len(rows)} samples, step {k + 1} of {len(times) - 1}")
+        doing.say(f"drawing {counted(len(rows), 'sample')}, step {k + 1} of {len(times) - 1}")
         path.snapshots |= {row: LatentSnapshot(k, t, path.x[row]) for row, step in enumerate(kept) if step == k}
         at = torch.full((len(rows),), t, device=path.x.device)
         v = policy.velocity(context, path.x, at)

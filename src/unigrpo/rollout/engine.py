@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 
 from unigrpo import doing, heap
+from unigrpo.plurals import counted
 from unigrpo.policy import Context, Policy
 from unigrpo.rollout.drawing import draw
 from unigrpo.rollout.drawing import window_starts as window_starts
@@ -49,10 +50,10 @@ def rollout(
     heap.keep_freed_memory()
     each = sampling.images_per_thinking if episode.think else 1
     if group_size % each or first_sample % each:
-        raise ValueError(f"{group_size} samples from {first_sample} on cannot share thoughts by {each}")
+        raise ValueError(f"{counted(group_size, 'sample')} from {first_sample} on cannot share thoughts by {each}")
     with torch.no_grad():
         on_phase("prefill")
-        doing.say(f"reading {len(prompts)} prompts")
+        doing.say(f"reading {counted(len(prompts), 'prompt')}")
         given = [policy.prompt_segments(prompt, think=episode.think) for prompt in prompts]
         context = policy.prefill(given).expand(group_size // each)
         rows = [(prompt, first_sample + s) for prompt in prompts for s in range(group_size)]
@@ -112,7 +113,7 @@ class _Samples:
         # in the first round K neighbours share a thinking, and thought j has the draws of sample j
         each = self.each if self.keys.turn == 1 else 1
         thinkers = [(prompt, sample // each) for prompt, sample in self.going[::each]]
-        doing.say(f"thinking, {len(thinkers)} samples")
+        doing.say(f"thinking, {counted(len(thinkers), 'sample')}")
         cap = self.sampling.max_think_tokens
         uniforms = torch.stack(
             [torch.rand(cap, generator=self.keys.generator(p.position, s, "think")) for p, s in thinkers]
@@ -143,7 +144,7 @@ class _Samples:
     def look(self) -> None:
         """Give what was just drawn back, as a look shows it; the next round begins."""
         drawn = [self._last(row) for row in self.live]
-        doing.say(f"looking at {len(drawn)} pictures")
+        doing.say(f"looking at {counted(len(drawn), 'picture')}")
         trajectories = [Trajectory(*self.rows[row], tuple(self.made[row])) for row in self.live]
         pictures, seen = shown_to(self.policy, trajectories, self.episode.look)
         for row, image, picture in zip(self.live, drawn, pictures, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
@@ -103,7 +104,8 @@ def check_others(episode: Episode, prompts: int, samples: int, batch: int | None
     stand_ins = [Prompt(position, "") for position in range(prompts)]
     if any(len(some) < 2 for some, _, _ in portions(stand_ins, samples, batch)):
         raise ConfigError(
-            f"look: other shows the picture of another prompt, and of {prompts} prompts with {samples} samples each, "
+            f"look: other shows the picture of another prompt, and of {counted(prompts, 'prompt')} with "
+            f"{counted(samples, 'sample')} each, "
             f"{'all' if batch is None else batch} together, some would be drawn with none: change {raise_what}"
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from unigrpo.evaluation.results import differences
 from unigrpo.files import parse_json_object, read_json_object, write_text_atomic
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError, shown
 from unigrpo.reports.evaluation_page import rendered
 from unigrpo.reports.evaluations_compared import compared_content
@@ -51,7 +52,7 @@ def is_evaluation(path: Path) -> bool:
 def read(paths: Sequence[Path]) -> list[Evaluated]:
     """Read evaluations; ConfigError where one is not there or holds no figures."""
     if not 2 <= len(paths) <= MOST:
-        raise ConfigError(f"{len(paths)} evaluations: name 2 to {MOST} of them")
+        raise ConfigError(f"{counted(len(paths), 'evaluation')}: name 2 to {MOST} of them")
     folders = [path.parent if path.name == eval_folder.RESULT else path for path in paths]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("an evaluation is named twice: name different ones")

@@ -20,6 +20,7 @@ from unigrpo import build, doing, version
 from unigrpo.evaluation.evaluator import EVALUATION_ITERATION
 from unigrpo.evaluation.suites import Suite
 from unigrpo.files import clear_temporaries, read_json_object, write_json_atomic
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import RandomKeys, Sampling
@@ -146,7 +147,7 @@ def draw(policy: Policy, suite: Suite, drawing: Drawing, out: Path, ranks: Ranks
         wanted = [(p, n) for p in some for n in range(first, first + count)]
         missing = {(p.position, n) for p, n in wanted if not eval_folder.picture_of(out, p.position, n).is_file()}
         if missing:
-            with doing.within(f"drawing, {seen:,} of {total:,} pictures"):
+            with doing.within(f"drawing, {seen:,} of {counted(total, 'picture', ',')}"):
                 (drawn,) = sample(
                     policy,
                     drawing.episode,
@@ -170,7 +171,7 @@ def told_where(out: Path, suite: Suite, samples: int) -> str:
     """What is there of an evaluation that was stopped, and how it goes on."""
     total = len(suite.prompts) * samples
     drawn = sum(eval_folder.picture_of(out, p.position, n).is_file() for p in suite.prompts for n in range(samples))
-    return f"{drawn:,} of {total:,} pictures are in {out}: the same command goes on from there"
+    return f"{drawn:,} of {counted(total, 'picture', ',')} are in {out}: the same command goes on from there"
 
 
 class Clock:

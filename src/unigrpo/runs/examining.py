@@ -16,6 +16,7 @@ from unigrpo.evaluation.results import figures
 from unigrpo.evaluation.suites import UNSEEN, Record, Suite, category_of, checked, no_answer
 from unigrpo.files import json_line, read_json_object, write_json_atomic, write_records_atomic
 from unigrpo.pictures import read_picture
+from unigrpo.plurals import counted
 from unigrpo.reports.evaluation_page import write_page
 from unigrpo.runs import eval_folder, eval_rounds
 from unigrpo.runs.eval_folder import Contents, Found
@@ -44,7 +45,7 @@ def examine(folder: Path, out: Path, suite: Suite, samples: int | None = None) -
     done = len(held.pictures) - len(left)
     with path.open("a", encoding="utf-8") as file:
         for some in _together(left):
-            with doing.within(f"examining, {done:,} of {len(held.pictures):,} pictures"):
+            with doing.within(f"examining, {done:,} of {counted(len(held.pictures), 'picture', ',')}"):
                 lines = [json_line(_line(f, r, hashes[_key(f)], folder)) for f, r in _examined(suite, some)]
             file.write("".join(lines))
             file.flush()
@@ -142,7 +143,7 @@ def result_of(
     plan = read_json_object(folder / eval_folder.PLAN) if (folder / eval_folder.PLAN).is_file() else {}
     about = {"name": suite.name, "version": suite.version, "prompts": len(suite.prompts), "variant": suite.variant}
     if held.reworded:
-        about["variant"] = f"{held.reworded} of {len(suite.prompts)} prompts in other words than the suite's"
+        about["variant"] = f"{held.reworded} of {counted(len(suite.prompts), 'prompt')} in other words than the suite's"
     summed = figures(
         records, headline=suite.headline, average=suite.average, expected=held.expected, further=suite.further
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unigrpo.plurals import counted
 from unigrpo.threads import COUNTS, set_in
 
 SECONDS = 0.3
@@ -43,7 +44,7 @@ class Rates:
 
     def __str__(self) -> str:
         many = f"{self.ranks} ranks of one thread do {self.by_ranks / self.by_threads:.2f} times the work"
-        said = f"{many} of one process of {self.threads} thread{'s' * (self.threads != 1)} here"
+        said = f"{many} of one process of {counted(self.threads, 'thread')} here"
         return f"{said}: {f'{self.ranks} ranks' if self.chosen > 1 else 'one process'}"
 
 

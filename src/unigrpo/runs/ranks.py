@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from unigrpo import build
+from unigrpo import build, plurals
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import PromptData, Recipe, StagedRecipe
 from unigrpo.runs.measuring import rates
@@ -33,7 +33,7 @@ def faster(asked: Recipe | StagedRecipe) -> tuple[int, str]:
     most = min(units(recipe)[0] for recipe in recipes)
     if build.device_of(recipes[0].model).type == "cuda":
         gpus = min(most, torch.cuda.device_count())
-        return gpus, f"{gpus} rank{'s' * (gpus != 1)}: one for each GPU of this machine"
+        return gpus, f"{plurals.counted(gpus, 'rank')}: one for each GPU of this machine"
     measured = rates(most)
     return (1, "one process: there is one core") if measured is None else (measured.chosen, str(measured))
 
@@ -47,7 +47,7 @@ def check_one(recipe: Recipe, size: int, here: int) -> None:
         )
     if build.device_of(recipe.model).type == "cuda" and here > (gpus := torch.cuda.device_count()):
         raise ConfigError(
-            f"{here} ranks on this machine, which has {gpus} GPU{'s' * (gpus != 1)}: each rank needs one of its own; "
+            f"{here} ranks on this machine, which has {plurals.counted(gpus, 'GPU')}: each rank needs one of its own; "
             f"use --nproc {gpus}, or set model.device to cpu"
         )
     replicas = recipe.parallel.replicas

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unigrpo import build
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, staged_recipe, with_overrides
 from unigrpo.reports import runlog
@@ -63,7 +64,8 @@ def check_iterations(staged: StagedRecipe, run_dir: Path) -> None:
                 )
         elif (done := checkpoint.finished(folder)) > recipe.iterations:
             raise ConfigError(
-                f"stage {name}: iterations = {recipe.iterations}, but {run_dir} has {done} finished iterations of it; "
+                f"stage {name}: iterations = {recipe.iterations}, but {run_dir} has "
+                f"{counted(done, 'finished iteration')} of it; "
                 "ask for more"
             )
 

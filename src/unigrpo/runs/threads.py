@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unigrpo import output, threads
+from unigrpo.plurals import counted
 from unigrpo.recipe import stage_folders
 from unigrpo.reports import runlog
 from unigrpo.runs import measuring
@@ -35,14 +36,14 @@ def settle(begun: int | None = None) -> str:
     torch.set_num_threads(count)
     compared = ", ".join(f"{n}: {rate / found[1]:.2f}" for n, rate in found.items() if n > 1)
     _chosen["by"] = f"measured, of the work of 1 thread by {compared}" if compared else "one core"
-    return f"{count} thread{'s' * (count != 1)} ({_chosen['by']}; OMP_NUM_THREADS sets another number)"
+    return f"{counted(count, 'thread')} ({_chosen['by']}; OMP_NUM_THREADS sets another number)"
 
 
 def few(count: int, cores: int) -> str:
     """What to say of a run that began with more threads than there are cores; nothing of others."""
     if count <= cores:
         return ""
-    here = f"{cores} core{'s' * (cores != 1)}"
+    here = f"{counted(cores, 'core')}"
     return (
         f"{count} threads, as the run began, on {here}: slower, but the same numbers; OMP_NUM_THREADS={cores} is "
         "faster and rounds otherwise"

@@ -13,6 +13,7 @@ from typing import Any
 from unigrpo import build, memory, output
 from unigrpo.evaluation.evaluator import describe_comparison
 from unigrpo.files import write_text_atomic
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, is_recipe_file, load_experiment, to_yaml
 from unigrpo.reports import runlog
@@ -59,7 +60,7 @@ def train_one(recipe: Recipe, run_dir: Path, going: Going) -> bool:
     """A run of a plain recipe."""
     if going.resume and (finished := checkpoint.finished(run_dir)) > recipe.iterations:
         raise ConfigError(
-            f"--iterations {recipe.iterations}: {run_dir} has {finished} finished iterations; ask for more"
+            f"--iterations {recipe.iterations}: {run_dir} has {counted(finished, 'finished iteration')}; ask for more"
         )
     recipe, parts = _made(recipe, going.world)
     trainer = Trainer(recipe, parts, run_dir, going.stop)
@@ -103,7 +104,7 @@ def train_stages(staged: StagedRecipe, run_dir: Path, going: Going) -> bool:
         if going.stop.requested and number + 1 < count:
             print(f"stopped after stage {name}; to go on: {going.again(staged.name, run_dir)}")
             return False
-    output.result(f"all {count} stages are finished: {run_dir}", run=str(run_dir))
+    output.result(f"all {counted(count, 'stage')} are finished: {run_dir}", run=str(run_dir))
     return True
 
 
@@ -202,9 +203,9 @@ def run_trainer(trainer: Trainer, start: int, again: str, alone: bool = False) -
     """Run to the end (True) or until stopped, with progress, and write the report; ``again`` is how to go on."""
     began = time.perf_counter()
     recipe = trainer.recipe
-    first, ranks = trainer.world.first, f", {trainer.world.size} ranks" if trainer.world.many else ""
+    first, ranks = trainer.world.first, f", {counted(trainer.world.size, 'rank')}" if trainer.world.many else ""
     with Progress(recipe.name, recipe.iterations, start=start, schedule=schedule(recipe)) as progress:
-        resumed = f" (resumed after {start} iterations)" if start else ""
+        resumed = f" (resumed after {counted(start, 'iteration')})" if start else ""
         progress.note(f"run folder: {trainer.run_dir}{resumed}{ranks}")
         if first:
             trainer.milestone = LiveReport(trainer.run_dir, progress.time_left, progress.note).milestone
@@ -213,14 +214,14 @@ def run_trainer(trainer: Trainer, start: int, again: str, alone: bool = False) -
                 finished = trainer.run(progress)
         except (Exception, KeyboardInterrupt) as error:
             how = "at once" if isinstance(error, KeyboardInterrupt) else "by an error"
-            progress.note(f"stopped {how} after {trainer.done} finished iterations; to go on: {again}")
+            progress.note(f"stopped {how} after {counted(trainer.done, 'finished iteration')}; to go on: {again}")
             raise
     if not first:
         return finished
     report = write_report(trainer.run_dir)
     if not finished:
         done = trainer.saver.saved or 0
-        saved = f"saved after {done} iterations; to go on: {again}"
+        saved = f"saved after {counted(done, 'iteration')}; to go on: {again}"
         output.result(saved, run=str(trainer.run_dir), finished=False, iterations=done, resume=again)
         return False
     print(f"finished in {time.perf_counter() - began:.0f} s, {trainer.trained_seconds:.0f} s of it training")

@@ -110,7 +110,7 @@ class Recorder:
         records = with_sources(records, self.run_dir, f"samples/{jsonl.stem}-source", given)
         write_records_atomic(jsonl, records)
         pictures = collected.pictures[: len(some)].permute(0, 2, 3, 1).numpy()
-        sheet = record_sheet(pictures, records, given=given, earlier=looked_at(some))
+        sheet = record_sheet(pictures, records, given=given, earlier=looked_at(some, collected.earlier))
         save_png_atomic(sheet, runlog.samples_file(self.run_dir, iteration + 1, "png"))
         shown = [Shown(Image.fromarray(p), caption(r)) for p, r in zip(pictures, records, strict=True)]
         self.sinks.pictures(iteration + 1, "samples", shown)
@@ -254,7 +254,8 @@ def canary_step(numel: int) -> int:
 
 def gathered(world: World, collected: RolloutBatch) -> RolloutBatch:
     """An iteration as rank 0 shows it: with the pictures of all ranks in order, of which only those travel that are
-    looked at (the first few, and the canaries'), and thumbnails of all; without pictures on the other ranks."""
+    looked at (the first few with their earlier rounds', and the canaries'), and thumbnails of all; without pictures on
+    the other ranks."""
     mine = collected.pictures
     if not world.many or mine is None:
         return collected
@@ -263,13 +264,15 @@ def gathered(world: World, collected: RolloutBatch) -> RolloutBatch:
     wanted = [(i, place[key]) for i, key in enumerate(collected.drawn)]
     wanted = [(i, at) for i, at in wanted if at < SAMPLED_TRAJECTORIES or at % step == 0]
     looked_at = mine[[i for i, _ in wanted]], [at for _, at in wanted]
-    sent = world.to_first((looked_at, (small(mine), [place[key] for key in collected.drawn])))
+    earlier = {key: shown for key, shown in collected.earlier.items() if place[key] < SAMPLED_TRAJECTORIES}
+    sent = world.to_first((looked_at, (small(mine), [place[key] for key in collected.drawn]), earlier))
     if sent is None:
-        return replace(collected, pictures=None)
+        return replace(collected, pictures=None, earlier={})
     return replace(
         collected,
-        pictures=_placed([pictures for pictures, _ in sent], len(place)),
-        thumbnails=_placed([thumbnails for _, thumbnails in sent], len(place)),
+        pictures=_placed([pictures for pictures, _, _ in sent], len(place)),
+        thumbnails=_placed([thumbnails for _, thumbnails, _ in sent], len(place)),
+        earlier={key: shown for _, _, some in sent for key, shown in some.items()},
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from torch import Tensor
+
 from unigrpo.policy import Policy
 from unigrpo.rollout.sample import words_of
+from unigrpo.training.sharing import key_of
 from unigrpo.trajectory import Trajectory
 
 
@@ -30,9 +33,15 @@ def rounds_of(policy: Policy, trajectory: Trajectory) -> dict[str, list[dict[str
     return {"rounds": found}
 
 
-def looked_at(trajectories: Sequence[Trajectory]) -> dict[int, list[Any]]:
-    """The drawings before the last, uint8 [3, H, W] each, by the row of the trajectory, where they are here."""
-    return {row: [one.numpy() for one in t.looked_at] for row, t in enumerate(trajectories) if t.looked_at}
+def looked_at(
+    trajectories: Sequence[Trajectory], earlier: Mapping[tuple[int, int], tuple[Tensor, ...]]
+) -> dict[int, list[Any]]:
+    """The drawings before the last, uint8 [3, H, W] each, by the row of the trajectory, where they are here.
+
+    ``earlier``: by the trajectory's key, of those that came from other ranks without the numbers of their pictures.
+    """
+    found = {row: t.looked_at or earlier.get(key_of(t), ()) for row, t in enumerate(trajectories)}
+    return {row: [one.numpy() for one in shown] for row, shown in found.items() if shown}
 
 
 def thinking_advantage(trajectory: Trajectory) -> dict[str, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -46,7 +46,9 @@ class RolloutBatch:
     samples: all trajectories, also those that could not be scored, beside their pictures (uint8 [B, 3, H, W]).
     Of several ranks, ``trajectories`` are this one's to train on, and ``samples`` those of all, without the numbers of
     their pictures; ``pictures`` are those that this rank drew, of the samples whose keys are ``drawn``.
-    thumbnails: all pictures made small (``canaries.small``), where ``pictures`` no longer has them all.
+    thumbnails: all pictures made small (``canaries.small``), where ``pictures`` no longer has them all. earlier: of
+    several ranks and rounds the drawings before the last uint8 [3, H, W] of a sample, by its key: those that this rank
+    drew, and then (``recorder.gathered``) those that are shown.
     """
 
     trajectories: list[Trajectory]
@@ -55,6 +57,7 @@ class RolloutBatch:
     samples: list[Trajectory] = field(default_factory=list)
     drawn: list[tuple[int, int]] = field(default_factory=list)
     thumbnails: Tensor | None = None
+    earlier: Mapping[tuple[int, int], tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def trained(self) -> list[Trajectory]:
@@ -150,7 +153,8 @@ class RolloutSource:
             mine = outside + balanced(self.world, inside, device)
         mine.sort(key=lambda t: (order[t.prompt.position], t.sample))
         drawn = [key_of(t) for t in scored]
-        return RolloutBatch(mine, {**describe(trained), **failures(everybody)}, pictures, ready, drawn)
+        earlier = {key_of(t): t.looked_at for t in scored if t.looked_at}
+        return RolloutBatch(mine, {**describe(trained), **failures(everybody)}, pictures, ready, drawn, earlier=earlier)
 
     def _scored_meanwhile(self, made: Iterable[Drawn], clock: Clock) -> tuple[Tensor, list[Trajectory]]:
         """All pictures, and their trajectories scored in a thread of its own: only the last portion is waited for.

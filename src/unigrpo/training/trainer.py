@@ -10,6 +10,7 @@ from typing import Any
 
 from unigrpo import doing, memory, seeds, suspects
 from unigrpo.evaluation.evaluator import describe_summary
+from unigrpo.plurals import counted
 from unigrpo.ranges import NotFiniteError
 from unigrpo.recipe import Recipe
 from unigrpo.reports import runlog
@@ -305,5 +306,5 @@ class Trainer:
     def unsaved(self) -> str:
         """What would be lost if the run ended now, in words; empty if nothing would."""
         count = self.done - (self.saver.complete or 0)
-        finished = f"{count} finished iteration{'s' if count > 1 else ''} since the last checkpoint" if count else ""
+        finished = f"{counted(count, 'finished iteration')} since the last checkpoint" if count else ""
         return " and ".join(part for part in (finished, self.under_way) if part)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from unigrpo.plurals import counted
 from unigrpo.ranges import ConfigError
 from unigrpo.worlds.pairs import PairRow
 from unigrpo.worlds.prompt_files import Row, Source, read_picture
@@ -124,5 +125,6 @@ def _require(name: str, total: int, faults: Sequence[str]) -> None:
         raise ConfigError(faults[0])
     listed = [f"  {fault.removeprefix(f'{name}, ')}" for fault in faults[:LISTED]]
     more = [f"  and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
-    few = f"{len(faults):,} of {total:,} rows cannot be used; mend them, or take them out (nothing was written):"
+    of = counted(total, "row", ",")
+    few = f"{len(faults):,} of {of} cannot be used; mend them, or take them out (nothing was written):"
     raise ConfigError("\n".join([f"{name}: {few}", *listed, *more]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from unigrpo import options
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy
 from unigrpo.ranges import ConfigError
 from unigrpo.rollout.engine import Sampling
@@ -122,5 +123,5 @@ def sampling(policy: Policy, verb: options.Drawing, defaults: Defaults, guidance
 
 def in_words(how: Sampling) -> str:
     """The same for people: what decides how long drawing takes, and how faithful it is."""
-    forwards = f"{how.num_points} grid points ({how.num_points - 1} forwards)"
+    forwards = f"{counted(how.num_points, 'grid point')} ({counted(how.num_points - 1, 'forward')})"
     return f"{forwards}, guidance {how.guidance.text_scale:g}, thinking at temperature {how.temperature:g}"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from unigrpo.build import bases
+from unigrpo.plurals import counted
 from unigrpo.recipe import load_recipe, to_yaml
 from unigrpo.reports import runlog
 from unigrpo.reports.model_card import Card, figures_of, license_of
@@ -83,7 +84,7 @@ def _facts(said: dict[str, Any], base: str, done: int) -> list[tuple[str, str]]:
     facts = [
         ("base", base),
         ("recipe", f"`{said['name']}`, method `{said['method']['name']}`, seed {said['seed']}"),
-        ("trained", f"{trained}, {done} of {said['iterations']} iterations"),
+        ("trained", f"{trained}, {done} of {counted(said['iterations'], 'iteration')}"),
         ("data", f"`{short(data['prompts'] if demonstrations is None else demonstrations)}`"),
     ]
     if demonstrations is None:
@@ -112,7 +113,8 @@ def _evaluation(run_dir: Path, said: dict[str, Any], done: int) -> dict[str, Any
         told = f"The run's figures are those of its last iteration, and this is the model after {done}: none here."
         return {"figures": [], "evaluation": told}
     count = summary["after"].get("n")
-    told = f"{count} pictures for the same prompts and random draws before and after training; intervals over prompts."
+    shown = counted(count, "picture")
+    told = f"{shown} for the same prompts and random draws before and after training; intervals over prompts."
     return {"figures": rows, "evaluation": told}
 
 

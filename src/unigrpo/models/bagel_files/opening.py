@@ -16,7 +16,7 @@ from unigrpo.models.bagel_files.public import AUTOENCODER, is_public
 from unigrpo.models.bagel_files.public_config import VISION_PREFIXES, read_public_config
 from unigrpo.models.bagel_files.tensor_files import TensorFiles, require_fit
 from unigrpo.models.bagel_files.tokenizer import Tokenizer
-from unigrpo.policy import UnknownWords
+from unigrpo.policy import SeesNothing, UnknownWords
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Opened:
     def read(self, text: str, pictures: int = 0) -> None:
         """Read a prompt with so many pictures; ValueError says in short what this model cannot take."""
         if pictures and not self.config.sees:
-            raise ValueError("it has pictures, but the model cannot see any (it has no vision tower)")
+            raise SeesNothing("it has pictures, but the model cannot see any (it has no vision tower)")
         said = text.replace(IMAGE_PLACE, " ") if pictures else text
         if unknown := self.tokenizer.unknown(said):
             raise UnknownWords(f"the model does not know the word(s) {', '.join(map(repr, unknown))} in {text!r}")

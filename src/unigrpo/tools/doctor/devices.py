@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unigrpo.plurals import counted
 from unigrpo.tools.doctor.finding import Finding, first_line, gigabytes
 
 SIDE, ALLOWED = 512, 0.02
@@ -94,7 +95,7 @@ def check_products(count: int, error_of: Callable[[int], float] = product_error)
         if not errors[-1] <= ALLOWED:
             said = f"GPU {index}: a bfloat16 product is off by {errors[-1]:.2g} of its norm (allowed {ALLOWED})"
             return Finding("matmul", "failed", said, "leave it out by CUDA_VISIBLE_DEVICES: it computes wrong", {})
-    said = f"bfloat16 products are right to {max(errors):.1g} on {count} GPU{'s' * (count > 1)}"
+    said = f"bfloat16 products are right to {max(errors):.1g} on {counted(count, 'GPU')}"
     return Finding("matmul", "ok", said, "", {"relative_error": errors})
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from unigrpo.plurals import counted
 from unigrpo.tools.doctor import limits
 from unigrpo.tools.doctor.finding import Finding, gigabytes
 
@@ -58,7 +59,7 @@ def check_threads(facts: Threads) -> Finding:
     set_to = "".join(f", {name}={value}" for name, value in facts.settings.items())
     quota = "" if facts.quota is None else f" (a control group grants {facts.quota:g})"
     load = "" if facts.load is None else f", load {facts.load:.1f}"
-    said = f"{count} thread{'s' * (count != 1)} on {usable} of {facts.cores} cores{quota}{load}{set_to}"
+    said = f"{counted(count, 'thread')} on {usable} of {facts.cores} cores{quota}{load}{set_to}"
     figures = {
         "cores": facts.cores,
         "affinity": facts.affinity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unigrpo.plurals import counted
 from unigrpo.recipe import load_recipe
 from unigrpo.tools.doctor.finding import Finding
 from unigrpo.tools.planning.modes import Chosen, chosen
@@ -33,7 +34,7 @@ def _finding(name: str, gpus: int, taken: Chosen) -> Finding:
     figures = {"gpus": gpus, "peak_bytes": choice.peak, "mode": choice.layout and taken.mode}
     if choice.layout is None:
         return Finding(f"auto: {name}", "note", choice.reason, "", figures)
-    where = f"{gpus} GPU{'s' * (gpus > 1)}" if choice.peak is not None else "CPU ranks"
+    where = f"{counted(gpus, 'GPU')}" if choice.peak is not None else "CPU ranks"
     keys = further(choice.layout)
     figures["keys"] = keys
     said = f"{taken.mode} on {where}: {choice.reason}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unigrpo import build, seeds
+from unigrpo.plurals import counted
 from unigrpo.policy import Policy, Replayed
 from unigrpo.recipe import Recipe, load_recipe
 from unigrpo.tools.doctor.finding import Finding, first_line
@@ -76,7 +77,7 @@ def packed_is_separate(trial: Trial) -> Finding:
         together = replay(parts.policy, batch, recipe.rollout.temperature)
         alone = [replay(parts.policy, one, recipe.rollout.temperature)[0] for one in batch.pieces(1)]
     apart = _largest([_apart(a, b) for a, b in zip(together, alone, strict=True)])
-    said = f"{len(rows)} samples replayed together and one by one differ by {apart:.1g} (allowed {APART:g})"
+    said = f"{counted(len(rows), 'sample')} replayed together and one by one differ by {apart:.1g} (allowed {APART:g})"
     figures = {"difference": apart}
     if not apart <= APART:
         return Finding("packed = separate", "failed", said, REPORT, figures)
@@ -111,15 +112,15 @@ def checkpoint_comes_back(trial: Trial) -> Finding:
     again = Trainer(trial.recipe, build.parts(trial.recipe), trial.folder)
     with contextlib.redirect_stdout(io.StringIO()):
         done = again.resume()
-    wrong = [] if done == trainer.done else [f"{done} iterations"]
+    wrong = [] if done == trainer.done else [f"{counted(done, 'iteration')}"]
     ours, theirs = _state(trainer), _state(again)
     wrong += [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
     wrong += [name for name in theirs if name not in ours]
     if wrong:
-        said = f"{len(wrong)} of {len(ours)} tensors came back changed, such as {wrong[0]}"
+        said = f"{len(wrong)} of {counted(len(ours), 'tensor')} came back changed, such as {wrong[0]}"
         return Finding("checkpoint", "failed", said, "do not train onto this disk: it changes what is written", {})
     size = sum(path.stat().st_size for path in trial.folder.rglob("*") if path.is_file())
-    said = f"saved and read back, {len(ours)} tensors bit for bit ({size / 1e6:.1f} MB)"
+    said = f"saved and read back, {counted(len(ours), 'tensor')} bit for bit ({size / 1e6:.1f} MB)"
     return Finding("checkpoint", "ok", said, "", {"tensors": len(ours), "bytes": size})
 
 

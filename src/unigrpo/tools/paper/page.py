@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from unigrpo.plurals import counted
 from unigrpo.reports.rendering import INK, VERMILION
 from unigrpo.tools.paper.rows import QUICK_SCALE, Json
 
@@ -30,7 +31,7 @@ def page(results: Json, title: str, key: str, height: float, draw: Callable[[Sub
     from matplotlib.figure import Figure
 
     count, quick = len(results["seeds"]), results["scale"] == "quick"
-    seeds = f"{count} seed{'s' * (count > 1)}"
+    seeds = f"{counted(count, 'seed')}"
     said = f"embedded world of shapes, scale {results['scale']}, reward {results['reward']}, {seeds}; {key}"
     with matplotlib.rc_context(STYLE):  # local to this figure: no global state is touched
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from unigrpo.plurals import counted
 from unigrpo.recipe.schema import Recipe
 from unigrpo.recipe.sections import DemonstrationData, PromptData
 
@@ -14,30 +15,30 @@ def batch_arithmetic(recipe: Recipe) -> list[str]:
     evaluation = recipe.eval
     return [
         *body,
-        f"evaluation: every {evaluation.every} iterations on {evaluation.limit} prompts of {evaluation.prompts}, and "
-        f"before and after on {evaluation.compare_limit} prompts x {evaluation.compare_samples} images, "
-        f"{_forwards(evaluation.num_points, evaluation.guidance)} per image",
-        f"checkpoint: every {recipe.checkpoint.every} iterations, the newest {recipe.checkpoint.keep} kept",
+        f"evaluation: every {counted(evaluation.every, 'iteration')} on {counted(evaluation.limit, 'prompt')} of "
+        f"{evaluation.prompts}, and before and after on {counted(evaluation.compare_limit, 'prompt')} x "
+        f"{counted(evaluation.compare_samples, 'image')}, "
+        f"{_forwards(evaluation.num_points, evaluation.guidance, evaluation.image_guidance)} per image",
+        f"checkpoint: every {counted(recipe.checkpoint.every, 'iteration')}, the newest {recipe.checkpoint.keep} kept",
     ]
 
 
-def _counted(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("ch") and noun != "epoch" else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
-
-
-def _forwards(num_points: int, guidance: float) -> str:
+def _forwards(num_points: int, guidance: float, of_images: float = 1.0) -> str:
     steps = num_points - 1
+    points = counted(num_points, "grid point")
     if guidance == 1:
-        return f"{num_points} grid points = {steps} forwards"
-    return f"{num_points} grid points = {2 * steps} forwards ({steps} steps x 2 for guidance {guidance:g})"
+        return f"{counted(num_points, 'grid point')} = {counted(steps, 'forward')}"
+    if of_images > 1:
+        scales = f"{guidance:g} and image guidance {of_images:g}"
+        return f"{points} = {3 * steps} forwards ({counted(steps, 'step')} x 3 for guidance {scales})"
+    return f"{points} = {2 * steps} forwards ({counted(steps, 'step')} x 2 for guidance {guidance:g})"
 
 
 def _supervised_arithmetic(recipe: Recipe) -> list[str]:
     data, method = recipe.data, recipe.method
     assert isinstance(data, DemonstrationData)
     return [
-        f"batch: {data.batch_size} demonstrations x {method.copies(0)} noisy copies of each image",
+        f"batch: {counted(data.batch_size, 'demonstration')} x {counted(method.copies(0), 'noisy copy')} of each image",
         f"updates: 1 optimizer step per iteration, {recipe.iterations} in the run",
         _micro_batches(data.batch_size, recipe.optimizer.micro_batch),
     ]
@@ -52,15 +53,17 @@ def _rl_arithmetic(recipe: Recipe) -> list[str]:
     thinking = f"up to {rollout.max_think_tokens} thinking tokens, then " if rollout.think else ""
     drawing = _forwards(rollout.num_points, rollout.guidance)
     lines = [
-        f"trajectories: {prompts} prompts x {group} samples = {trajectories} per iteration",
+        f"trajectories: {counted(prompts, 'prompt')} x {counted(group, 'sample')} = {trajectories} per iteration",
         f"rollout: {thinking}{drawing} per image{_rounds(recipe)}",
-        f"updates: {_counted(optimizer.ppo_epochs, 'epoch')} x {_counted(optimizer.minibatches, 'minibatch')} = "
-        f"{updates} optimizer steps per iteration, {updates * recipe.iterations} in {recipe.iterations} iterations",
+        f"updates: {counted(optimizer.ppo_epochs, 'epoch')} x {counted(optimizer.minibatches, 'minibatch')} = "
+        f"{counted(updates, 'optimizer step')} per iteration, {updates * recipe.iterations} in "
+        f"{counted(recipe.iterations, 'iteration')}",
         _micro_batches(trajectories // optimizer.minibatches, optimizer.micro_batch),
     ]
     if recipe.method.needs_sde:
         (lo, hi), size = rollout.window, rollout.window_size
-        lines.insert(2, f"SDE window: {size} steps of each image are trained, starting at step {lo} to {hi - size}")
+        trained = f"{counted(size, 'step')} of each image {'is' if size == 1 else 'are'} trained"
+        lines.insert(2, f"SDE window: {trained}, starting at step {lo} to {hi - size}")
     if recipe.method.needs_reward_gradient:
         lines.append("gradients pass through the decoder: what it keeps for them is not in the memory below")
     return lines
@@ -72,9 +75,10 @@ def _rounds(recipe: Recipe) -> str:
     if rounds == 1:
         return ""
     most = "at most " if stops else ""
-    return f", {most}{rounds} images per trajectory, each but the last one looked at"
+    return f", {most}{counted(rounds, 'image')} per trajectory, each but the last one looked at"
 
 
 def _micro_batches(sequences: int, micro_batch: int) -> str:
     count = math.ceil(sequences / micro_batch)
-    return f"micro-batches: {sequences} sequences, {min(micro_batch, sequences)} at a time = {count} per optimizer step"
+    at_once = min(micro_batch, sequences)
+    return f"micro-batches: {counted(sequences, 'sequence')}, {at_once} at a time = {count} per optimizer step"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unigrpo.costs.sizes import EXPERTS, ModelSizes
+from unigrpo.plurals import counted
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
@@ -198,20 +199,21 @@ def _iteration(one: Estimate, bandwidth: float) -> list[str]:
     w, c = one.work, one.compute
     thinking = f", and {w.actions} of every thinking" if w.actions else ""
     lines = [
-        f"an iteration: {w.rows} rows of {w.image_tokens} latent tokens{_rounds(w)}",
+        f"an iteration: {counted(w.rows, 'row')} of {w.image_tokens} latent tokens{_rounds(w)}",
         f"  assumed: {w.prompt_tokens} tokens of every prompt (the system prompt included){thinking}",
         *_given(w),
     ]
     if not w.supervised:
-        together = f"{w.drawn} rows at a time" if w.drawn < w.rows else "all rows together"
-        forwards = f"{c.portions * c.think_steps} decoding and {c.portions * c.draw_steps} denoising forwards"
-        lines.append(f"  rollout: {w.prompts} prompts read, {forwards} ({together})")
+        together = f"{counted(w.drawn, 'row')} at a time" if w.drawn < w.rows else "all rows together"
+        drawn = counted(c.portions * c.draw_steps, "denoising forward")
+        forwards = f"{c.portions * c.think_steps} decoding and {drawn}"
+        lines.append(f"  rollout: {counted(w.prompts, 'prompt')} read, {forwards} ({together})")
     if c.bytes_per_step:
         (unit, name), least = _unit(c.bytes_per_step, BYTES), 1e3 * c.bytes_per_step / (bandwidth * GIGA)
         moved = f"{_number(c.bytes_per_step / unit)} {name}"
         lines.append(f"  a decoding step moves {moved}: at {bandwidth:g} GB/s it takes at least {_number(least)} ms")
     scored = f"replays without gradients: {c.scored}; " if c.scored else ""
-    lines.append(f"  {scored}with: {w.passes} x {c.replays} of {w.micro} rows; optimizer steps: {c.updates}")
+    lines.append(f"  {scored}with: {w.passes} x {c.replays} of {counted(w.micro, 'row')}; optimizer steps: {c.updates}")
     unit, name = _unit(c.total, FLOPS)
     shares = [f"{label} {_number(getattr(c, phase) / unit)}" for phase, label in PHASES if getattr(c, phase)]
     return [*lines, f"  {name}: {_number(c.total / unit)} = {' + '.join(shares)}"]
@@ -222,8 +224,8 @@ def _given(work: Workload) -> list[str]:
     if not work.given:
         return []
     pictures, patches = len(work.given), sum(look.patches for look in work.given)
-    seen = f" and {patches} patches" if patches else ""
-    many = "a picture" if pictures == 1 else f"{pictures} pictures"
+    seen = f" and {counted(patches, 'patch')}" if patches else ""
+    many = "a picture" if pictures == 1 else f"{counted(pictures, 'picture')}"
     return [f"  every prompt with {many}: {work.shown} latents{seen} to read (the most of the first prompts)"]
 
 
@@ -231,8 +233,8 @@ def _rounds(work: Workload) -> str:
     """How many pictures a row has, where it has several, and what a look at one gives it to read."""
     if work.rounds == 1:
         return ""
-    seen = f" and {work.look.patches} patches" if work.look.patches else ""
-    return f" in {work.rounds} rounds (a look reads {work.look.latents} latents{seen})"
+    seen = f" and {counted(work.look.patches, 'patch')}" if work.look.patches else ""
+    return f" in {counted(work.rounds, 'round')} (a look reads {work.look.latents} latents{seen})"
 
 
 def _unit(value: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
@@ -305,7 +307,7 @@ def _time_table(recipe: Recipe, made: Sequence[Estimate], *, tflops: float, mfu:
         _heading("an iteration, by GPUs", made),
         _row(f"{of} on each GPU", [e.compute.total / unit for e in made]),
         *(_row(label, values) for label, values in rows if any(values)),
-        _row(f"s: an evaluation of {recipe.eval.limit} pictures", evaluation),
+        _row(f"s: an evaluation of {counted(recipe.eval.limit, 'picture')}", evaluation),
         f"times are estimates at {mfu:.0%} of {tflops:g} TFLOP/s and at {bandwidth:g} GB/s, not measured on a GPU;",
         "rewards, loading, saving and what GPUs send each other are not in them",
         *(small if times[0]["total"] < SMALL else []),
@@ -313,9 +315,9 @@ def _time_table(recipe: Recipe, made: Sequence[Estimate], *, tflops: float, mfu:
 
 
 def _evaluation(recipe: Recipe, made: Estimate) -> float:
-    """FLOPs of one cadence evaluation on one GPU; a guided step is two forwards."""
+    """FLOPs of one cadence evaluation on one GPU; a guided step is two forwards, of pictures three."""
     w, e = made.work, recipe.eval
-    branches = 2 if e.guidance > 1 else 1
+    branches = 1 + (e.guidance > 1) + (e.image_guidance > 1)
     share = e.limit / w.gpus
     thoughts = sum(thinking(w, turn) for turn in range(1, w.rounds + 1)) if e.think else 0.0
     looks = look(w) if e.rounds is None else 0.0
