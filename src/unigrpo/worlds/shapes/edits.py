@@ -105,7 +105,7 @@ def edit_of(metadata: Mapping[str, Any]) -> Edit:
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(
             f"this is not the metadata of an edit ({error!r} in {dict(metadata)!r}): the verifier shapes/edit needs "
-            "the prompts shapes:edit or shapes:edit-held-out"
+            "category, source, edited and wanted, which the prompts shapes:edit and shapes:edit-held-out have"
         ) from error
     if edit.edited is None and edit.wanted is None:
         raise ValueError("an edit that neither takes an object nor wants one asks for nothing: set edited or wanted")
