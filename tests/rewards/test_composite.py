@@ -30,7 +30,7 @@ def test_several_are_summed_and_their_names_prefixed():
 
 def test_a_fault_of_any_stops_all():
     broken = WeightedReward("broken", lambda *given: [1.0])
-    with pytest.raises(RewardFault, match="'broken' gave 1 values for 2 pictures"):
+    with pytest.raises(RewardFault, match="'broken' gave 1 value for 2 pictures"):
         CompositeReward((WeightedReward("verifier", first), broken))(GIVEN)
 
 
