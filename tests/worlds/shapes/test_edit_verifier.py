@@ -156,5 +156,5 @@ def test_the_reward_has_the_halves_as_parts_and_a_tidiness():
         shapes_edit(images, [""], [RECOLOUR.metadata()], [None], tidy=0.0)
     with pytest.raises(RewardFault, match="judges pictures of 32 x 32"):
         shapes_edit(torch.zeros(1, 3, 64, 48), [""], [RECOLOUR.metadata()], [None])
-    with pytest.raises(ValueError, match="needs the prompts shapes:edit"):
+    with pytest.raises(ValueError, match="needs category, source, edited and wanted"):
         shapes_edit(images, ["a red circle"], [{"objects": []}], [None])
