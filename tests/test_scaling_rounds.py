@@ -24,12 +24,14 @@ from unigrpo.policy import ReplayItem, VelocityQuery
 from unigrpo.recipe import load_recipe
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import rounds_of
+from unigrpo.rollout.sample import portions as cut
 from unigrpo.tools.planning.compute import look, replay_backward, replay_forward, velocities
 from unigrpo.tools.planning.given import given_looks
 from unigrpo.tools.planning.look_memory import reading
 from unigrpo.tools.planning.looks import look_sizes, sizes_of
 from unigrpo.tools.planning.memory import logits, step_working
 from unigrpo.tools.planning.scaling import estimate, scaling_report
+from unigrpo.tools.planning.workload import Layout, workload
 from unigrpo.training.lora import Adapter
 from unigrpo.training.optimizer import ExpertOptimizer
 from unigrpo.training.update import Batch, update
@@ -321,6 +323,19 @@ def test_the_dry_run_of_edits_counts_the_given_pictures():
     lines = scaling_report(recipe, BAGEL_7B, tflops=989.0, mfu=0.4)
     assert any("every prompt with a picture: 1024 latents and 1369 patches to read" in line for line in lines)
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("batch", "each", "drawn", "portions"), [(None, 2, 24, 1), (7, 1, 6, 4), (5, 2, 4, 8), (3, 2, 2, 12), (4, 1, 4, 8)]
+)
+def test_a_group_that_is_drawn_in_parts(batch, each, drawn, portions):
+    """Of 4 groups of 6: what a rollout cuts, which parts no samples of one thinking."""
+    recipe = load_recipe("bagel/unigrpo-edit-lora", ["--data.prompts-per-iteration=4", "--data.group-size=6"])
+    rollout = replace(recipe.rollout, batch=batch, images_per_thinking=each)
+    work = workload(replace(recipe, rollout=rollout), BAGEL_7B, Layout())
+    assert (work.drawn, work.portions) == (drawn, portions)
+    prompts = [Prompt(position, "") for position in range(4)]
+    assert len([*cut(prompts, 6, batch, each)]) == portions
 
 
 def test_given_pictures_of_a_file_are_measured_and_the_most_is_taken(tmp_path):
