@@ -297,6 +297,23 @@ def test_one_round_costs_what_it_did_and_two_cost_more():
     assert max(map(len, lines)) <= 120
 
 
+def seconds_of_an_evaluation(*overrides):
+    lines = scaling_report(load_recipe("bagel/unigrpo-rounds-lora", [*overrides]), BAGEL_7B, tflops=989.0, mfu=0.4)
+    return next(line for line in lines if line.startswith("s: an evaluation of"))
+
+
+def test_an_evaluation_has_rounds_of_its_own():
+    """They cost what they cost, in whatever number of rounds samples are trained."""
+    one, two = "--rollout.rounds=1", "--rollout.rounds=2"
+    assert seconds_of_an_evaluation(one, "--method.advantage.credit=terminal", "--eval.rounds=2") == (
+        seconds_of_an_evaluation(two)
+    )
+    assert seconds_of_an_evaluation(two, "--eval.rounds=1") == (
+        seconds_of_an_evaluation(one, "--method.advantage.credit=terminal")
+    )
+    assert seconds_of_an_evaluation(two, "--eval.rounds=2") == seconds_of_an_evaluation(two)
+
+
 @pytest.mark.parametrize("case", [EDITS[0], Rounds(rounds=1, edit=True, tower=False)], ids=str)
 def test_peak_of_reading_a_prompt_with_a_picture(case):
     policy, work = case.policy, case.estimate.work
