@@ -47,7 +47,7 @@ class EmbeddedWorld:
     none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
     looking_words: further words of demonstrations that look at pictures; further: more figures of an evaluation, from
     its records; understand_edit: an instruction and the picture that it is about, read as ``understand`` does (None:
-    nothing is edited); seeing: the shipped model that looks at pictures ("": there is none).
+    nothing is edited); seeing: the shipped model that edits pictures ("": there is none).
     """
 
     name: str
@@ -173,7 +173,7 @@ SHAPES = EmbeddedWorld(
     looking_words=shapes_looking.further_words,
     understand_edit=_shapes_edit_understood,
     further=revisions.further,
-    seeing="builtin:shapes-rounds",
+    seeing="builtin:shapes-edits",
 )
 WORDS = EmbeddedWorld(
     name="words",
