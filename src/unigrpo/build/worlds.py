@@ -235,7 +235,7 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
 
 
 def seeing(name: str, words: frozenset[str] | None) -> str:
-    """The shipped model that can look at pictures, of the world of a prompt set or of a model's words; "" if none."""
+    """The shipped model that can edit pictures, of the world of a prompt set or of a model's words; "" if none."""
     world = speaking(words) or (None if is_scaled(name) else named(name))
     return "" if world is None else world.seeing
 
