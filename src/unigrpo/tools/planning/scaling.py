@@ -226,7 +226,7 @@ def _given(work: Workload) -> list[str]:
         return []
     pictures, patches = len(work.given), sum(look.patches for look in work.given)
     seen = f" and {counted(patches, 'patch')}" if patches else ""
-    many = "a picture" if pictures == 1 else {counted(pictures, "picture")}
+    many = "a picture" if pictures == 1 else counted(pictures, "picture")
     return [f"  every prompt with {many}: {work.shown} latents{seen} to read (the most of the first prompts)"]
 
 
