@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import rounds_trials
+from rounds_tables import ACCURACY, FIRST, LAST, Figure, Found, Runs, cell, figures_of, gained, gap, of, table
 from rounds_trials import BASE, TRIALS
 from study import RESULTS, make
 from unigrpo.files import write_json_atomic, write_text_atomic
@@ -66,8 +67,6 @@ IN_WORDS = {
     "none": "the picture, and no second thinking",
 }
 MEASURED = "measured.json"
-Found = dict[str, Any]
-"""Of one model: what scripts/measure_rounds.py says of it."""
 
 
 def measure(model: str, out: Path, *further: str) -> None:
@@ -112,59 +111,6 @@ def read(run: Path) -> Found:
     lines = runlog.read_metrics(run) if (run / runlog.METRICS).is_file() else []
     seconds = sum(line["seconds"]["total"] for line in lines) / len(lines) if lines else None
     return {**json.loads((run / MEASURED).read_text(encoding="utf-8")), "seconds": seconds}
-
-
-Runs = Mapping[str, Mapping[int, Found]]
-Figure = Callable[[Found], float | None]
-
-
-def of(*path: str) -> Figure:
-    """A figure by its keys."""
-
-    def figure(found: Found) -> float | None:
-        value: Any = found
-        for key in path:
-            value = value[key]
-        return value
-
-    return figure
-
-
-ACCURACY = of("understanding", "accuracy", "value")
-FIRST, LAST = of("seen", "first", "score"), of("seen", "last", "score")
-
-
-def gained(name: str) -> Figure:
-    """How much better last pictures are than first ones, in one evaluation."""
-    return lambda found: found[name]["last"]["score"] - found[name]["first"]["score"]
-
-
-def cell(runs: Mapping[int, Found], figure: Figure) -> str:
-    """Mean over seeds and Student's 95 % interval; the number alone where there is one model."""
-    values = [value for found in runs.values() if (value := figure(found)) is not None]
-    if not values:
-        return ""
-    return f"{values[0]:.3f}" if len(values) == 1 else str(mean_interval(values))
-
-
-def gap(runs: Runs, variant: str, other: str, figure: Figure, against: Figure | None = None) -> str:
-    """One variant less another, seed by seed."""
-    seeds = sorted(set(runs[variant]) & set(runs[other]))
-    pairs = [(figure(runs[variant][s]), (against or figure)(runs[other][s])) for s in seeds]
-    return mean_interval([a - b for a, b in pairs if a is not None and b is not None]).signed
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, and an empty line."""
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)] + [""]
-
-
-def figures_of(runs: Runs, columns: Mapping[str, Figure]) -> list[str]:
-    """A table of figures, a row a variant."""
-    rows = [
-        [name, str(len(found)), *(cell(found, figure) for figure in columns.values())] for name, found in runs.items()
-    ]
-    return table(["variant", "seeds", *columns], rows)
 
 
 def worth_it(runs: Runs) -> list[str]:

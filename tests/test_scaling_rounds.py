@@ -1,18 +1,16 @@
 """What the dry run says of several rounds and of given pictures, against real tensors and counted products (as
 test_scaling does of one round)."""
 
-import json
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from PIL import Image as Picture
 from torch.utils.flop_counter import FlopCounterMode
 
 from formulas import queries_of
 from small_models import favour, normal, randomise
 from test_scaling import ACTIONS, COPIES, GROUP, PROMPT, RANK, SIZES, Case, Live, counted, size_of, tensors_of
-from unigrpo.costs.sizes import BAGEL_7B, EXPERTS, VisionSizes, flux_autoencoder, small_autoencoder
+from unigrpo.costs.sizes import BAGEL_7B, VisionSizes, flux_autoencoder, small_autoencoder
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import VisionConfig
 from unigrpo.models.bagel.policy import is_denoising
@@ -25,9 +23,7 @@ from unigrpo.recipe import load_recipe
 from unigrpo.rollout.engine import RandomKeys, Sampling, rollout
 from unigrpo.rollout.episode import rounds_of
 from unigrpo.tools.planning.compute import look, replay_backward, replay_forward, velocities
-from unigrpo.tools.planning.given import given_looks
-from unigrpo.tools.planning.look_memory import reading
-from unigrpo.tools.planning.looks import look_sizes, sizes_of
+from unigrpo.tools.planning.looks import look_sizes
 from unigrpo.tools.planning.memory import logits, step_working
 from unigrpo.tools.planning.scaling import estimate, scaling_report
 from unigrpo.training.lora import Adapter
@@ -293,42 +289,3 @@ def test_one_round_costs_what_it_did_and_two_cost_more():
     lines = scaling_report(load_recipe(name, ["--rollout.rounds=2"]), BAGEL_7B, tflops=989.0, mfu=0.4)
     assert any("in 2 rounds (a look reads 1024 latents and 1369 patches)" in line for line in lines)
     assert max(map(len, lines)) <= 120
-
-
-@pytest.mark.parametrize("case", [EDITS[0], Rounds(rounds=1, edit=True, tower=False)], ids=str)
-def test_peak_of_reading_a_prompt_with_a_picture(case):
-    policy, work = case.policy, case.estimate.work
-    given = given_of(policy, case)
-    with torch.no_grad(), Live() as live:
-        cache = policy.prefill([given])
-        beside = live.peak - size_of([*cache.keys, *cache.values])
-    casts = work.compute * sum(SIZES.cast(expert) for expert in EXPERTS)
-    assert reading(work) + casts == pytest.approx(beside, rel=0.1)
-
-
-def test_the_dry_run_of_edits_counts_the_given_pictures():
-    """Beside the same recipe with prompts in words alone."""
-    recipe = load_recipe("bagel/unigrpo-edit-lora")
-    (look,) = given_looks(recipe, BAGEL_7B)
-    assert (look.latents, look.patches, look.tokens) == (1024, 37 * 37, 1024 + 37 * 37 + 4)
-    words = replace(recipe, data=replace(recipe.data, prompts="geneval:train"))
-    edits, plain = (estimate(each, BAGEL_7B) for each in (recipe, words))
-    assert edits.work.context_tokens - plain.work.context_tokens == look.tokens
-    for name in ("prefill", "think", "draw", "score", "update"):
-        assert getattr(edits.compute, name) > getattr(plain.compute, name)
-    for name in ("activations", "cache", "drawing", "trajectories"):
-        assert getattr(edits.memory, name) > getattr(plain.memory, name)
-    lines = scaling_report(recipe, BAGEL_7B, tflops=989.0, mfu=0.4)
-    assert any("every prompt with a picture: 1024 latents and 1369 patches to read" in line for line in lines)
-    assert max(map(len, lines)) <= 120
-
-
-def test_given_pictures_of_a_file_are_measured_and_the_most_is_taken(tmp_path):
-    rows = [{"prompt": "w1"}, {"prompt": "w2", "images": ["low.png"]}, {"prompt": "w3", "images": ["low.png"] * 2}]
-    Picture.new("RGB", (1024, 256)).save(tmp_path / "low.png")
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    recipe = load_recipe("bagel/unigrpo-edit-lora", [f"--data.prompts={tmp_path / 'rows.jsonl'}"])
-    assert given_looks(recipe, BAGEL_7B) == (sizes_of(BAGEL_7B, 256, 1024),) * 2
-    assert sizes_of(BAGEL_7B, 256, 1024).patches != look_sizes(BAGEL_7B, 512).patches
-    absent = replace(recipe, data=replace(recipe.data, prompts="hf:nobody/nothing"))
-    assert given_looks(absent, BAGEL_7B) == ()

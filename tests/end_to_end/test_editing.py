@@ -134,14 +134,17 @@ def test_a_model_that_sees_nothing_is_refused_before_it_is_loaded(capsys):
     words = tiny_runs.overrides(tiny_runs.EDIT, model__path=tiny_runs.model_folder())
     assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--dry-run", *words) == 2
     told = capsys.readouterr().err
-    assert "it has pictures, but the model cannot see any" in told and "the model: builtin:shapes-rounds" in told
+    assert (
+        "it has pictures, but the model cannot see any" in told
+        and "name a model that can: builtin:shapes-edits" in told
+    )
     assert tiny_runs.unigrpo("eval", "--suite", "shapes:edit-held-out", "--model", tiny_runs.model_folder()) == 2
-    assert "the model: builtin:shapes-rounds" in capsys.readouterr().err
+    assert "name a model that can: builtin:shapes-edits" in capsys.readouterr().err
 
 
 def test_who_can_see_is_named_where_a_world_has_somebody():
     words = frozenset(vocabulary())
-    assert worlds.seeing("mine.jsonl, line 1", words) == "builtin:shapes-rounds" == worlds.seeing("shapes:edit", None)
+    assert worlds.seeing("mine.jsonl, line 1", words) == "builtin:shapes-edits" == worlds.seeing("shapes:edit", None)
     assert not worlds.seeing("mine.jsonl, line 1", None) and not worlds.seeing("shapes:edit-large", None)
     assert not worlds.seeing("words:train", frozenset(worlds.WORDS.vocabulary()))
 

@@ -128,6 +128,22 @@ def test_a_shared_first_thinking_is_worth_the_mean_of_its_samples(credit):
         assert again == last == pytest.approx(second[i], abs=1e-6)
 
 
+def test_the_last_picture_is_compared_alike_whether_first_thinkings_are_shared_or_not():
+    """Also with samples that stopped before: but the first thinking, all is as if nothing were shared."""
+    group = [
+        trajectory(0.6, stops=True),
+        trajectory(0.3, 0.9),
+        trajectory(0.2, stops=True),
+        trajectory(0.5, stops=True),
+    ]
+    group = [replace(t, sample=i) for i, t in enumerate(group)]
+    alone = Advantage().assign(group)
+    shared = Advantage().assign([replace(t, thought=i // 2) for i, t in enumerate(group)])
+    for one, other, thinking in zip(alone, shared, of([0.75, 0.75, 0.35, 0.35]), strict=True):
+        assert other.advantages[1:] == one.advantages[1:]
+        assert other.advantages[0] == pytest.approx(thinking, abs=1e-6)
+
+
 def test_first_drawings_alone_are_compared_within_their_thought():
     found = sharing((0.1, 0.9), (0.3, 0.2), (0.8, 0.4), (0.6, 0.5), credit="improvement", within="thought")
     assert [row[1] for row in found] == pytest.approx([*of([0.1, 0.3]), *of([0.8, 0.6])], abs=1e-6)

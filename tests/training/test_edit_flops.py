@@ -39,6 +39,7 @@ EDITS = {
     "apart": {"optimizer__micro_batch": 1},
     "rounds": {"rollout__rounds": 2},
     "portions": {"rollout__batch": 1},
+    "thoughts": {"rollout__batch": 3, "rollout__images_per_thinking": 2, "data__group_size": 6},  # drawn by twos
 }
 
 

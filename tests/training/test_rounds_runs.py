@@ -228,9 +228,10 @@ OTHER = {"rollout__rounds": 2, "rollout__look": "other", "reward__train": f"[{{n
         (1, {"rollout__rounds": 3, "rollout__stop": "said", "rollout__stop_words": "[over]"}, "or stop to never"),
     ],
 )
-def test_a_rank_that_would_draw_a_prompt_alone_is_refused_at_the_start(tmp_path, size, options, message):
+def test_a_rank_that_would_draw_a_prompt_alone_is_refused_before_a_model_is_loaded(monkeypatch, size, options, message):
     """Where a look shows another prompt's picture; whichever rank it is."""
     recipe = tiny_runs.tiny_recipe(**{**OTHER, **options})
+    monkeypatch.setattr("unigrpo.build.runs.trained", lambda *_: pytest.fail("a model was loaded"))
     for rank in range(size):
         with pytest.raises(ConfigError, match=message):
             build.parts(recipe, World(rank, size))
@@ -242,6 +243,16 @@ def test_ranks_with_two_prompts_each_look_at_other_pictures(tmp_path):
         check_shares(recipe, World(rank, 2))
         for portion in portions_of(World(rank, 2), 4, 2):
             assert len(others(list(portion.prompts))) == 2  # as a rollout asks for them
+
+
+def test_pictures_of_one_thinking_are_not_parted_where_others_are_looked_at():
+    """Five groups of one thought each: a rank draws two of them, the other three, and none of them halves."""
+    sharing = {"data__prompts_per_iteration": 5, "rollout__images_per_thinking": 3}
+    method = {"method": "{name: flow_grpo, regulariser: {weight: 0.3}}"}
+    recipe = tiny_runs.tiny_recipe(**{**OTHER, **sharing, **method})
+    for rank in range(2):
+        check_shares(recipe, World(rank, 2))
+        assert len(portions_of(World(rank, 2), 5, 3, together=3)) == 1
 
 
 def test_words_that_nobody_could_say_are_refused(tmp_path):

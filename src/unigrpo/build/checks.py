@@ -224,7 +224,7 @@ class Looked:
         except ValueError as error:
             self.unknown |= isinstance(error, UnknownWords)
             shipped = worlds.seeing(row.where, self.model.words) if isinstance(error, SeesNothing) else ""
-            change = f"; name one that can as the model: {shipped}" if shipped else ""
+            change = f"; name a model that can: {shipped}" if shipped else ""
             raise ConfigError(f"{row.where}: {error}{change}") from error
 
     @contextmanager

@@ -14,6 +14,7 @@ from unigrpo.build.sampling import (
     EVALUATED_TOGETHER,
     check_episodes,
     check_rewards,
+    check_shares,
     evaluation_episode,
     evaluation_sampling,
     latent_reward,
@@ -123,6 +124,7 @@ def source(recipe: Recipe, world: World = ONE_PROCESS, drawing: Drawing = as_it_
 def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     """Build everything a run needs; a name that means nothing is a ConfigError before anything is written."""
     rewards = check_rewards(recipe)  # refused before a model is loaded
+    check_shares(recipe, world)
     evaluation_sampling(recipe)
     made_source, made_suite = source(recipe), data.suite(recipe.eval.prompts)
     size = drawn_size(recipe)
@@ -134,7 +136,7 @@ def parts(recipe: Recipe, world: World = ONE_PROCESS) -> RunComponents:
     if (drawn := made.policy.spec.image_size) != size:
         check_size(recipe, drawn)
         try_rewards(recipe, rewards, made_source, made_suite, drawn)
-    check_episodes(recipe, made.policy, world)
+    check_episodes(recipe, made.policy)
     for prompt in made_suite.prompts(1):
         made.policy.encode_text(prompt.text)  # a word that a small vocabulary lacks is found here, not in mid-run
     return RunComponents(

@@ -20,7 +20,7 @@ from unigrpo.rollout.engine import Sampling, Slide
 from unigrpo.rollout.episode import Episode, rounds_of
 from unigrpo.rollout.guidance import Guidance
 from unigrpo.rollout.sample import check_others, check_words, portions
-from unigrpo.training.parallel import ONE_PROCESS, World
+from unigrpo.training.parallel import World
 from unigrpo.training.sharing import portions_of, share_of
 from unigrpo.trajectory import Prompt
 
@@ -116,9 +116,8 @@ def evaluation_episode(recipe: Recipe) -> Episode:
     )
 
 
-def check_episodes(recipe: Recipe, policy: Policy, world: World = ONE_PROCESS) -> None:
-    """ConfigError where a model cannot go through the rounds of a recipe, or does not know its words; or a rank would
-    look for another prompt's picture where it draws one prompt alone."""
+def check_episodes(recipe: Recipe, policy: Policy) -> None:
+    """ConfigError where a model cannot go through the rounds of a recipe, or does not know its words."""
     if max(training_episode(recipe).rounds, evaluation_episode(recipe).rounds) == 1:
         return
     if not policy.looks:
@@ -126,7 +125,6 @@ def check_episodes(recipe: Recipe, policy: Policy, world: World = ONE_PROCESS) -
             f"rollout.rounds (or eval.rounds) above 1: the model {recipe.model.path} cannot look at what it drew; set "
             "rounds to 1"
         )
-    check_shares(recipe, world)
     told = {"rollout.rethink": training_episode(recipe).told, "eval.rethink": evaluation_episode(recipe).told}
     for key, text in told.items():
         if text:
@@ -169,9 +167,10 @@ def check_shares(recipe: Recipe, world: World) -> None:
 
 def _alone(recipe: Recipe, data: PromptData, rank: World, prompts: int) -> bool:
     """Whether a rank would draw samples of one prompt alone, of so many prompts an iteration."""
-    shares = portions_of(rank, prompts, data.group_size, minibatches=recipe.optimizer.minibatches)
+    each, batch = recipe.rollout.images_per_thinking if recipe.rollout.think else 1, recipe.rollout.batch
+    shares = portions_of(rank, prompts, data.group_size, together=each, minibatches=recipe.optimizer.minibatches)
     stand_ins = [([Prompt(place, "") for place in share.prompts], share.count) for share in shares]
-    return any(len(some) < 2 for own, count in stand_ins for some, _, _ in portions(own, count, recipe.rollout.batch))
+    return any(len(some) < 2 for own, count in stand_ins for some, _, _ in portions(own, count, batch, each))
 
 
 def training_sampling(recipe: Recipe) -> Sampling:

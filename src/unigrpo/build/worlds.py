@@ -47,7 +47,7 @@ class EmbeddedWorld:
     none); questions: held-out (kind, question, answer, picture) about its pictures, None where it has none;
     looking_words: further words of demonstrations that look at pictures; further: more figures of an evaluation, from
     its records; understand_edit: an instruction and the picture that it is about, read as ``understand`` does (None:
-    nothing is edited); seeing: the shipped model that looks at pictures ("": there is none).
+    nothing is edited); seeing: the shipped model that edits pictures ("": there is none).
     """
 
     name: str
@@ -173,7 +173,7 @@ SHAPES = EmbeddedWorld(
     looking_words=shapes_looking.further_words,
     understand_edit=_shapes_edit_understood,
     further=revisions.further,
-    seeing="builtin:shapes-rounds",
+    seeing="builtin:shapes-edits",
 )
 WORDS = EmbeddedWorld(
     name="words",
@@ -235,7 +235,7 @@ def speaking(words: frozenset[str] | None) -> EmbeddedWorld | None:
 
 
 def seeing(name: str, words: frozenset[str] | None) -> str:
-    """The shipped model that can look at pictures, of the world of a prompt set or of a model's words; "" if none."""
+    """The shipped model that can edit pictures, of the world of a prompt set or of a model's words; "" if none."""
     world = speaking(words) or (None if is_scaled(name) else named(name))
     return "" if world is None else world.seeing
 

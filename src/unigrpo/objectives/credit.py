@@ -91,8 +91,8 @@ def assigned(
 ) -> list[Trajectory]:
     """The trajectories with an advantage for each text and picture: each compared with those of its round in its group.
 
-    A group is all trajectories of one ``prompt.position`` that have such a segment (:func:`compared`). ValueError where
-    a drawing has no score.
+    A group is all trajectories of one ``prompt.position`` that have such a segment (:func:`compared`); of terminal, all
+    of them. ValueError where a drawing has no score.
     """
     if any(len(t.scores) != len(t.drawings) for t in trajectories):
         raise ValueError("a drawing has no score: score all drawings of a trajectory before its advantages")
@@ -106,7 +106,9 @@ def assigned(
         who = [t for t in teachers if (t.thinking if kind is Text else t.drawing)]
         if not who:
             continue
-        sides = compared(trajectories, some, place, within=within)
+        # the last picture is what a whole sample is worth: those that stopped before this place are compared as well
+        peers = range(len(trajectories)) if credit == "terminal" else some
+        sides = compared(trajectories, peers, place, within=within)
         columns = [(t.weight, [_worth_of(trajectories, rows, t, turn, credit) for rows in sides.members]) for t in who]
         values = compare(columns, sides.groups).tolist()
         found |= {(row, place): value for rows, value in zip(sides.members, values, strict=True) for row in rows}

@@ -227,7 +227,7 @@ class Rollout:
     think: bool = True
     """Whether the model thinks before it draws."""
     images_per_thinking: Batch = 1
-    """Pictures that are drawn on each (first) thinking; a group has group_size / images_per_thinking (paper: 1)."""
+    """Pictures that share a thinking (of rounds: the first); a group has group_size / this many thoughts (paper: 1)."""
     max_think_tokens: Tokens = 1024
     """Where the thinking is cut, its end token counted."""
     same_initial_noise: bool = False

@@ -108,7 +108,7 @@ def _failures(lines: Sequence[Json]) -> str:
 
 def status(done: int, total: Any, before: Json, after: bool, lines: Sequence[Json]) -> str:
     """Say how far the run is, and what is missing of it."""
-    length = f"{done} of {counted(total, 'iteration')}" if isinstance(total, int) else f"{counted(done, 'iteration')}"
+    length = f"{done} of {counted(total, 'iteration')}" if isinstance(total, int) else counted(done, "iteration")
     if after:
         return f"{length}, finished."
     missing = "the evaluation after training" if before else "the evaluations before and after training"

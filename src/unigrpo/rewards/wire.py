@@ -123,10 +123,8 @@ def read_request(body: bytes, served: str, limits: Limits) -> RewardInput:
     images = _list(fields, "images")
     count = len(images)
     if not 0 < count <= limits.max_pictures:
-        raise Refused(
-            413 if count else 400,
-            f"images has {counted(count, 'picture')}: send 1 to {limits.max_pictures} in one request",
-        )
+        why = f"images has {counted(count, 'picture')}: send 1 to {limits.max_pictures} in one request"
+        raise Refused(413 if count else 400, why)
     prompts, metadata, thinking, sources = (
         _list(fields, key, count, fill)
         for key, fill in (("prompts", _MISSING), ("metadata", {}), ("thinking", None), ("sources", []))
@@ -265,9 +263,8 @@ def read_answer(body: bytes, count: int) -> RewardOutput:
     errors, parts = said["errors"], said["parts"]
     places = {str(index) for index in range(count)}
     if not isinstance(errors, dict) or not set(errors) <= places or not all(map(_is_message, errors.values())):
-        raise WrongAnswer(
-            f"it answered the errors {shown(errors)}, which are no messages of {counted(count, 'picture')}"
-        )
+        many = counted(count, "picture")
+        raise WrongAnswer(f"it answered the errors {shown(errors)}, which are no messages of {many}")
     if not isinstance(parts, dict):
         raise WrongAnswer(f"it answered the parts {shown(parts)}, which are no object")
     failed = {int(index): message for index, message in errors.items()}

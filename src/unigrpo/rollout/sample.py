@@ -135,10 +135,15 @@ def portions(
     neighbours that share a thinking.
     """
     whole = len(prompts) if batch is None else max(1, batch // samples)
-    most = samples if batch is None else max(together, batch // together * together)
+    most = part_of(samples, batch, together)
     for start in range(0, len(prompts), max(1, whole)):
         for first in range(0, samples, most):
             yield prompts[start : start + whole], first, min(most, samples - first)
+
+
+def part_of(samples: int, batch: int | None, together: int = 1) -> int:
+    """How many of a prompt's samples are drawn together, of at most ``batch``: all, or whole thoughts of them."""
+    return samples if batch is None or batch >= samples else max(together, batch // together * together)
 
 
 def thinking_of(policy: Policy, trajectory: Trajectory) -> str | None:

@@ -39,7 +39,7 @@ class Sampling:
     ``num_points`` grid points are num_points - 1 forwards. ``window`` (lo, hi): the start is uniform in
     lo..hi-window_size, or moves by ``slide``. ``same_initial_noise`` gives all members of a group one initial noise
     (the paper: no). ``kept_steps`` (lo, hi): keep the state before one step of each picture, uniform in lo..hi-1
-    (ReFL). ``images_per_thinking``: pictures that are drawn on each thinking.
+    (ReFL). ``images_per_thinking``: pictures that are drawn on each thinking (of rounds: the first).
     """
 
     num_points: int

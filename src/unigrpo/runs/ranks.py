@@ -64,4 +64,8 @@ def units(recipe: Recipe) -> tuple[int, str]:
         return recipe.data.batch_size, "demonstrations in a step (data.batch_size)"
     data, each = recipe.data, recipe.rollout.images_per_thinking if recipe.rollout.think else 1
     groups = data.prompts_per_iteration // recipe.optimizer.minibatches
-    return groups * data.group_size // each, "samples in a minibatch (prompts_per_iteration x group_size / minibatches)"
+    if each == 1:
+        what = "samples in a minibatch (prompts_per_iteration x group_size / minibatches)"
+    else:
+        what = "thoughts in a minibatch (prompts_per_iteration x group_size / minibatches / images_per_thinking)"
+    return groups * data.group_size // each, what

@@ -43,7 +43,7 @@ def few(count: int, cores: int) -> str:
     """What to say of a run that began with more threads than there are cores; nothing of others."""
     if count <= cores:
         return ""
-    here = f"{counted(cores, 'core')}"
+    here = counted(cores, "core")
     return (
         f"{count} threads, as the run began, on {here}: slower, but the same numbers; OMP_NUM_THREADS={cores} is "
         "faster and rounds otherwise"

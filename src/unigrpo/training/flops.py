@@ -16,6 +16,7 @@ from unigrpo.costs.sizes import ModelSizes
 from unigrpo.recipe import Recipe
 from unigrpo.recipe.schema import how_trained
 from unigrpo.recipe.sections import PromptData
+from unigrpo.rollout.sample import part_of
 from unigrpo.training.components import RunComponents
 from unigrpo.training.peak import SIDES, Peak, peak_of
 from unigrpo.training.replay import Batch, minibatches
@@ -95,8 +96,7 @@ def row_of(trajectory: Trajectory, recipe: Recipe) -> Row | None:
 def told_of(given: Sequence[Segment], trajectory: Trajectory, recipe: Recipe) -> tuple[Hashable, ...]:
     """What tells a beginning from others in a replay: ids of words; pictures by their prompt and place, and by the part
     of a group that was drawn together, which had them read anew."""
-    batch, position = recipe.rollout.batch, trajectory.prompt.position
-    part = trajectory.sample // batch if batch is not None and batch < group_of(recipe) else 0
+    position, part = trajectory.prompt.position, trajectory.sample // drawn_together(recipe)
     return tuple(
         tuple(s.ids.tolist()) if isinstance(s, Text) else (position, part, place) for place, s in enumerate(given)
     )
@@ -105,6 +105,11 @@ def told_of(given: Sequence[Segment], trajectory: Trajectory, recipe: Recipe) ->
 def group_of(recipe: Recipe) -> int:
     """Samples of a prompt."""
     return recipe.data.group_size if isinstance(recipe.data, PromptData) else 1
+
+
+def drawn_together(recipe: Recipe) -> int:
+    """Those of them that are drawn together."""
+    return part_of(group_of(recipe), recipe.rollout.batch, recipe.rollout.images_per_thinking)
 
 
 def rounds_row(trajectory: Trajectory, recipe: Recipe) -> Row:
@@ -170,8 +175,7 @@ def replays_before(recipe: Recipe) -> int:
 
 def drawn(recipe: Recipe, counts: Counting, rows: Sequence[Row]) -> float:
     """FLOPs of a rollout: each prompt once per group (or part of one), each thought once, each step of each picture."""
-    batch = recipe.rollout.batch
-    parts = 1 if batch is None else -(-group_of(recipe) // batch)
+    parts = -(-group_of(recipe) // drawn_together(recipe))
     prompts = {row.thought[0]: row for row in rows}
     thoughts = {row.thought: row for row in rows if row.scored}
     total = float(sum(parts * counts.look(0, row.before, row.shown, row.seen) for row in prompts.values()))

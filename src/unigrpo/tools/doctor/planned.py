@@ -34,7 +34,7 @@ def _finding(name: str, gpus: int, taken: Chosen) -> Finding:
     figures = {"gpus": gpus, "peak_bytes": choice.peak, "mode": choice.layout and taken.mode}
     if choice.layout is None:
         return Finding(f"auto: {name}", "note", choice.reason, "", figures)
-    where = f"{counted(gpus, 'GPU')}" if choice.peak is not None else "CPU ranks"
+    where = counted(gpus, "GPU") if choice.peak is not None else "CPU ranks"
     keys = further(choice.layout)
     figures["keys"] = keys
     said = f"{taken.mode} on {where}: {choice.reason}"

@@ -112,7 +112,7 @@ def checkpoint_comes_back(trial: Trial) -> Finding:
     again = Trainer(trial.recipe, build.parts(trial.recipe), trial.folder)
     with contextlib.redirect_stdout(io.StringIO()):
         done = again.resume()
-    wrong = [] if done == trainer.done else [f"{counted(done, 'iteration')}"]
+    wrong = [] if done == trainer.done else [counted(done, "iteration")]
     ours, theirs = _state(trainer), _state(again)
     wrong += [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
     wrong += [name for name in theirs if name not in ours]

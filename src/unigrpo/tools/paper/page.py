@@ -31,7 +31,7 @@ def page(results: Json, title: str, key: str, height: float, draw: Callable[[Sub
     from matplotlib.figure import Figure
 
     count, quick = len(results["seeds"]), results["scale"] == "quick"
-    seeds = f"{counted(count, 'seed')}"
+    seeds = counted(count, "seed")
     said = f"embedded world of shapes, scale {results['scale']}, reward {results['reward']}, {seeds}; {key}"
     with matplotlib.rc_context(STYLE):  # local to this figure: no global state is touched
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

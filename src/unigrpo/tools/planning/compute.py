@@ -157,6 +157,6 @@ def compute(work: Workload) -> Compute:
         replays=replays,
         scored=annotating * replays,
         updates=work.passes * work.minibatches,
-        portions=-(-work.rows // work.drawn),
+        portions=work.portions,
         bytes_per_step=bytes_per_step(work) if rl and work.actions else 0.0,
     )

@@ -7,16 +7,17 @@ what ranks send is compared with bytes counted on CPU ranks. Times follow from a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unigrpo.costs.sizes import EXPERTS, ModelSizes
 from unigrpo.plurals import counted
 from unigrpo.recipe.schema import Recipe
 from unigrpo.tools.planning import memory
 from unigrpo.tools.planning.communication import Traffic, traffic
-from unigrpo.tools.planning.compute import Compute, compute, look, thinking, velocities, velocity
+from unigrpo.tools.planning.compute import Compute, compute, look, thinking, velocities
 from unigrpo.tools.planning.look_memory import looking as looking_of
 from unigrpo.tools.planning.look_memory import reading
+from unigrpo.tools.planning.looks import NO_LOOK, look_sizes
 from unigrpo.tools.planning.workload import PROMPT_TOKENS, Layout, Workload, workload
 
 GPUS = (1, 2, 4, 8, 16, 64, 512)
@@ -225,7 +226,7 @@ def _given(work: Workload) -> list[str]:
         return []
     pictures, patches = len(work.given), sum(look.patches for look in work.given)
     seen = f" and {counted(patches, 'patch')}" if patches else ""
-    many = "a picture" if pictures == 1 else f"{counted(pictures, 'picture')}"
+    many = "a picture" if pictures == 1 else counted(pictures, "picture")
     return [f"  every prompt with {many}: {work.shown} latents{seen} to read (the most of the first prompts)"]
 
 
@@ -316,12 +317,11 @@ def _time_table(recipe: Recipe, made: Sequence[Estimate], *, tflops: float, mfu:
 
 def _evaluation(recipe: Recipe, made: Estimate) -> float:
     """FLOPs of one cadence evaluation on one GPU; a guided step is two forwards, of pictures three."""
-    w, e = made.work, recipe.eval
-    branches = 1 + (e.guidance > 1) + (e.image_guidance > 1)
-    share = e.limit / w.gpus
-    thoughts = sum(thinking(w, turn) for turn in range(1, w.rounds + 1)) if e.think else 0.0
-    looks = look(w) if e.rounds is None else 0.0
-    autoencoder = w.sizes.autoencoder
-    pixels = autoencoder.flops(w.pixels) if autoencoder else 0.0
-    rounds, each = w.rounds if e.rounds is None else 1, velocities(w) if e.rounds is None else velocity(w)
-    return share * (thoughts + (e.num_points - 1) * branches * each + rounds * pixels + looks)
+    e, sizes = recipe.eval, made.work.sizes
+    rounds = e.rounds or recipe.rollout.rounds
+    seen = look_sizes(sizes, recipe.rollout.image_size) if rounds > 1 else NO_LOOK
+    w = replace(made.work, rounds=rounds, look=seen, branches=1 + (e.guidance > 1))
+    thoughts = sum(thinking(w, turn) for turn in range(1, rounds + 1)) if e.think else 0.0
+    forwards = (e.num_points - 1) * (w.branches + (e.image_guidance > 1))
+    pixels = rounds * sizes.autoencoder.flops(w.pixels) if sizes.autoencoder else 0.0
+    return e.limit / w.gpus * (thoughts + forwards * velocities(w) + pixels + look(w))

@@ -10,6 +10,7 @@ from unigrpo.costs.counting import Block, Training
 from unigrpo.costs.sizes import Expert, ModelSizes
 from unigrpo.recipe.schema import Recipe, how_trained
 from unigrpo.recipe.sections import PromptData
+from unigrpo.rollout.sample import part_of
 from unigrpo.tools.planning.given import given_looks
 from unigrpo.tools.planning.looks import NO_LOOK, LookSizes, look_sizes
 
@@ -149,6 +150,11 @@ class Workload:
         return -(-min(self.group, self.rows) // self.drawn)
 
     @property
+    def portions(self) -> int:
+        """Parts of an iteration that are drawn one after the other."""
+        return self.prompts * self.parts if self.drawn < self.group else -(-self.rows // self.drawn)
+
+    @property
     def prompts_read(self) -> int:
         """Prompts that one replay reads: shared ones once, else each row its own."""
         return self.shared or self.replayed_texts
@@ -235,15 +241,16 @@ def workload(
     thinks = rollout.think or not rl
     reasoning, denoising = how_trained(recipe, "reasoning"), how_trained(recipe, "denoising")
     minibatches = min(recipe.optimizer.minibatches, math.ceil(rows / group))
+    each = rollout.images_per_thinking if rl and rollout.think else 1
     return Workload(
         sizes=sizes,
         layout=layout,
         rows=rows,
         prompts=math.ceil(rows / group),
-        drawn=_together(rollout.batch, group, rows),
+        drawn=_together(rollout.batch, group, rows, each),
         micro=min(recipe.optimizer.micro_batch, math.ceil(rows / minibatches)),
         group=group,
-        each=rollout.images_per_thinking if rl and rollout.think else 1,
+        each=each,
         prompt_tokens=prompt_tokens,
         actions=(rollout.max_think_tokens if actions is None else actions) if thinks else 0,
         image_tokens=sizes.tokens(rollout.image_size),
@@ -276,11 +283,11 @@ def _rescored(recipe: Recipe) -> int:
     return int(old_values) + recipe.method.needs_behaviour_velocity
 
 
-def _together(batch: int | None, group: int, rows: int) -> int:
+def _together(batch: int | None, group: int, rows: int, each: int) -> int:
     """Samples that are drawn together: all, or whole groups, or a part of one (``rollout.batch``)."""
     if batch is None:
         return rows
-    return min(rows, batch // group * group if batch >= group else batch)
+    return min(rows, batch // group * group if batch >= group else part_of(group, batch, each))
 
 
 def _copies(recipe: Recipe) -> int:

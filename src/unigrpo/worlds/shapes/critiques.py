@@ -206,9 +206,10 @@ def _remarks(scene: Scene, made: Sequence[tuple[Object | None, Object]]) -> tupl
 
 
 def critique(scene: Scene, metadata: Mapping[str, Any], draws: random.Random) -> tuple[Remark, ...]:
-    """What is to be said of a picture that shows the scene: the fewest changes after which the prompt is met.
+    """What is to be said of a picture that shows the scene: few changes after which the prompt is met.
 
-    Cells and colours that are left open, and changes that cost the same, are drawn. None where the picture is fine.
+    The fewest for a relation; else one is chosen after the other, which can be one more where objects are alike. Cells
+    and colours that are left open, and changes that cost the same, are drawn. None where the picture is fine.
     """
     if content(scene, metadata):
         return ()
