@@ -49,6 +49,12 @@ VARIANTS: dict[str, dict[str, str]] = {
         "rollout.stop": "said",
         "rollout.stop-words": "[fine]",
     },
+    "two rounds, improvement, stop said, ten samples": {
+        "method.advantage.credit": "improvement",
+        "rollout.stop": "said",
+        "rollout.stop-words": "[fine]",
+        "data.group-size": "10",
+    },
     "two rounds, improvement, two pictures a first thinking": {
         "method.advantage.credit": "improvement",
         "rollout.images-per-thinking": "2",
@@ -56,7 +62,8 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 """Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
 UNTRAINED = "untrained"
-SAID = "two rounds, improvement, stop said"
+SAID = ("two rounds, improvement, stop said", "two rounds, improvement, stop said, ten samples")
+"""Those that may stop: 1.2 pictures a sample, so that ten samples make as many pictures as six of two rounds."""
 QUICK = {"iterations": "60", "eval.every": "60", "eval.compare-samples": "1"}
 """Keys of all runs: what is compared is measured afterwards."""
 IN_WORDS = {
@@ -85,7 +92,7 @@ def made(work: Path, variant: str, seed: int) -> None:
     run = folder(work, variant, seed)
     if variant != UNTRAINED:
         make(run, RECIPE, {**QUICK, **VARIANTS[variant]}, seed)
-    how = ("--controls", *(("--stop",) if variant == SAID else ()))
+    how = ("--controls", *(("--stop",) if variant in SAID else ()))
     measure(BASE if variant == UNTRAINED else str(run), run / MEASURED, *how)
 
 
@@ -224,7 +231,7 @@ def page(runs: Runs, found: Sides, command: str) -> str:
     common = " ".join(f"--{key} {value}" for key, value in QUICK.items())
     measuring = (
         f"Each is measured by `python scripts/measure_rounds.py RUN {' '.join(MEASURING)} --controls` (`--stop` after "
-        f"{SAID}; the trials without `--controls`). Keys of the trials are in scripts/rounds_trials.py."
+        f"{' and '.join(SAID)}; the trials without `--controls`). Keys of the trials are in scripts/rounds_trials.py."
     )
     return "\n".join([*lines, "## Keys", "", f"All with `{common}`.", "", *keys, "", measuring, ""])
 
