@@ -198,14 +198,15 @@ def trials(found: Sides) -> list[str]:
     """What was tried, a row each: two rounds against one, at equally many pictures."""
     wrong = of("seen", "look", "critique_right_needed")
     head = ["tried", "seeds", "before: first, last picture", "critique right of wrong pictures",
-            "two rounds: first, last", "one round: its picture", "last of two less it"]  # fmt: skip
+            "two rounds: first, last", "one round: its picture", "last of two less it",
+            "less the second one, if it is let look"]  # fmt: skip
     rows = []
     for name, sides in found.items():
         two, one = sides["two rounds"], sides["one round"]
         both = [", ".join(cell(sides[side], figure) for figure in (FIRST, LAST)) for side in (BASED, "two rounds")]
         seeds = str(len(set(one) & set(two)))
-        less = gap(sides, "two rounds", "one round", LAST, FIRST)
-        rows.append([name, seeds, both[0], cell(sides[BASED], wrong), both[1], cell(one, FIRST), less])
+        less = [gap(sides, "two rounds", "one round", LAST, against) for against in (FIRST, LAST)]
+        rows.append([name, seeds, both[0], cell(sides[BASED], wrong), both[1], cell(one, FIRST), *less])
     return table(head, rows)
 
 
