@@ -97,6 +97,40 @@ def test_stopped_and_resumed_edits_equal_uninterrupted_ones(finished, tmp_path):
     tiny_runs.assert_same_run(tmp_path, finished)
 
 
+STAGED = """
+name: tiny/edits
+iterations: 1
+model: {{path: {model}, dtype: float32}}
+data: {{prompts: shapes:edit, prompts_per_iteration: 2, group_size: 3}}
+rollout: {{num_points: 6, shift: 4.0, window: [0, 3], window_size: 2, max_think_tokens: 6}}
+reward: {{train: [{{name: shapes/edit}}], validation: [{{name: shapes/edit}}]}}
+optimizer: {{lr_reasoning: 2.0e-3, lr_denoising: 1.0e-3, micro_batch: 6}}
+eval: {{every: 25, prompts: shapes:edit-held-out, limit: 3, compare_limit: 3, compare_samples: 1, num_points: 6}}
+method: {{name: unigrpo}}
+stages:
+  - name: draw
+    data: {{prompts: shapes:train}}
+    reward: {{train: [{{name: shapes/verifier}}], validation: [{{name: shapes/verifier}}]}}
+    eval: {{prompts: shapes:held-out}}
+  - name: edit
+  - name: again
+    rollout: {{rounds: 2}}
+    method: {{advantage: {{credit: improvement}}}}
+"""
+
+
+def test_edits_are_a_stage_after_drawing_and_edits_in_rounds_one_after_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "write_report", lambda run_dir: run_dir)
+    path = tmp_path / "staged.yaml"
+    path.write_text(STAGED.format(model=tiny_runs.seeing_folder()))
+    assert tiny_runs.unigrpo("train", path, "--out", tmp_path / "run") == 0
+    names = ("1-draw", "2-edit", "3-again")
+    drawn, edited, again = (runlog.read_metrics(tmp_path / "run" / name) for name in names)
+    assert "changed" not in drawn[0]["reward_parts"] and "changed" in edited[0]["reward_parts"]
+    assert again[0]["rounds"] == 2.0 and "changed" in again[0]["reward_parts"]
+    assert all(max(lines[0]["first_update"].values()) < 1e-5 for lines in (drawn, edited, again))
+
+
 def test_two_ranks_edit_as_one_process_does(tmp_path):
     small = {
         "recipe": tiny_runs.EDIT,
