@@ -185,7 +185,7 @@ def test_a_rank_without_work_is_refused():
     ranks.check(recipe(), 6, 6)
     with pytest.raises(ConfigError, match=r"7 ranks, but shapes/unigrpo has 6 samples in a minibatch.*use at most 6"):
         ranks.check(recipe(), 7, 7)
-    with pytest.raises(ConfigError, match="has 4 thoughts in a minibatch .*/ images_per_thinking.*use at most 4"):
+    with pytest.raises(ConfigError, match=r"has 4 thoughts in a minibatch .*/ images_per_thinking.*use at most 4"):
         ranks.check(recipe(data__group_size=4, rollout__images_per_thinking=2), 5, 5)
     supervised = load_recipe(tiny_runs.PRETRAIN, tiny_runs.overrides(tiny_runs.PRETRAIN))
     with pytest.raises(ConfigError, match="has 4 demonstrations in a step"):
