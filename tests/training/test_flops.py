@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_runs
+from small_models import favour
 from unigrpo.costs.counting import Counting
 from unigrpo.models.bagel.config import VisionConfig
 from unigrpo.models.bagel.transformer import BagelModel
@@ -100,11 +101,13 @@ ROUNDS = {
 
 
 @pytest.mark.parametrize("name", ROUNDS)
-def test_rounds_are_counted_as_torch_counts_them(tmp_path, looking, name):
+def test_rounds_are_counted_as_torch_counts_them(tmp_path, monkeypatch, looking, name):
     """Forwards to the digit; backwards but for the first layers, whose inputs need no gradient."""
     tower, options = ROUNDS[name]
     more = {"model__path": looking[tower], "data__prompts_per_iteration": 1, "rollout__rounds": 3, **options}
     trainer = tiny_runs.trainer_of(tmp_path, **more)
+    eos = trainer.parts.policy.config.eos_token_id
+    favour(monkeypatch, trainer.parts.policy, eos, float("-inf"))  # no thinking ends: nothing is padded
     counts = counting_of(trainer.recipe, sizes_of(trainer))
     with counted() as rollout:
         collected = trainer.parts.source.collect(trainer.parts.policy, 0, Clock())

@@ -176,6 +176,16 @@ def test_a_stage_of_one_round_and_one_of_two(tmp_path, monkeypatch):
     assert "rounds" not in first[0] and second[0]["rounds"] == 2.0
 
 
+def test_a_later_stage_without_another_picture_to_look_at_is_refused_before_the_first(tmp_path, capsys):
+    path = tmp_path / "staged.yaml"
+    alone = "rounds: 2, look: other"  # three prompts, two at a time
+    words = STAGED.format(model=tiny_runs.model_folder(), red=RED).replace("rounds: 2", alone)
+    path.write_text(words.replace("prompts_per_iteration: 2", "prompts_per_iteration: 3"))
+    assert tiny_runs.unigrpo("train", path, "--out", tmp_path / "run", "--rollout.batch", "6") == 2
+    assert "of 3 prompts x 3 samples, at most 6 at a time" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "1-one").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -20,7 +20,7 @@ from unigrpo.build.models import (
 )
 from unigrpo.build.rewards import SHIPPED, reward
 from unigrpo.build.runs import RecipeEvaluator, parts, source
-from unigrpo.build.sampling import check_rewards, evaluation_sampling, training_sampling
+from unigrpo.build.sampling import check_rewards, check_shares, evaluation_sampling, training_sampling
 from unigrpo.build.suites import MAKERS, STREAM, Examining, evaluation_suite, of_prompts, try_suite
 from unigrpo.build.trial import drawn_size, try_reward, try_rewards
 from unigrpo.build.worlds import EMBEDDED, EmbeddedWorld, can_judge, known_of
@@ -43,6 +43,7 @@ __all__ = [
     "check_here",
     "check_listed",
     "check_rewards",
+    "check_shares",
     "check_suite",
     "device_of",
     "drawn_size",

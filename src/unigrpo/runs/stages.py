@@ -14,15 +14,20 @@ from unigrpo.ranges import ConfigError
 from unigrpo.recipe import Recipe, StagedRecipe, staged_recipe, with_overrides
 from unigrpo.reports import runlog
 from unigrpo.training import checkpoint
+from unigrpo.training.parallel import World
 
 
-def check_names(staged: StagedRecipe) -> None:
-    """Resolve the names in every stage and try its rewards, so that a fault is told now and not hours later."""
+def check_names(staged: StagedRecipe, world: World) -> None:
+    """Resolve the names in every stage and try its rewards, so that a fault is told now and not hours later.
+
+    Also whether the ranks of the run draw prompts together that look at each other's pictures.
+    """
     size = build.drawn_size(staged.stages[0])  # all stages train the same model
     for recipe in staged.stages:
         try:
             source, suite = build.source(recipe), build.suite(recipe.eval.prompts)
             rewards = build.check_rewards(recipe)
+            build.check_shares(recipe, world)
             if size is not None:
                 build.try_rewards(recipe, rewards, source, suite, size)
         except ValueError as error:

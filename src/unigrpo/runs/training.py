@@ -86,7 +86,7 @@ def train_stages(staged: StagedRecipe, run_dir: Path, going: Going) -> bool:
     world = going.world
     with world.together():
         if world.first:
-            stages.check_names(staged)
+            stages.check_names(staged, world)
             if going.resume:
                 stages.check_iterations(staged, run_dir)
             stages.check_data(staged, run_dir if going.resume else None)
