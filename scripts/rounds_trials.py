@@ -1,6 +1,6 @@
 """What was tried to put two rounds of training above one, at equally many pictures (scripts/study_rounds.py).
 
-A trial is a pair of runs from one base: two rounds, and one round with twice the rollouts.
+A trial is some runs from one base: one round with twice the rollouts, and others of two rounds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ PAIR: Mapping[str, Keys] = {
 }
 
 
+ONE, STOPPING = "one round", "two rounds that may stop, ten samples"
+STOPS: Keys = {**PAIR["two rounds"], "rollout.stop": "said", "rollout.stop-words": "[fine]", "data.group-size": "10"}
+"""1.2 pictures a sample, so that ten samples make as many pictures as six of two rounds."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """start: a shipped base; base: keys that train another one from it; runs: keys of both runs, by names in PAIR."""
+    """start: a shipped base; base: keys that train another one from it; runs: keys of its runs, by their names."""
 
     start: str = BASE
     base: Keys = field(default_factory=dict)
@@ -51,7 +56,7 @@ def _words() -> dict[str, Keys]:
 
 TRIALS: dict[str, Trial] = {
     "better sight: a base trained for 8,000 iterations in place of 3,000": Trial(
-        base={"iterations": "5000", "seed": "3", "eval.every": "1000"}
+        base={"iterations": "5000", "seed": "3", "eval.every": "1000"}, runs={**PAIR, STOPPING: STOPS}
     ),
     "more critiques: builtin:shapes-edits, 3,000 iterations more, half of them looks": Trial(
         start="builtin:shapes-edits"

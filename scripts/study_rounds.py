@@ -99,7 +99,7 @@ def made(work: Path, variant: str, seed: int) -> None:
 def tried(work: Path, name: str, side: str, seed: int) -> None:
     """Train one side of a trial with one seed, and measure what came out."""
     run = rounds_trials.train_one(work, name, side, seed, RECIPE)
-    measure(str(run), run / MEASURED)
+    measure(str(run), run / MEASURED, *(("--stop",) if side == rounds_trials.STOPPING else ()))
 
 
 def prepared(work: Path, name: str) -> None:
@@ -198,15 +198,20 @@ def trials(found: Sides) -> list[str]:
     """What was tried, a row each: two rounds against one, at equally many pictures."""
     wrong = of("seen", "look", "critique_right_needed")
     head = ["tried", "seeds", "before: first, last picture", "critique right of wrong pictures",
-            "two rounds: first, last", "one round: its picture", "last of two less it",
+            "two rounds: first, last", "pictures a prompt", "one round: its picture", "last of two less it",
             "less the second one, if it is let look"]  # fmt: skip
     rows = []
     for name, sides in found.items():
-        two, one = sides["two rounds"], sides["one round"]
-        both = [", ".join(cell(sides[side], figure) for figure in (FIRST, LAST)) for side in (BASED, "two rounds")]
-        seeds = str(len(set(one) & set(two)))
-        less = [gap(sides, "two rounds", "one round", LAST, against) for against in (FIRST, LAST)]
-        rows.append([name, seeds, both[0], cell(sides[BASED], wrong), both[1], cell(one, FIRST), *less])
+        one, base = sides[rounds_trials.ONE], sides[BASED]
+        for side in TRIALS[name].runs:
+            if side == rounds_trials.ONE:
+                continue
+            told = name if side == "two rounds" else f"{name.split(':')[0]}: {side}"
+            before, after = (", ".join(cell(some, figure) for figure in (FIRST, LAST)) for some in (base, sides[side]))
+            made = cell(sides[side], of("seen", "last", "rounds"))
+            less = [gap(sides, side, rounds_trials.ONE, LAST, against) for against in (FIRST, LAST)]
+            seeds = str(len(set(one) & set(sides[side])))
+            rows.append([told, seeds, before, cell(base, wrong), after, made, cell(one, FIRST), *less])
     return table(head, rows)
 
 

@@ -63,6 +63,8 @@ def test_a_trial_is_a_row_once_both_sides_are_there(study, tmp_path):
     places |= {study.rounds_trials.base_of(tmp_path, name): (0.4, 0.6)}
     places |= {run_of(tmp_path, name, "two rounds", seed): (0.7, 0.9 + 0.1 * seed) for seed in (0, 1)}
     places |= {run_of(tmp_path, name, "one round", seed): (0.8, 0.7) for seed in (0, 1)}
+    stopping = study.rounds_trials.STOPPING
+    places |= {run_of(tmp_path, name, stopping, seed): (0.7, 1.0) for seed in (0, 1)}
     places |= {run_of(tmp_path, others[0], "one round", 0): (0.8, 0.7)}
     for folder, scores in places.items():
         folder.mkdir(parents=True)
@@ -71,6 +73,7 @@ def test_a_trial_is_a_row_once_both_sides_are_there(study, tmp_path):
     page = (tmp_path / "rounds.md").read_text()
     assert f"| {name} | 2 | 0.400, 0.600 | 0.300 | 0.700, 0.950 ± " in page
     assert "| +0.150 (" in page
+    assert f": {stopping} | 2 | 0.400, 0.600 | 0.300 | 0.700, 1.000 | 2.000 | 0.800 | +0.200 (" in page
     assert others[0] not in page  # its other side is not there
 
 
@@ -80,7 +83,8 @@ def test_the_keys_of_every_trial_are_recipes(study):
             words = [w for k, v in {**study.rounds_trials.SHORT, **keys}.items() for w in (f"--{k}", v)]
             recipe = load_recipe(study.RECIPE, words)
             pictures = recipe.rollout.rounds * recipe.data.group_size * recipe.data.prompts_per_iteration
-            assert pictures == 192 and recipe.rollout.rounds == (2 if side == "two rounds" else 1), name
+            assert pictures == (320 if "ten samples" in side else 192), name
+            assert recipe.rollout.rounds == (1 if side == "one round" else 2)
         base = [w for k, v in trial.base.items() for w in (f"--{k}", v)]
         assert load_recipe(study.rounds_trials.BASE_RECIPE, base).iterations >= 3000
 
