@@ -28,7 +28,7 @@ PAIR: Mapping[str, Keys] = {
 
 ONE, STOPPING = "one round", "two rounds that may stop, ten samples"
 STOPS: Keys = {**PAIR["two rounds"], "rollout.stop": "said", "rollout.stop-words": "[fine]", "data.group-size": "10"}
-"""1.2 pictures a sample, so that ten samples make as many pictures as six of two rounds."""
+"""About as many pictures as six samples of two rounds; what they are is in the table of the page."""
 
 
 @dataclass(frozen=True)

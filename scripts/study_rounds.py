@@ -27,6 +27,7 @@ from rounds_tables import ACCURACY, FIRST, LAST, Figure, Found, Runs, cell, figu
 from rounds_trials import BASE, TRIALS
 from study import RESULTS, make
 from unigrpo.files import write_json_atomic, write_text_atomic
+from unigrpo.recipe import PromptData, load_recipe
 from unigrpo.reports import runlog
 from unigrpo.tools.paper.rows import mean_interval
 
@@ -63,7 +64,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 """Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
 UNTRAINED = "untrained"
 SAID = ("two rounds, improvement, stop said", "two rounds, improvement, stop said, ten samples")
-"""Those that may stop: 1.2 pictures a sample, so that ten samples make as many pictures as six of two rounds."""
+"""Those that may stop, of which ten samples make about as many pictures as six that do not."""
 QUICK = {"iterations": "60", "eval.every": "60", "eval.compare-samples": "1"}
 """Keys of all runs: what is compared is measured afterwards."""
 IN_WORDS = {
@@ -114,10 +115,20 @@ def folder(work: Path, variant: str, seed: int) -> Path:
 
 
 def read(run: Path) -> Found:
-    """What was measured of one model, and the seconds of an iteration."""
+    """What was measured of one model; of its training the pictures and the seconds of an iteration."""
     lines = runlog.read_metrics(run) if (run / runlog.METRICS).is_file() else []
     seconds = sum(line["seconds"]["total"] for line in lines) / len(lines) if lines else None
-    return {**json.loads((run / MEASURED).read_text(encoding="utf-8")), "seconds": seconds}
+    found = json.loads((run / MEASURED).read_text(encoding="utf-8"))
+    return {**found, "pictures": pictures(run, lines), "seconds": seconds}
+
+
+def pictures(run: Path, lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Pictures of an iteration, on average; None where none are drawn to be learned from."""
+    recipe = load_recipe(str(run / runlog.RECIPE)) if lines else None
+    if recipe is None or not isinstance(recipe.data, PromptData):
+        return None
+    rounds = [line.get("rounds", 1.0) for line in lines]
+    return recipe.data.prompts_per_iteration * recipe.data.group_size * sum(rounds) / len(rounds)
 
 
 def worth_it(runs: Runs) -> list[str]:
@@ -170,6 +181,7 @@ def stops(runs: Runs) -> list[str]:
     """Question 4."""
     columns: dict[str, Figure] = {
         "pictures a prompt": of("seen", "last", "rounds"),
+        "pictures of an iteration of training": of("pictures"),
         "last picture": LAST,
         "right first pictures called fine": of("seen", "says_fine", "of_right"),
         "wrong ones called fine": of("seen", "says_fine", "of_wrong"),
@@ -198,8 +210,8 @@ def trials(found: Sides) -> list[str]:
     """What was tried, a row each: two rounds against one, at equally many pictures."""
     wrong = of("seen", "look", "critique_right_needed")
     head = ["tried", "seeds", "before: first, last picture", "critique right of wrong pictures",
-            "two rounds: first, last", "pictures a prompt", "one round: its picture", "last of two less it",
-            "less the second one, if it is let look"]  # fmt: skip
+            "two rounds: first, last", "pictures of an iteration, of one round", "one round: its picture",
+            "last of two less it", "less the second one, if it is let look"]  # fmt: skip
     rows = []
     for name, sides in found.items():
         one, base = sides[rounds_trials.ONE], sides[BASED]
@@ -208,7 +220,7 @@ def trials(found: Sides) -> list[str]:
                 continue
             told = name if side == "two rounds" else f"{name.split(':')[0]}: {side}"
             before, after = (", ".join(cell(some, figure) for figure in (FIRST, LAST)) for some in (base, sides[side]))
-            made = cell(sides[side], of("seen", "last", "rounds"))
+            made = ", ".join(cell(some, of("pictures")) for some in (sides[side], one))
             less = [gap(sides, side, rounds_trials.ONE, LAST, against) for against in (FIRST, LAST)]
             seeds = str(len(set(one) & set(sides[side])))
             rows.append([told, seeds, before, cell(base, wrong), after, made, cell(one, FIRST), *less])

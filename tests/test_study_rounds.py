@@ -73,7 +73,7 @@ def test_a_trial_is_a_row_once_both_sides_are_there(study, tmp_path):
     page = (tmp_path / "rounds.md").read_text()
     assert f"| {name} | 2 | 0.400, 0.600 | 0.300 | 0.700, 0.950 ± " in page
     assert "| +0.150 (" in page
-    assert f": {stopping} | 2 | 0.400, 0.600 | 0.300 | 0.700, 1.000 | 2.000 | 0.800 | +0.200 (" in page
+    assert f": {stopping} | 2 | 0.400, 0.600 | 0.300 | 0.700, 1.000 | ,  | 0.800 | +0.200 (" in page
     assert others[0] not in page  # its other side is not there
 
 
