@@ -264,4 +264,4 @@ def test_a_run_in_rounds_says_what_its_first_pictures_were_worth():
     first, last = plain(0, 1.0), plain(0, 3.0)
     record = {**last, "rounds": [first, last]}
     said = describe_summary(summarise([record]))
-    assert said == "reward 3.000, 1 pictures, each the last of 2.00 on average; reward of the first ones 1.000"
+    assert said == "reward 3.000, 1 picture, each the last of 2.00 on average; reward of the first ones 1.000"
