@@ -281,7 +281,7 @@ def test_a_prompt_that_cannot_be_read_is_found_before_the_first_is_drawn(tiny, t
     Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
     options = ["--prompts", str(tmp_path / "p.jsonl"), "--model", str(tiny), *DRAWN, "--out", str(tmp_path / "out")]
     assert cli.run(["generate", *options]) == 2
-    assert "2 places <image>, but 1 pictures" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "2 places <image>, but 1 picture to put there" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_pictures_that_are_done_stay_when_a_later_prompt_fails(tiny, tmp_path, monkeypatch, capsys):

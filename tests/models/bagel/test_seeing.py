@@ -59,7 +59,7 @@ def test_pictures_stand_where_the_text_says(policy):
     pictures = (picture(seed=1), picture(seed=2))
     given = policy.prompt_segments(Prompt(0, "make <image> red <image>", images=pictures), think=False)
     assert [type(segment) for segment in given] == [Text, Image, View, Text, Image, View]
-    with pytest.raises(ValueError, match="has 1 places <image>, but 2 pictures were given"):
+    with pytest.raises(ValueError, match="has 1 place <image>, but 2 pictures to put there"):
         policy.prompt_segments(Prompt(0, "make <image> red", images=pictures), think=False)
 
 

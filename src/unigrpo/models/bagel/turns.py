@@ -12,6 +12,7 @@ from torch import Tensor
 from unigrpo.models.bagel.config import BagelConfig
 from unigrpo.models.bagel.transforms import VAE_LIMITS, VIT_LIMITS, Limits, resize, to_signed
 from unigrpo.models.bagel.vision import grid_of, patches_of
+from unigrpo.plurals import counted
 from unigrpo.trajectory import Image, Segment, Text, View
 
 IMAGE_PLACE = "<image>"
@@ -24,8 +25,8 @@ def interleave(text: str, shown: Sequence[Sequence[Segment]], encode: Callable[[
     pieces = [piece.strip() for piece in text.split(IMAGE_PLACE)]
     if len(pieces) - 1 != len(shown):
         raise ValueError(
-            f"{text!r} has {len(pieces) - 1} places {IMAGE_PLACE}, but {len(shown)} pictures were given: "
-            "give one picture for each place, or write no places (the pictures then come first)"
+            f"{text!r} has {counted(len(pieces) - 1, 'place')} {IMAGE_PLACE}, but {counted(len(shown), 'picture')} "
+            "to put there: give one picture for each place, or write no places (the pictures then come first)"
         )
     segments: list[Segment] = []
     for piece, picture in zip(pieces, [*shown, ()], strict=True):
