@@ -24,10 +24,9 @@ PAIR: Mapping[str, Keys] = {
         "eval.rounds": "2",
     },
 }
-
-
 ONE, STOPPING = "one round", "two rounds that may stop, ten samples"
-STOPS: Keys = {**PAIR["two rounds"], "rollout.stop": "said", "rollout.stop-words": "[fine]", "data.group-size": "10"}
+MAY_STOP: Keys = {**PAIR["two rounds"], "rollout.stop": "said", "rollout.stop-words": "[fine]"}
+STOPS: Keys = {**MAY_STOP, "data.group-size": "10"}
 """About as many pictures as six samples of two rounds; what they are is in the table of the page."""
 
 
@@ -68,6 +67,11 @@ TRIALS: dict[str, Trial] = {
 def slug(name: str) -> str:
     """A name as part of a folder's."""
     return "".join(c if c.isalnum() else "-" for c in name.split(":")[0])
+
+
+def measured_how(keys: Keys) -> tuple[str, ...]:
+    """How a model of these keys is measured: it may stop where it was trained to."""
+    return ("--stop",) if keys.get("rollout.stop") == "said" else ()
 
 
 def base_of(work: Path, name: str) -> Path:

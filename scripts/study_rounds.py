@@ -24,7 +24,7 @@ from typing import Any
 
 import rounds_trials
 from rounds_tables import ACCURACY, FIRST, LAST, Figure, Found, Runs, cell, figures_of, gained, gap, of, table
-from rounds_trials import BASE, TRIALS
+from rounds_trials import BASE, MAY_STOP, PAIR, STOPS, TRIALS, Keys, measured_how, slug
 from study import RESULTS, make
 from unigrpo.files import write_json_atomic, write_text_atomic
 from unigrpo.recipe import PromptData, load_recipe
@@ -35,36 +35,20 @@ RECIPE = "shapes/rounds"
 MEASURE = Path(__file__).with_name("measure_rounds.py")
 MEASURING = ("--samples", "2")
 ONE = "one round, twice the rollouts"
-VARIANTS: dict[str, dict[str, str]] = {
-    "two rounds, improvement": {"method.advantage.credit": "improvement"},
-    ONE: {
-        "rollout.rounds": "1",
-        "method.advantage.credit": "terminal",
-        "data.group-size": "12",
-        "eval.rounds": "2",
-    },
+VARIANTS: dict[str, Keys] = {
+    "two rounds, improvement": PAIR["two rounds"],
+    ONE: PAIR[rounds_trials.ONE],
     "two rounds, per picture": {"method.advantage.credit": "per_picture"},
     "two rounds, terminal": {"method.advantage.credit": "terminal"},
-    "two rounds, improvement, stop said": {
-        "method.advantage.credit": "improvement",
-        "rollout.stop": "said",
-        "rollout.stop-words": "[fine]",
-    },
-    "two rounds, improvement, stop said, ten samples": {
-        "method.advantage.credit": "improvement",
-        "rollout.stop": "said",
-        "rollout.stop-words": "[fine]",
-        "data.group-size": "10",
-    },
+    "two rounds, improvement, stop said": MAY_STOP,
+    "two rounds, improvement, stop said, ten samples": STOPS,
     "two rounds, improvement, two pictures a first thinking": {
-        "method.advantage.credit": "improvement",
+        **PAIR["two rounds"],
         "rollout.images-per-thinking": "2",
     },
 }
 """Keys of the variants: first the two that answer whether it is worth it, seed by seed, then the others."""
 UNTRAINED = "untrained"
-SAID = ("two rounds, improvement, stop said", "two rounds, improvement, stop said, ten samples")
-"""Those that may stop, of which ten samples make about as many pictures as six that do not."""
 QUICK = {"iterations": "60", "eval.every": "60", "eval.compare-samples": "1"}
 """Keys of all runs: what is compared is measured afterwards."""
 IN_WORDS = {
@@ -93,14 +77,14 @@ def made(work: Path, variant: str, seed: int) -> None:
     run = folder(work, variant, seed)
     if variant != UNTRAINED:
         make(run, RECIPE, {**QUICK, **VARIANTS[variant]}, seed)
-    how = ("--controls", *(("--stop",) if variant in SAID else ()))
-    measure(BASE if variant == UNTRAINED else str(run), run / MEASURED, *how)
+    how = measured_how(VARIANTS.get(variant, {}))
+    measure(BASE if variant == UNTRAINED else str(run), run / MEASURED, "--controls", *how)
 
 
 def tried(work: Path, name: str, side: str, seed: int) -> None:
     """Train one side of a trial with one seed, and measure what came out."""
     run = rounds_trials.train_one(work, name, side, seed, RECIPE)
-    measure(str(run), run / MEASURED, *(("--stop",) if side == rounds_trials.STOPPING else ()))
+    measure(str(run), run / MEASURED, *measured_how(TRIALS[name].runs[side]))
 
 
 def prepared(work: Path, name: str) -> None:
@@ -111,7 +95,7 @@ def prepared(work: Path, name: str) -> None:
 
 def folder(work: Path, variant: str, seed: int) -> Path:
     """Where a run and its evaluations lie."""
-    return work / f"{''.join(c if c.isalnum() else '-' for c in variant)}-seed{seed}"
+    return work / f"{slug(variant)}-seed{seed}"
 
 
 def read(run: Path) -> Found:
@@ -247,9 +231,10 @@ def page(runs: Runs, found: Sides, command: str) -> str:
     for question, tables in parts.items():
         lines += [f"## {question}", "", *tables]
     common = " ".join(f"--{key} {value}" for key, value in QUICK.items())
+    stopping = " and ".join(name for name, variant in VARIANTS.items() if measured_how(variant))
     measuring = (
         f"Each is measured by `python scripts/measure_rounds.py RUN {' '.join(MEASURING)} --controls` (`--stop` after "
-        f"{' and '.join(SAID)}; the trials without `--controls`). Keys of the trials are in scripts/rounds_trials.py."
+        f"{stopping}; the trials without `--controls`). Keys of the trials are in scripts/rounds_trials.py."
     )
     return "\n".join([*lines, "## Keys", "", f"All with `{common}`.", "", *keys, "", measuring, ""])
 
