@@ -2,14 +2,20 @@
 
 import functools
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+import unigrpo as package
 from unigrpo import build, cli
 from unigrpo.models.bagel.autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from unigrpo.models.bagel.config import VisionConfig
@@ -125,6 +131,22 @@ def unigrpo(*arguments):
         return cli.run([str(argument) for argument in arguments])
     except SystemExit as left:  # what the parser of options refuses
         return left.code
+
+
+def killed_after_its_first_checkpoint(run_dir, recipe, *words):
+    """A training in a process of its own, killed by SIGKILL as soon as its first checkpoint is there."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(package.__file__).parents[1]),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # other threads, other sums
+    }
+    command = [sys.executable, "-m", "unigrpo", "train", recipe, "--out", str(run_dir), *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.folder_of(run_dir, 1).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
 
 
 @functools.cache

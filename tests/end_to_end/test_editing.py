@@ -1,11 +1,6 @@
 """Editing from end to end: a given picture first, then everything as ever; and what a run shows of it."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,6 @@ from PIL import Image
 import rank_runs
 import rank_worker
 import tiny_runs
-import unigrpo
 from unigrpo import build, flow
 from unigrpo.build import worlds
 from unigrpo.models.bagel_files.opening import Opened
@@ -235,15 +229,7 @@ def test_a_killed_run_of_edits_goes_on(finished, tmp_path, monkeypatch, rounds):
     if rounds > 1:
         assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--out", whole, *words) == 0
         assert {line["rounds"] for line in runlog.read_metrics(whole)} == {rounds}
-    command = [sys.executable, "-m", "unigrpo", "train", tiny_runs.EDIT, "--out", str(run_dir), *words]
-    environment = {**os.environ, "PYTHONPATH": str(Path(unigrpo.__file__).parents[1])}
-    environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # other threads, other sums
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not checkpoint.folder_of(run_dir, 1).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    tiny_runs.killed_after_its_first_checkpoint(run_dir, tiny_runs.EDIT, *words)
     assert len(runlog.read_metrics(run_dir)) < PLAIN["iterations"]
     assert tiny_runs.unigrpo("train", tiny_runs.EDIT, "--out", run_dir, "--resume") == 0
     tiny_runs.assert_same_run(run_dir, whole)

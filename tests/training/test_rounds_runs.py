@@ -1,11 +1,6 @@
 """Runs of several rounds: resumed, killed, of two ranks, of two stages; and what such a run writes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +10,6 @@ from PIL import Image, ImageChops
 import rank_runs
 import tiny_runs
 import toy_family
-import unigrpo
 from unigrpo import build
 from unigrpo.build.sampling import check_shares
 from unigrpo.ranges import ConfigError
@@ -24,7 +18,6 @@ from unigrpo.reports import runlog
 from unigrpo.rollout.episode import Episode
 from unigrpo.rollout.looking import others
 from unigrpo.runs import training
-from unigrpo.training import checkpoint
 from unigrpo.training.parallel import World
 from unigrpo.training.sharing import portions_of
 from unigrpo.worlds.shapes import vocabulary
@@ -114,18 +107,7 @@ def test_a_killed_run_goes_on(tmp_path, quick):
     words = tiny_runs.overrides(iterations=3, eval__every=9, **plain(WORDS))
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", whole, *words) == 0
     assert any(1.0 < line["rounds"] < 2.0 for line in runlog.read_metrics(whole))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(unigrpo.__file__).parents[1]),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # other threads, other sums
-    }
-    command = [sys.executable, "-m", "unigrpo", "train", tiny_runs.UNIGRPO, "--out", str(run_dir), *words]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not checkpoint.folder_of(run_dir, 1).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    tiny_runs.killed_after_its_first_checkpoint(run_dir, tiny_runs.UNIGRPO, *words)
     assert tiny_runs.unigrpo("train", tiny_runs.UNIGRPO, "--out", run_dir, "--resume") == 0
     tiny_runs.assert_same_run(run_dir, whole)
 

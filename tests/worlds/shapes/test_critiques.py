@@ -26,17 +26,26 @@ RED, BLUE = Object("circle", "red", "a1"), Object("square", "blue", "b3")
 ASKED = parse_prompt("a red circle and a blue square")
 
 
-def cases(n):
+def left(stream, sample, corrupt, n):
     """Scenes as the first round leaves them: right, one mistake, one or two slips."""
-    stream = PromptStream("train", 3)
     for index in range(n):
         draws, prompt = random.Random(index), stream.at(index)
-        scene = sample_scene(prompt.metadata, draws)
+        scene = sample(prompt.metadata, draws)
         if draws.random() < 0.5:
-            scene = corrupt_scene(scene, prompt.metadata, draws)
+            scene = corrupt(scene, prompt.metadata, draws)
         for _ in range(draws.choice((0, 0, 1, 2))):
             scene = slip(scene, draws)
         yield draws, prompt, scene
+
+
+def cases(n):
+    """Of prompts."""
+    return left(PromptStream("train", 3), sample_scene, corrupt_scene, n)
+
+
+def edits(n):
+    """Of edits."""
+    return left(EditStream("edit", 3), sample_target, corrupt_target, n)
 
 
 def test_a_critique_is_right_and_says_fine_of_what_is_right_alone():
@@ -47,19 +56,6 @@ def test_a_critique_is_right_and_says_fine_of_what_is_right_alone():
         assert (not remarks) == content(scene, prompt.metadata)
         fine += not remarks
     assert 100 < fine < 400
-
-
-def edits(n):
-    """The same of edits."""
-    stream = EditStream("edit", 3)
-    for index in range(n):
-        draws, prompt = random.Random(index), stream.at(index)
-        scene = sample_target(prompt.metadata, draws)
-        if draws.random() < 0.5:
-            scene = corrupt_target(scene, prompt.metadata, draws)
-        for _ in range(draws.choice((0, 0, 1, 2))):
-            scene = slip(scene, draws)
-        yield draws, prompt, scene
 
 
 def test_a_critique_of_an_edit_asks_for_the_change_and_for_what_was_lost():
